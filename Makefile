@@ -1,0 +1,31 @@
+# `make demo` and `make test` set everything up in .venv on a machine that has Python 3.11 or newer; both may be repeated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/segue demo --out runs/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	$(BIN)/python -m pytest -q -m slow -n 2
+
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): downloads PyTorch and what Segue needs from the package index (about 3 GB, 6 GB on disk), once."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Segue needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
