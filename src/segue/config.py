@@ -1,0 +1,247 @@
+"""Dataclasses that methods share, and the only place that knows jsonargparse.
+
+Every leaf field of a method's ``Config`` is an option of its own name (``--steps 200``) and a key of a config file,
+wherever it is nested; so leaf names are unique within a ``Config``.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """A command line or config file that cannot be meant so; the message names the option and what to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to learn from.
+
+    Args:
+        data: folder of the labelled set, or ``FOLDER:split``.
+        labels: how many of its training labels to use: a share (5%), a count, ``all``, or a file of names.
+        unlabeled: folders of unlabelled images, or ``rest`` for the training images not chosen by ``labels``.
+        val: split to validate on; ``auto`` takes ``val`` if there is one, or else a fifth of the labelled images.
+        layout: how the set lies on disk; ``auto`` looks.
+        map: stored mask values to map, as ``77:ignore,255:1``.
+        allow_missing: go on although some images have no mask, or masks no image.
+    """
+
+    data: str = ""
+    labels: str = "all"
+    unlabeled: tuple[str, ...] = ()
+    val: str = "auto"
+    layout: str = "auto"
+    map: str = ""
+    allow_missing: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The network: a timm encoder under a DeepLabV3+ decoder.
+
+    Args:
+        encoder: any timm model that gives feature maps.
+        init: what the encoder starts from: ``auto`` (ImageNet weights at hand, else random), ``random``, ``timm:``
+            (downloads), ``hf:owner/name`` (downloads), a .safetensors file, or the folder of a run or model.
+        output_stride: of the encoder, 8 or 16.
+        decoder_channels: channels of the decoder.
+    """
+
+    encoder: str = "mobilenetv2_100"
+    init: str = "auto"
+    output_stride: int = 16
+    decoder_channels: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The training views.
+
+    Args:
+        crop: side of the square crops, in pixels; a multiple of 16.
+        scale: smallest and largest factor images are scaled by before cropping.
+        batch: crops a step; at least 2, for batch normalisation.
+        accumulate: batches whose gradients make one step.
+    """
+
+    crop: int = 256
+    scale: tuple[float, float] = (0.5, 2.0)
+    batch: int = 8
+    accumulate: int = 1
+
+
+def leaves(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
+    """Type and default of every leaf field of a config dataclass, by name.
+
+    Raises:
+        TypeError: two nested dataclasses share a field name.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = hints[field.name]
+        own = leaves(inner) if dataclasses.is_dataclass(inner) else {field.name: (inner, field.default)}
+        for name, leaf in own.items():
+            if name in found:
+                raise TypeError(f"{kind.__module__}: the config field {name!r} is there twice")
+            found[name] = leaf
+    return found
+
+
+def build(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The config dataclass with the given leaf values and its defaults elsewhere."""
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        inner = hints[field.name]
+        if dataclasses.is_dataclass(inner):
+            arguments[field.name] = build(inner, values)  # type: ignore[arg-type]
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+    return kind(**arguments)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every leaf value of a config, by name; tuples as lists, ready for YAML."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values.update(flat(value))
+        else:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def documented(kind: type[Any]) -> dict[str, str]:
+    """What the docstrings of a config dataclass say of each leaf field."""
+    from docstring_parser import parse
+
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in parse(kind.__doc__ or "").params}
+    for field in dataclasses.fields(kind):
+        inner = get_type_hints(kind)[field.name]
+        if dataclasses.is_dataclass(inner):
+            texts.update(documented(inner))  # type: ignore[arg-type]
+    return texts
+
+
+def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str) -> T:
+    """A config from ``--name value`` options, over a ``--config FILE``, over the defaults.
+
+    Raises:
+        UsageError: an unknown option or a value of the wrong kind.
+        SystemExit: ``--help`` was asked for and printed.
+    """
+    from jsonargparse import ArgumentParser
+
+    fields, texts = leaves(kind), documented(kind)
+
+    class Parser(ArgumentParser):  # type: ignore[misc]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UsageError(f"{command}: {_plain(message)}")
+
+    parser = Parser(prog=command, default_env=False, exit_on_error=True)
+    for name, (type_, default) in fields.items():
+        if name == "data":
+            continue  # given by its place
+        parser.add_argument(f"--{name}", type=type_, default=default, help=texts.get(name, ""))
+    known = {f"--{name}" for name in fields if name != "data"}
+    options, config_file = _options(arguments, fields, command)
+    namespace = parser.parse_args([*_file_options(config_file, command, known), *options])
+    return build(kind, {**{name: _tuples(getattr(namespace, name)) for name in fields if name != "data"}, "data": data})
+
+
+def _options(arguments: list[str], fields: Mapping[str, tuple[Any, Any]], command: str) -> tuple[list[str], str]:
+    """Options as ``--name=value``, and the file that ``--config`` names; hyphens in names do as well as underscores.
+
+    Raises:
+        UsageError: an unknown option, a value without an option, or an option without its value.
+    """
+    options, config_file, rest = [], "", list(arguments)
+    known = {f"--{name}" for name in fields if name != "data"} | {"--config", "--help"}
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        option = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
+        if option == "--help" or option == "-h":
+            options.append("--help")
+            continue
+        if option not in known:
+            what = "option" if option.startswith("-") else "argument"
+            raise UsageError(f"{command}: unknown {what} {option}{did_you_mean(option, known)}")
+        type_ = fields.get(option[2:], (str, ""))[0]
+        if not equals:
+            if type_ is bool and (not rest or rest[0].startswith("--")):
+                value = "true"
+            elif not rest:
+                raise UsageError(f"{command}: {option} needs a value")
+            else:
+                value = rest.pop(0)
+        if option == "--config":
+            config_file = value
+        else:
+            options.append(f"{option}={_listed(value) if get_origin(type_) is tuple else value}")
+    return options, config_file
+
+
+def _file_options(name: str, command: str, known: set[str]) -> list[str]:
+    """The options that a config file stands for; none where no file is named.
+
+    Raises:
+        UsageError: no such file, no YAML, or a field that is not known.
+    """
+    import yaml
+
+    if not name:
+        return []
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"{command}: --config {path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{command}: --config {path} is no valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{command}: --config {path} must hold 'name: value' lines")
+    values.pop("data", None)
+    unknown = [name for name in values if f"--{name}" not in known]
+    if unknown:
+        raise UsageError(f"{command}: {path}: unknown field {unknown[0]!r}{did_you_mean(f'--{unknown[0]}', known)}")
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+
+
+def _listed(value: str) -> str:
+    """A value, or several with commas between, as a list, so that a tuple option takes both."""
+    return value if value.startswith("[") else json.dumps([_number(part) for part in value.split(",")])
+
+
+def _number(text: str) -> str | float:
+    """A number where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, for frozen dataclasses."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def did_you_mean(name: str, known: set[str] | list[str]) -> str:
+    """A hint at the nearest known name, or at ``--help``."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "; --help lists what there is"
+
+
+def _plain(message: str) -> str:
+    """The parser's message on one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:3]) if lines else "the options cannot be understood"
+
+

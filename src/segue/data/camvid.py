@@ -1,0 +1,55 @@
+"""CamVid as the SegNet authors publish it: folders ``train/`` and ``trainannot/``, and so on, 480 x 360, 11 classes.
+
+Brostow, Fauqueur, Cipolla, *Semantic object classes in video*, Pattern Recognition Letters 2009. Labels are 8-bit ids;
+11 is unlabelled.
+"""
+
+from pathlib import Path
+
+from segue.data.listing import Listing, Pair, images_in, pair_up
+from segue.data.sample import IGNORE
+
+CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+COLORS = (
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (60, 40, 222),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
+
+
+class CamVid:
+    """``SPLIT/NAME.png`` and ``SPLITannot/NAME.png``."""
+
+    @staticmethod
+    def matches(root: Path) -> bool:
+        """Whether there are ``train/`` and ``trainannot/``."""
+        return (root / "train").is_dir() and (root / "trainannot").is_dir()
+
+    @staticmethod
+    def read(root: Path) -> Listing:
+        """The set in ``root``."""
+        splits: dict[str, tuple[Pair, ...]] = {}
+        stray: tuple[Path, ...] = ()
+        for split in ("train", "val", "test"):
+            if (root / split).is_dir():
+                masks = images_in(root / f"{split}annot") if (root / f"{split}annot").is_dir() else {}
+                splits[split], left = pair_up(images_in(root / split), masks)
+                stray += left
+        return Listing(
+            root=root,
+            layout="camvid",
+            classes=CLASSES,
+            colors=COLORS,
+            splits=splits,
+            ids={**{i: i for i in range(len(CLASSES))}, len(CLASSES): IGNORE, IGNORE: IGNORE},
+            stray=stray,
+            things=(6, 8, 9, 10),
+        )

@@ -1,0 +1,175 @@
+"""The canonical folder, and any folder with ``images/``, ``labels/`` and a class list.
+
+    images/NAME.{jpg,png,tif}   labels/NAME.png   [instances/NAME.png]
+    dataset.json                {"classes": [...], "colors": [[r, g, b], ...], "things": [...], "ignore": 255,
+                                 "splits": {"train": [NAME, ...], ...}}
+    or classes.txt              one class a line: ``name``, or ``name r g b`` where masks are coloured
+    or labelmap.txt             as CVAT writes it: ``name:r,g,b:parts:actions``
+
+Splits come from dataset.json, from ``splits/NAME.txt``, or from subfolders that images/ and labels/ share.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, pair_up
+from segue.data.sample import IGNORE, Color, DataError
+
+MASK_FOLDERS = ("labels", "masks", "annotations")
+Classes = tuple[tuple[str, ...], list[Color] | None]
+
+
+class Folder:
+    """``images/`` and ``labels/`` side by side."""
+
+    @staticmethod
+    def matches(root: Path) -> bool:
+        """Whether there is an ``images/`` or a ``dataset.json``."""
+        return (root / "images").is_dir() or (root / "dataset.json").is_file()
+
+    @staticmethod
+    def read(root: Path) -> Listing:
+        """The set in ``root``.
+
+        Raises:
+            DataError: no image, no class list, or a split that names an image twice or one that is not there.
+        """
+        if not (root / "images").is_dir():
+            raise DataError(f"{root}/images does not exist; put the images there")
+        images = images_in(root / "images")
+        if not images:
+            raise DataError(f"{root / 'images'} holds no image")
+        folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), root / MASK_FOLDERS[0])
+        masks = images_in(folder) if folder.is_dir() else {}
+        pairs, stray = pair_up(images, masks)
+        described = _described(root)
+        classes, colors = _classes(root, described, next(iter(masks.values()), None))
+        if described.get("ignore") not in (None, IGNORE):
+            raise DataError(f"{root / 'dataset.json'}: ignore is {described['ignore']!r}; Segue's is {IGNORE}")
+        return Listing(
+            root=root,
+            layout="folder",
+            classes=classes,
+            colors=colors_or_palette(colors, len(classes)),
+            splits=_splits(root, described, pairs),
+            ids=identity(len(classes)),
+            by_color=_is_colored(masks, root, colors),
+            stray=stray,
+            things=tuple(described.get("things") or ()),
+        )
+
+
+def _described(root: Path) -> dict[str, Any]:
+    """What dataset.json says; nothing where there is none."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(described, dict):
+        raise DataError(f"{path} must hold an object with classes and splits, not a {type(described).__name__}")
+    return described
+
+
+def _classes(root: Path, described: dict[str, Any], example: Path | None) -> Classes:
+    """Names and colours of the classes, from the first list that is there."""
+    if described.get("classes"):
+        colors = described.get("colors")
+        found: Classes = tuple(map(str, described["classes"])), [tuple(c) for c in colors] if colors else None
+        origin = root / "dataset.json"
+    elif (root / "classes.txt").is_file():
+        origin = root / "classes.txt"
+        found = _parse_lines(origin, [line.rsplit(maxsplit=3) for line in _lines(origin)])
+    elif (root / "labelmap.txt").is_file():
+        origin = root / "labelmap.txt"
+        rows = [line.split(":") for line in _lines(origin)]
+        found = _parse_lines(origin, [[row[0], *row[1].split(",")] if len(row) > 1 and row[1] else row[:1] for row in rows])
+    else:
+        raise DataError(f"{root} has no class list; write {root / 'classes.txt'} with one class a line{_guess(example)}")
+    names, colors = found
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{origin} names the class {twice[0]!r} twice")
+    if not 1 <= len(names) <= IGNORE:
+        raise DataError(f"{origin} lists {len(names)} classes; 1 to {IGNORE} are possible")
+    if colors is not None and len(colors) != len(names):
+        raise DataError(f"{origin} gives {len(colors)} colours for {len(names)} classes")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines that say something."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _parse_lines(path: Path, rows: list[list[str]]) -> Classes:
+    """Names, and colours where every row has three numbers behind its name."""
+    if rows and all(len(row) >= 4 and all(part.strip().isdigit() for part in row[-3:]) for row in rows):
+        colors: list[Color] = [(int(row[-3]), int(row[-2]), int(row[-1])) for row in rows]
+        return tuple(" ".join(row[:-3]).strip() for row in rows), colors
+    return tuple(" ".join(row).strip() for row in rows), None
+
+
+def _guess(example: Path | None) -> str:
+    """The values of one mask, to help somebody write the class list."""
+    if example is None:
+        return ""
+    try:
+        with Image.open(example) as image:
+            counted = image.getcolors(maxcolors=256) or []
+    except (OSError, Image.DecompressionBombError):
+        return ""
+    values = sorted((value for _, value in counted), key=str)[:12]
+    return f" ({example.name} holds the values {', '.join(map(str, values))})" if values else ""
+
+
+def _is_colored(masks: dict[str, Path], root: Path, colors: list[Color] | None) -> bool:
+    """Whether the first mask is an RGB picture; then the class list must give colours."""
+    first = next(iter(masks.values()), None)
+    if first is None:
+        return False
+    try:
+        with Image.open(first) as image:
+            colored = image.mode in ("RGB", "RGBA")
+    except (OSError, Image.DecompressionBombError):
+        return False  # the check names unreadable files
+    if colored and colors is None:
+        raise DataError(
+            f"E104 {first} is an RGB picture; give each class its colour in {root / 'classes.txt'}: "
+            f"one line 'name r g b' a class{_guess(first)}"
+        )
+    return colored
+
+
+def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> dict[str, tuple[Pair, ...]]:
+    """Pairs by split: from dataset.json, from splits/*.txt, from shared subfolders, or all of them as ``train``."""
+    by_name = {pair.name: pair for pair in pairs}
+    lists: dict[str, list[str]] = {}
+    if described.get("splits"):
+        origin = str(root / "dataset.json")
+        lists = {str(name): list(map(str, names)) for name, names in described["splits"].items()}
+    elif (root / "splits").is_dir():
+        origin = str(root / "splits")
+        lists = {path.stem: _lines(path) for path in sorted((root / "splits").glob("*.txt"))}
+    if lists:
+        for split, names in lists.items():
+            missing = [name for name in names if name not in by_name]
+            if missing:
+                raise DataError(
+                    f"{origin}: split {split!r} names {missing[0]!r} ({len(missing)} such), "
+                    f"which is not in {root / 'images'}"
+                )
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise DataError(f"{origin}: split {split!r} names {twice!r} more than once")
+        return {split: tuple(by_name[name] for name in names) for split, names in lists.items()}
+    heads = {pair.name.partition("/")[0] for pair in pairs if "/" in pair.name}
+    if "train" in heads and all("/" in pair.name for pair in pairs):
+        return {head: tuple(p for p in pairs if p.name.startswith(f"{head}/")) for head in sorted(heads)}
+    return {"train": pairs}

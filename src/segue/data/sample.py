@@ -1,0 +1,91 @@
+"""What one sample is, and how images and label maps are read from disk and written to it.
+
+A sample is a dict: ``image`` uint8 (3, H, W) RGB; ``mask`` int64 (H, W) of class ids with ``IGNORE`` where nothing is
+known; ``name`` str. Panoptic samples hold ``masks`` bool (N, H, W), ``labels`` (N,) and ``is_crowd`` (N,) beside it.
+Absent keys are absent, never ``None``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+IGNORE = 255
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+
+Sample = dict[str, Any]
+Array = npt.NDArray[Any]
+Color = tuple[int, int, int]
+
+
+class DataError(ValueError):
+    """Something about the user's data that a person has to mend; the message names the file, the value and what to do."""
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image at ``path``, fully decoded and turned upright by its EXIF tag, in the mode of the file.
+
+    Raises:
+        DataError: the file is missing, empty, no image, cut short or larger than Pillow's limit of pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        size = path.stat().st_size
+        what = "is empty (0 bytes)" if size == 0 else f"cannot be read as an image ({error}; {size} bytes)"
+        raise DataError(f"{path} {what}; export it again or take it out of the folder") from None
+
+
+def read_image(path: Path) -> Array:
+    """The image as uint8 (H, W, 3) RGB."""
+    return np.array(to_rgb(open_image(path), path))
+
+
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """``image`` as 8-bit RGB.
+
+    Raises:
+        DataError: the pixels are deeper than 8 bits, which a plain conversion would clip.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        raise DataError(f"{path} holds {image.mode} pixels (more than 8 bits); convert it to 8-bit RGB first")
+    return image.convert("RGB")
+
+
+def read_label_map(path: Path) -> Array:
+    """The label map as it is stored: (H, W) ids of an 8-bit, 16-bit or palette file, or (H, W, 3) colours."""
+    image = open_image(path)
+    if image.mode in ("L", "P", "1") or image.mode.startswith("I"):
+        return np.array(image)
+    return np.array(image.convert("RGB"))
+
+
+def palette(count: int) -> list[Color]:
+    """``count`` colours that are told apart from each other and from their neighbours, by the golden angle of hue."""
+    import colorsys
+
+    colors = []
+    for i in range(count):
+        red, green, blue = colorsys.hsv_to_rgb((i * 0.61803) % 1.0, 0.55 + 0.35 * (i % 2), 0.95 - 0.3 * ((i // 2) % 2))
+        colors.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return colors
+
+
+def write_label_map(path: Path, mask: Array, colors: Sequence[Color]) -> None:
+    """Writes class ids (H, W) as a palette PNG: pixel values are the ids, colours only for the eye; 255 is black."""
+    image = Image.fromarray(mask.astype(np.uint8), mode="P")
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = np.asarray(colors, np.uint8)
+    image.putpalette(table.tobytes())
+    image.save(path, optimize=False)

@@ -1,0 +1,49 @@
+"""Which images are labelled, and which are kept for validation: reproducible choices by seed, or lists in files."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from segue.data.listing import Pair
+from segue.data.sample import DataError
+
+
+def amount(text: str, total: int, what: str) -> int:
+    """``5%``, ``20`` or ``all`` of ``total`` as a count; a share is rounded to the nearest, at least 1.
+
+    Raises:
+        DataError: no such amount, or more than there are.
+    """
+    try:
+        if text == "all":
+            return total
+        count = max(1, round(total * float(text[:-1]) / 100)) if text.endswith("%") else int(text)
+    except ValueError:
+        raise DataError(f"{what} {text!r} is no amount; give a share (5%), a count (20), 'all', or a list (names.txt)") from None
+    if not 1 <= count <= total:
+        raise DataError(f"{what} {text} asks for {count} of {total} images; give 1 to {total}")
+    return count
+
+
+def choose(pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels") -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """(chosen, rest) of ``pairs``, both in their order: so many by seed, or those that a list file names.
+
+    The same seed chooses nested sets: 5 % is part of 10 %.
+
+    Raises:
+        DataError: no such amount, or the list names an image that is not there.
+    """
+    if text.endswith(".txt"):
+        path = Path(text)
+        if not path.is_file():
+            raise DataError(f"{what} {text}: no such file")
+        wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        missing = wanted - {pair.name for pair in pairs}
+        if missing:
+            raise DataError(f"{what} {text} names {sorted(missing)[0]!r} ({len(missing)} such), which the split lacks")
+    else:
+        order = sorted(pair.name for pair in pairs)
+        random.Random(f"labels {seed}").shuffle(order)
+        wanted = set(order[: amount(text, len(pairs), what)])
+    chosen = tuple(pair for pair in pairs if pair.name in wanted)
+    return chosen, tuple(pair for pair in pairs if pair.name not in wanted)

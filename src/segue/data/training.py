@@ -1,0 +1,166 @@
+"""A data set opened for training: which pairs are labelled, which are not, which are for validation, and what was left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segue.config import Data
+from segue.data.check import Finding, check
+from segue.data.images import Decoder
+from segue.data.listing import Listing, Pair, open_images, open_listing
+from segue.data.sample import IGNORE, DataError
+from segue.data.splits import choose
+
+REST = "rest"
+TWICE = "named twice, or also labelled or in validation"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training method gets.
+
+    Args:
+        listing: the whole set.
+        decoder: of its masks.
+        labelled: pairs to learn from.
+        unlabelled: images without labels, or whose labels were not asked for.
+        val: pairs to validate on; empty if there are none.
+        found: pairs of the training split and unlabelled images that were found.
+        dropped: why how many of them are not used; used + dropped == found.
+        warnings: findings that did not stop.
+    """
+
+    listing: Listing
+    decoder: Decoder
+    labelled: tuple[Pair, ...]
+    unlabelled: tuple[Pair, ...]
+    val: tuple[Pair, ...]
+    found: int
+    dropped: dict[str, int]
+    warnings: tuple[Finding, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by id."""
+        return self.listing.classes
+
+    def account(self) -> dict[str, object]:
+        """What goes into ``run.json`` and the report."""
+        return {
+            "root": str(self.listing.root),
+            "layout": self.listing.layout,
+            "classes": list(self.classes),
+            "found": self.found,
+            "labelled": len(self.labelled),
+            "unlabelled": len(self.unlabelled),
+            "validation": len(self.val),
+            "dropped": self.dropped,
+            "labelled_names": [pair.name for pair in self.labelled],
+            "warnings": [str(finding) for finding in self.warnings],
+        }
+
+    def lines(self) -> list[str]:
+        """What the command understood, for the person who waits."""
+        left_out = ", ".join(f"{count} {why}" for why, count in self.dropped.items()) or "nothing"
+        return [
+            f"data: {self.listing.root} ({self.listing.layout}), {len(self.classes)} classes: {', '.join(self.classes)}",
+            f"using {len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled images to train, "
+            f"{len(self.val)} to validate; left out of {self.found} found: {left_out}",
+            *(f"note: {finding}" for finding in self.warnings),
+        ]
+
+
+def parse_map(text: str, listing: Listing) -> dict[int, int]:
+    """``77:ignore,255:1,3:road`` as stored value -> class id.
+
+    Raises:
+        DataError: a part is no ``value:class``.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        raw, _, target = part.partition(":")
+        names = {"ignore": IGNORE, **{name: i for i, name in enumerate(listing.classes)}}
+        index = names.get(target, int(target) if target.isdigit() else -1)
+        if not raw.strip().isdigit() or not (0 <= index < len(listing.classes) or index == IGNORE):
+            raise DataError(f"--map {part!r} is no value:class; write 77:ignore or 255:1 or 3:{listing.classes[0]}")
+        found[int(raw)] = index
+    return found
+
+
+def open_training(config: Data, *, seed: int) -> TrainingData:
+    """The set that ``config`` names, checked and divided.
+
+    Raises:
+        DataError: the set has a fault that stops training; each such fault is one line of the message.
+    """
+    if not config.data:
+        raise DataError("no data set named; give its folder: segue train DATA --out RUN")
+    listing = open_listing(config.data, config.layout)
+    listing = listing.extended(parse_map(config.map, listing))
+    findings, _ = check(listing, allow_missing=config.allow_missing)
+    stops = [finding for finding in findings if finding.stop]
+    if stops:
+        raise DataError("\n".join(str(finding) for finding in stops))
+    train = listing.splits.get("train") or _only(listing)
+    masked = tuple(pair for pair in train if pair.mask is not None)
+    if not masked:
+        raise DataError(f"the training split of {listing.root} has no mask at all")
+    masked, val, split_off = _validation(listing, config.val, masked, seed)
+    labelled, rest = choose(masked, config.labels, seed)
+    bare = tuple(pair for pair in train if pair.mask is None)
+    unlabelled: tuple[Pair, ...] = ()
+    dropped: dict[str, int] = {}
+    found = len(train) + len(listing.stray)
+    if listing.stray:
+        dropped["masks without an image"] = len(listing.stray)
+    for source in config.unlabeled:
+        pairs = tuple(Pair(p.name, p.image) for p in (*rest, *bare)) if source == REST else open_images(source)
+        found += 0 if source == REST else len(pairs)
+        fresh = _without(pairs, (*labelled, *unlabelled, *val))
+        if len(fresh) < len(pairs):
+            dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
+        unlabelled += fresh
+    if config.unlabeled and not unlabelled:
+        raise DataError(f"--unlabeled {','.join(config.unlabeled)} adds no image: all of them are labelled or left out")
+    if REST not in config.unlabeled and rest:
+        dropped["whose labels were not asked for (--unlabeled rest would use the images)"] = len(rest)
+    if REST not in config.unlabeled and bare:
+        dropped["without a mask (--unlabeled rest would use the images)"] = len(bare)
+    if split_off:
+        dropped["of the training split kept for validation"] = split_off
+    warnings = tuple(finding for finding in findings if not finding.stop)
+    return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings)
+
+
+def _only(listing: Listing) -> tuple[Pair, ...]:
+    """The one split of a set that has no ``train``."""
+    if len(listing.splits) == 1:
+        return next(iter(listing.splits.values()))
+    raise DataError(
+        f"{listing.root} has no split 'train' but {', '.join(listing.splits)}; name one: {listing.root}:SPLIT"
+    )
+
+
+def _validation(
+    listing: Listing, wanted: str, masked: tuple[Pair, ...], seed: int
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...], int]:
+    """(pairs left to train on, validation pairs, pairs taken from the training split)."""
+    if wanted == "none":
+        return masked, (), 0
+    name = "val" if wanted == "auto" else wanted
+    if name in listing.splits:
+        val = tuple(pair for pair in listing.splits[name] if pair.mask is not None)
+        if not val:
+            raise DataError(f"split {name!r} of {listing.root} has no mask; give --val none, or another split")
+        return masked, val, 0
+    if wanted != "auto" and not wanted.endswith("%"):
+        listing.split(wanted)
+    if len(masked) < 2:
+        raise DataError(f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate")
+    val, kept = choose(masked, wanted if wanted.endswith("%") else "20%", seed, "--val")
+    return kept, val, len(val)
+
+
+def _without(pairs: Sequence[Pair], used: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Pairs whose image is not used already."""
+    taken = {pair.image.resolve() for pair in used}
+    return tuple(pair for pair in pairs if pair.image.resolve() not in taken)

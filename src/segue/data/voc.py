@@ -1,0 +1,73 @@
+"""PASCAL VOC: ``JPEGImages/``, ``SegmentationClass/`` and ``ImageSets/Segmentation/*.txt``, 21 classes.
+
+Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010. Labels are palette PNGs; 255 is the border
+of objects. Where ``SegmentationClassAug/`` is there (10,582 training images), its masks are used.
+"""
+
+from pathlib import Path
+
+from segue.data.listing import Listing, Pair, identity
+from segue.data.sample import Color, DataError
+
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def voc_color(index: int) -> Color:
+    """The colour of the VOC palette: bits of the index dealt to red, green and blue from the highest bit down."""
+    red = green = blue = 0
+    for bit in range(8):
+        red |= ((index >> (3 * bit)) & 1) << (7 - bit)
+        green |= ((index >> (3 * bit + 1)) & 1) << (7 - bit)
+        blue |= ((index >> (3 * bit + 2)) & 1) << (7 - bit)
+    return red, green, blue
+
+
+class Voc:
+    """A ``VOC2012`` folder, or a ``VOCdevkit`` with one in it."""
+
+    @staticmethod
+    def matches(root: Path) -> bool:
+        """Whether the lists of the segmentation task are there."""
+        return _home(root) is not None
+
+    @staticmethod
+    def read(root: Path) -> Listing:
+        """The set in ``root``.
+
+        Raises:
+            DataError: no list, or a list names an image that is not there.
+        """
+        home = _home(root)
+        if home is None:
+            raise DataError(f"{root} has no ImageSets/Segmentation: it is no VOC folder")
+        masks = home / ("SegmentationClassAug" if (home / "SegmentationClassAug").is_dir() else "SegmentationClass")
+        splits = {}
+        for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
+            names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            splits[path.stem] = tuple(_pair(home, masks, name, path) for name in names)
+        return Listing(
+            root=root,
+            layout="voc",
+            classes=CLASSES,
+            colors=tuple(voc_color(i) for i in range(len(CLASSES))),
+            splits=splits,
+            ids=identity(len(CLASSES)),
+            things=tuple(range(1, len(CLASSES))),
+        )
+
+
+def _home(root: Path) -> Path | None:
+    """The folder with the lists: ``root``, or a year below it."""
+    candidates = (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
+    return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
+
+
+def _pair(home: Path, masks: Path, name: str, origin: Path) -> Pair:
+    """One image and its mask; the test split has none."""
+    image, mask = home / "JPEGImages" / f"{name}.jpg", masks / f"{name}.png"
+    if not image.is_file():
+        raise DataError(f"{origin} names {name!r}, but {image} does not exist")
+    return Pair(name, image, mask if mask.is_file() else None)
