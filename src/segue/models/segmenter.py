@@ -1,0 +1,119 @@
+"""A semantic segmenter: any timm encoder under SMP's DeepLabV3+ decoder and a 1 x 1 head.
+
+Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation*, ECCV 2018. The network
+takes pictures as they are, of any size, and scales and normalises inside.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 16  # sides are padded to a multiple of it
+FEATURE_STRIDE = 4  # of the decoder's output
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """Everything needed to build a segmenter and to read what it says.
+
+    Args:
+        encoder: name of a timm model.
+        classes: names by id.
+        colors: one RGB colour a class.
+        in_channels: bands of the input.
+        value_range: what white is in the input; 255 for 8-bit pictures.
+        mean: of each band, with white at 1.
+        std: of each band, with white at 1.
+        output_stride: of the encoder, 8 or 16.
+        decoder_channels: channels of the decoder's output.
+    """
+
+    encoder: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    in_channels: int = 3
+    value_range: float = 255.0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    output_stride: int = 16
+    decoder_channels: int = 256
+
+
+class Segmenter(nn.Module):
+    """Encoder, decoder and head; ``spec`` says how it was built.
+
+    Raises:
+        ValueError: timm has no such encoder, or it gives no feature maps that the decoder can use.
+    """
+
+    kind = "segmenter"
+
+    def __init__(self, spec: SegmenterSpec) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp
+        import timm
+
+        if not timm.is_model(spec.encoder):
+            close = timm.list_models(f"*{spec.encoder.split('_')[0]}*")[:3]
+            raise ValueError(f"timm has no encoder {spec.encoder!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+        if spec.output_stride not in (8, 16):
+            raise ValueError(f"output stride {spec.output_stride} is not possible; give 8 or 16")
+        try:
+            network = smp.DeepLabV3Plus(
+                encoder_name=f"tu-{spec.encoder}",
+                encoder_weights=None,
+                encoder_output_stride=spec.output_stride,
+                decoder_channels=spec.decoder_channels,
+                in_channels=spec.in_channels,
+                classes=1,
+            )
+        except (ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"the encoder {spec.encoder!r} gives no feature maps that DeepLabV3+ can use: {error}") from None
+        self.spec = spec
+        self.encoder: nn.Module = network.encoder
+        self.decoder: nn.Module = network.decoder
+        self.head = nn.Conv2d(spec.decoder_channels, len(spec.classes), 1)
+        shape = (1, spec.in_channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape) * spec.value_range, persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).reshape(shape) * spec.value_range, persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(B, bands, H, W) of any dtype in the input's own range -> float32, padded right and below with the mean."""
+        if image.shape[1] != self.spec.in_channels:
+            raise ValueError(f"the image has {image.shape[1]} bands; this model takes {self.spec.in_channels}")
+        height, width = image.shape[-2:]
+        pixels = image.to(memory_format=torch.channels_last).float().sub(self.mean).div(self.std)
+        down, right = -height % STRIDE, -width % STRIDE
+        return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
+
+    def features(self, image: Tensor) -> Tensor:
+        """The decoder's output: (B, bands, H, W) -> (B, C, h, w) at a quarter of the padded size."""
+        decoded: Tensor = self.decoder(self.encoder(self.normalise(image)))
+        return decoded
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, H, W) at the size of the image."""
+        logits = self.head(self.features(image))
+        return upsample(logits, image.shape[-2], image.shape[-1])
+
+
+def upsample(logits: Tensor, height: int, width: int) -> Tensor:
+    """Logits (B, K, h, w) of the padded picture, bilinearly at its full size and cut to (B, K, height, width)."""
+    full = F.interpolate(logits, scale_factor=FEATURE_STRIDE, mode="bilinear", align_corners=False)
+    return full[..., :height, :width]
+
+
+def encoder_statistics(encoder: str, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pictures an encoder's published weights were trained on, white at 1, for each band.
+
+    More or fewer than three bands get the average of the three.
+    """
+    import timm
+
+    known = timm.get_pretrained_cfg(encoder)
+    mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if bands == len(mean):
+        return tuple(mean), tuple(std)
+    return (sum(mean) / len(mean),) * bands, (sum(std) / len(std),) * bands

