@@ -1,0 +1,22 @@
+"""Segue turns images and few, foreign or old labels into an accurate, small, extensible segmentation model."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load_model", "predict", "train"]
+
+if TYPE_CHECKING:
+    from segue.predict import predict
+    from segue.verbs import evaluate, train
+    from segue.weights import load_model
+
+_HOMES = {"evaluate": "segue.verbs", "load_model": "segue.weights", "predict": "segue.predict", "train": "segue.verbs"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch only when something that needs it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segue' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

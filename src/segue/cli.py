@@ -1,0 +1,251 @@
+"""The command line. Parsers are built from plain tables; torch is imported only by a command that needs it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from segue import __version__, methods
+from segue.config import UsageError, did_you_mean, parse_fields
+
+USAGE_EXIT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line with a hint, and whose exit status for them is 2."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def whole_number(text: str) -> int:
+    """An argument that counts something."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def parser() -> Parser:
+    """Every command with its options; the fields of a method are added by `train_command`."""
+    top = Parser(prog="segue", description="From images and few labels to a trained segmentation model.")
+    top.add_argument("--version", action="version", version=f"segue {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., int], text: str) -> Parser:
+        added: Parser = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    train = command("train", train_command, "learn from a labelled folder, and unlabelled images if there are any")
+    train.usage = "segue train DATA --out RUN [--method NAME] [--compare] [--FIELD VALUE ...]"
+    train.add_argument("data", metavar="DATA", help="folder of the labelled set, or FOLDER:split")
+    train.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    train.add_argument("--method", default="pixel_contrast", help=f"one of {', '.join(methods.names('train'))}")
+    train.add_argument("--compare", action="store_true", help="also train the plain method with the same steps and seed")
+    _surroundings(train)
+    train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
+    train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
+    evaluate = command("evaluate", evaluate_command, "score a model on a labelled split")
+    evaluate.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    evaluate.add_argument("--data", default="", help="the set's folder; that of the run if absent")
+    evaluate.add_argument("--split", default="val", help="which part of it")
+    evaluate.add_argument("--layout", default="auto", help="how the set lies on disk")
+    evaluate.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    predict = command("predict", predict_command, "class maps and overlays of images")
+    predict.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or globs")
+    predict.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder")
+    predict.add_argument("--maps", action="store_true", help="also write probability and uncertainty")
+    predict.add_argument("--no-overlays", action="store_true", help="write class maps alone")
+    predict.add_argument("--device", default="auto")
+    predict.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
+    demo.add_argument("--out", default="runs/demo", metavar="RUN")
+    demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
+    _surroundings(demo)
+
+    data = command("data", lambda arguments: _no_command(data), "public data sets: list, get")
+    of_data = data.add_subparsers(dest="data_command", metavar="list|get")
+    listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
+    listing.set_defaults(run=list_command)
+    listing.add_argument("--json", action="store_true")
+    get = of_data.add_parser("get", help="download a set; SEGUE_MIRROR names a folder or URL to take it from instead")
+    get.set_defaults(run=get_command)
+    get.add_argument("name")
+    get.add_argument("--out", required=True, metavar="FOLDER")
+    return top
+
+
+def _surroundings(command: Parser) -> None:
+    """Options of every training command that are no field of a method."""
+    command.add_argument("--seed", type=whole_number, default=0, help="of everything random")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    command.add_argument("--precision", default="auto", help="auto, fp32, bf16")
+    command.add_argument("--workers", type=whole_number, default=-1, help="processes that load data; -1 decides by device")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _no_command(of: Parser) -> int:
+    of.print_help()
+    return USAGE_EXIT
+
+
+def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue train``."""
+    from segue.verbs import run_training
+
+    name = arguments.method
+    if name not in methods.names("train"):
+        known = methods.names("train")
+        raise UsageError(f"unknown method {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+    prog = f"segue train --method {name}"
+    config = parse_fields(methods.load(name).Config, ["--help"] if arguments.fields else rest, prog, data=arguments.data)
+    out = run_training(
+        name,
+        config,
+        Path(arguments.out),
+        compare=arguments.compare,
+        seed=arguments.seed,
+        device=arguments.device,
+        precision=arguments.precision,
+        workers=arguments.workers,
+    )
+    if arguments.json:
+        found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+        print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201
+    return 0
+
+
+def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue evaluate``."""
+    from segue.verbs import evaluate
+
+    _refuse_rest(rest, "segue evaluate", ["--data", "--split", "--layout", "--map", "--device", "--json"])
+    measured = evaluate(
+        arguments.model, arguments.data, split=arguments.split, layout=arguments.layout,
+        mapping=arguments.map, device=arguments.device,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(measured.plain()))  # noqa: T201
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    scores = measured.scores()
+    table = Table(title=f"{arguments.model} on {arguments.split}: {len(measured.by_image)} images")
+    table.add_column("class")
+    for column in ("IoU", "accuracy", "pixels"):
+        table.add_column(column, justify="right")
+    accuracy, pixels = measured.confusion.class_accuracy(), measured.confusion.counts.sum(1)
+    for i, name in enumerate(measured.classes):
+        table.add_row(name, percent(scores[f"iou/{name}"]), percent(accuracy[i]), f"{pixels[i]:,}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"mIoU {percent(scores['miou'])} over {measured.present()} of {len(measured.classes)} classes"
+        f" · pixel accuracy {percent(scores['accuracy'])} · calibration error {percent(scores['ece'])}",
+        highlight=False,
+    )
+    return 0
+
+
+def percent(value: float) -> str:
+    """A share in per cent; ``–`` where there is none."""
+    return "–" if value != value else f"{100 * value:.1f}"
+
+
+def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue predict``."""
+    from segue.predict import find_images, write_predictions
+    from segue.progress import track
+    from segue.verbs import pick_device
+    from segue.weights import load_model
+
+    _refuse_rest(rest, "segue predict", ["--out", "--maps", "--no-overlays", "--device", "--json"])
+    out = Path(arguments.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+    pairs = find_images(arguments.images)
+    model = load_model(arguments.model, device=pick_device(arguments.device))
+    with track("predict", len(pairs), quiet=arguments.json) as tick:
+        written, failed = write_predictions(
+            model, pairs, out, overlays=not arguments.no_overlays, maps=arguments.maps, tick=tick
+        )
+    for reason in failed.values():
+        print(f"segue predict: {reason}", file=sys.stderr)  # noqa: T201
+    if arguments.json:
+        print(json.dumps({"found": len(pairs), "written": written, "failed": failed, "out": str(out)}))  # noqa: T201
+    else:
+        print(f"{written} of {len(pairs)} images written to {out}; {len(failed)} could not be read")  # noqa: T201
+    return USAGE_EXIT if failed else 0
+
+
+def demo_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue demo``."""
+    from segue.demo import run_demo
+
+    _refuse_rest(rest, "segue demo", ["--out", "--steps", "--seed", "--device", "--precision", "--workers", "--json"])
+    scores = run_demo(
+        Path(arguments.out), steps=arguments.steps, seed=arguments.seed, device=arguments.device,
+        precision=arguments.precision, workers=arguments.workers,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(scores))  # noqa: T201
+    return 0
+
+
+def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data list``."""
+
+    _refuse_rest(rest, "segue data list", ["--json"])
+    raise NotImplementedError
+
+
+def get_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data get``."""
+    from segue.data.fetch import get
+
+    _refuse_rest(rest, "segue data get", ["--out"])
+    path = get(arguments.name, Path(arguments.out))
+    print(f"{arguments.name} is in {path}")  # noqa: T201
+    return 0
+
+
+def _refuse_rest(rest: list[str], prog: str, known: list[str]) -> None:
+    """Unknown options of a command whose options are all known."""
+    if rest:
+        raise UsageError(f"{prog}: unknown {rest[0]!r}{did_you_mean(rest[0], known)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status."""
+    from segue.data.sample import DataError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    top = parser()
+    try:
+        commands = next(iter(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)))
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in (commands or {}):
+            raise UsageError(f"segue: unknown command {arguments[0]!r}{did_you_mean(arguments[0], list(commands or {}))}")
+        known, rest = top.parse_known_args(arguments)
+        if known.command is None:
+            return _no_command(top)
+        return int(known.run(known, rest))
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return USAGE_EXIT
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,315 @@
+"""Label-based pixel contrast (Zhao et al., *Contrastive Learning for Label-Efficient Semantic Segmentation*,
+ICCV 2021, arXiv:2012.06985).
+
+f_p is the unit-length embedding of pixel p of crop I, g_q of pixel q of the same crop in other colours, I^; both carry
+the class y_p. N is the number of labelled pixels, N_c of those of class c, t the temperature.
+
+    (1)  L_W(I)  =  - 1/N sum_p 1/N_{y_p} sum_{q: y_q = y_p} log( e^{f_p.g_q/t} / sum_{k in I^} e^{f_p.g_k/t} )
+    (2)  L_C(I)  =  as (1), with positives also from I^ of another crop J of the batch, negatives from I^ alone
+    (3)  L_B     =  as (1), with all crops of the batch as one
+    (4)  L_CE    =  cross-entropy of the classifier h(d(e(x))) that takes the projection head's place
+    (5)  y^_p    =  argmax_c P_c(p)  where  P_c(p) >= T_c,  ignored elsewhere
+
+Contrast (1) first, then fine-tuning of the whole network (4). With unlabelled images the network so trained labels them
+by (5), and both stages run again on labelled and pseudo-labelled images together.
+
+Departs from the paper: a step of either stage passes ``batch`` crops through the network, so contrast takes half as many
+crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N matrix.
+``negatives`` may take the authors' released form, whose denominator holds one positive and the negatives only.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset
+
+from segue.config import Data, Network, Views
+from segue.data.images import Decoder, Whole
+from segue.data.images import Views as ViewsOf
+from segue.data.listing import Pair, identity
+from segue.data.sample import IGNORE, Array, DataError, write_label_map
+from segue.data.training import TrainingData
+from segue.data.transforms import SIMCLR, ColorJitter
+from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first, write_atomically
+from segue.evaluate import pixel_embeddings, semantic
+from segue.losses import pixel_contrast, pixel_contrast_negatives
+from segue.losses_ce import pixel_cross_entropy
+from segue.models.heads import projection_head
+from segue.models.segmenter import Segmenter
+from segue.predict import predict
+from segue.weights import new_segmenter
+
+VERB = "train"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Label-based pixel contrast, then fine-tuning, then pseudo-labels.
+
+    Args:
+        steps: optimiser steps of all stages together.
+        contrast_share: share of the steps spent on contrast, in (0, 1).
+        contrast_lr: peak learning rate of contrast; 0.1 in the paper.
+        finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper.
+        weight_decay: of all weights; 4e-5 in the paper.
+        temperature: t; 0.07 in the paper.
+        embedding: length of f and g; 256 in the paper.
+        positives: eq. 1 ``image``, eq. 2 ``pair``, eq. 3 ``batch``.
+        negatives: ``all`` keys in the denominator as in eq. 1, or ``others``, the released form.
+        distortion: strength of the second view's colour change; 1 is SimCLR's.
+        threshold: T_c of eq. 5; 0.8 in the paper.
+        background_threshold: T_c of the class ``background``; 0.97 in the paper.
+        thresholds: T_c of single classes, as ``car:0.9,pole:0.6``.
+        evaluate_every: steps between two evaluations on the validation split; 0 evaluates at the end only.
+    """
+
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    views: Views = field(default_factory=Views)
+    steps: int = 2000
+    contrast_share: float = 0.5
+    contrast_lr: float = 0.1
+    finetune_lr: float = 0.007
+    weight_decay: float = 4e-5
+    temperature: float = 0.07
+    embedding: int = 256
+    positives: Literal["image", "pair", "batch"] = "image"
+    negatives: Literal["all", "others"] = "all"
+    distortion: float = 1.0
+    threshold: float = 0.8
+    background_threshold: float = 0.97
+    thresholds: str = ""
+    evaluate_every: int = 0
+
+
+def labels_at(mask: Tensor, height: int, width: int) -> Tensor:
+    """Labels of feature pixels: each takes that of the mask pixel at its centre; (B, H, W) -> (B, height, width)."""
+    down, across = mask.shape[-2] // height, mask.shape[-1] // width
+    return mask[:, down // 2 :: down, across // 2 :: across]
+
+
+def bags(embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels as rows: (B, D, h, w), (B, h, w) -> (B, h w, D) of unit length, (B, h w)."""
+    return F.normalize(embedding.float(), dim=1).flatten(2).transpose(1, 2), labels.flatten(1)
+
+
+def within_image(
+    first: Tensor, second: Tensor, labels: Tensor, *, temperature: float, others: bool = False, fast: bool = False
+) -> Tensor:
+    """Eq. 1, averaged over the crops that have a labelled pixel: a scalar in nats.
+
+    Args:
+        first: f, (B, N, D).
+        second: g, (B, N, D).
+        labels: y, (B, N).
+        temperature: t.
+        others: the released form of the denominator.
+        fast: products in bfloat16.
+    """
+    form = pixel_contrast_negatives if others else pixel_contrast
+    losses = [
+        form(f, y, g, y, temperature=temperature, low_precision=fast)
+        for f, g, y in zip(first, second, labels, strict=True)
+    ]
+    return torch.stack(losses).sum() / _labelled(labels)
+
+
+def with_partner(
+    first: Tensor, second: Tensor, labels: Tensor, *, temperature: float, others: bool = False, fast: bool = False
+) -> Tensor:
+    """Eq. 2; the partner J of each crop is the one before it in the batch. Arguments as of eq. 1."""
+    form = pixel_contrast_negatives if others else pixel_contrast
+    images = torch.zeros_like(labels[0])
+    losses = []
+    for i in range(len(first)):
+        keys, key_labels = torch.cat([second[i], second[i - 1]]), torch.cat([labels[i], labels[i - 1]])
+        losses.append(
+            form(
+                first[i], labels[i], keys, key_labels, anchor_images=images, key_images=torch.cat([images, images + 1]),
+                temperature=temperature, low_precision=fast,
+            )
+        )  # fmt: skip
+    return torch.stack(losses).sum() / _labelled(labels)
+
+
+def whole_batch(
+    first: Tensor, second: Tensor, labels: Tensor, *, temperature: float, others: bool = False, fast: bool = False
+) -> Tensor:
+    """Eq. 3. Arguments as of eq. 1."""
+    form = pixel_contrast_negatives if others else pixel_contrast
+    flat = labels.flatten()
+    return form(first.flatten(0, 1), flat, second.flatten(0, 1), flat, temperature=temperature, low_precision=fast)
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    """How many crops have a labelled pixel, at least 1."""
+    return (labels != IGNORE).any(1).sum().clamp(min=1)
+
+
+CONTRASTS = {"image": within_image, "pair": with_partner, "batch": whole_batch}
+
+
+class Contrast(Method):
+    """Eqs. 1 to 3. A batch holds ``image`` and ``view`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+
+    def __init__(self, network: Segmenter, config: Config, *, fast: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.projection = projection_head(network.spec.decoder_channels, config.embedding)
+        self.form = CONTRASTS[config.positives]
+        self.temperature, self.others, self.fast = config.temperature, config.negatives == "others", fast
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        both = torch.cat([batch["image"], batch["view"]])
+        embedding = self.projection(self.network.features(both))
+        labels = labels_at(batch["mask"], *embedding.shape[-2:])
+        pixels, twice = bags(embedding, torch.cat([labels, labels]))
+        first, second = pixels.chunk(2)
+        return {
+            "contrast": self.form(
+                first, second, twice[: len(labels)], temperature=self.temperature, others=self.others, fast=self.fast
+            )
+        }
+
+
+class FineTune(Method):
+    """Eq. 4. A batch holds ``image`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        return {"cross_entropy": pixel_cross_entropy(self.network(batch["image"]), batch["mask"])}
+
+
+def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
+    """T of eq. 5: (K,) in [0, 1].
+
+    Raises:
+        DataError: ``thresholds`` names no class or no probability.
+    """
+    found = {name: config.background_threshold if name == "background" else config.threshold for name in classes}
+    for part in filter(None, config.thresholds.split(",")):
+        name, _, value = part.rpartition(":")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise DataError(f"--thresholds {part!r} is no class:probability") from None
+        if name not in classes or not 0 <= found[name] <= 1:
+            raise DataError(f"--thresholds {part!r}: give one of {', '.join(classes)} and a number in [0, 1]")
+    return np.array([found[name] for name in classes], np.float32)
+
+
+def pseudo_label(classes: Array, probability: Array, thresholds: Array) -> Array:
+    """Eq. 5: class ids (H, W) and their probability (H, W) -> uint8 (H, W) with `IGNORE` below the threshold."""
+    return np.where(probability >= thresholds[classes], classes, IGNORE).astype(np.uint8)
+
+
+def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, run: Run) -> tuple[Pair, ...]:
+    """Pseudo-labels by eq. 5, as pictures in ``pseudo_labels/`` of the run; what was kept goes to its ledger."""
+    folder, ledger = run.out / "pseudo_labels", run.out / "pseudo_labels.json"
+    labelled = tuple(Pair(pair.name, pair.image, folder / f"{i:06d}.png") for i, pair in enumerate(pairs))
+
+    def work() -> None:
+        folder.mkdir(exist_ok=True)
+        seen, kept = (np.zeros(len(thresholds), np.int64) for _ in range(2))
+        for found, pair in zip(predict(network, pairs), labelled, strict=True):
+            mask = pseudo_label(found.classes, found.probability, thresholds)
+            write_label_map(folder / Path(str(pair.mask)).name, mask, network.spec.colors)
+            seen += np.bincount(found.classes.ravel(), minlength=len(seen))
+            kept += np.bincount(mask[mask != IGNORE], minlength=len(kept))
+        rows = {
+            name: {"threshold": round(float(t), 4), "predicted": int(s), "kept": int(k)}
+            for name, t, s, k in zip(network.spec.classes, thresholds, seen, kept, strict=True)
+        }
+        for name, row in rows.items():
+            share = row["kept"] / max(row["predicted"], 1)
+            run.say(f"pseudo-labels: {name}: {share:.0%} of its pixels kept at {row['threshold']}")
+        images = {Path(str(pair.mask)).name: str(pair.image) for pair in labelled}
+        write_atomically(ledger, json.dumps({"classes": rows, "images": images}, indent=1).encode())
+
+    only_first(lambda: None if ledger.is_file() else work())
+    return labelled
+
+
+def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
+    """The fine-tuned network."""
+    torch.manual_seed(run.seed)
+    network = new_segmenter(config.network, data.listing, say=run.say)
+    if not 0 < config.contrast_share < 1:
+        raise DataError(f"--contrast_share {config.contrast_share} must lie between 0 and 1")
+    if config.views.batch < 4 or config.views.batch % 2:
+        raise DataError(f"--batch {config.views.batch} must be even and at least 4: half of it in two views")
+    thresholds = class_thresholds(config, data.classes)
+    network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    probes = data.val or data.labelled
+    run.keep("embeddings_before", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
+    rounds = 2 if data.unlabelled else 1
+    steps = config.steps // rounds
+    sets: list[tuple[tuple[Pair, ...], Decoder]] = [(data.labelled, data.decoder)]
+    for number in range(rounds):
+        suffix = "" if number == 0 else "_pseudo"
+        if number:
+            pseudo = label_images(network, data.unlabelled, thresholds, run)
+            sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False)))
+        contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
+        run.keep(f"embeddings_after{suffix}", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
+        fine_tune(network, sets, config, run, data, steps - round(steps * config.contrast_share), f"finetune{suffix}")
+    return network
+
+
+Sets = Sequence[tuple[tuple[Pair, ...], Decoder]]
+
+
+def _views(sets: Sets, config: Config, second: ColorJitter | None) -> Dataset[Any]:
+    """Training views of labelled and pseudo-labelled images, all alike."""
+    parts = [ViewsOf(pairs, decoder, config.views.crop, config.views.scale, second=second) for pairs, decoder in sets]
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: int, stage: str) -> None:
+    """Eqs. 1 to 3 on the whole network without its classifier; the projection head is dropped at the end."""
+    torch.manual_seed(mix(run.seed, stage))
+    method = Contrast(network, config, fast=run.precision == "bf16")
+    weights = [*network.encoder.parameters(), *network.decoder.parameters(), *method.projection.parameters()]
+    optimizer = torch.optim.SGD(weights, config.contrast_lr, momentum=0.9, weight_decay=config.weight_decay)
+    views = _views(sets, config, SIMCLR.scaled(config.distortion))
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return endless(views, config.views.batch // 2, seed=mix(run.seed, stage), start=start, workers=run.workers)
+
+    fit(
+        method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage,
+        schedule=cosine(steps), accumulate=config.views.accumulate,
+    )  # fmt: skip
+
+
+def fine_tune(
+    network: Segmenter, sets: Sets, config: Config, run: Run, data: TrainingData, steps: int, stage: str
+) -> None:
+    """Eq. 4 on the whole network, with a new classifier."""
+    torch.manual_seed(mix(run.seed, stage))
+    network.head.reset_parameters()
+    method = FineTune(network)
+    optimizer = torch.optim.SGD(
+        network.parameters(), config.finetune_lr, momentum=0.9, weight_decay=config.weight_decay
+    )
+    views, val = _views(sets, config, None), Whole(data.val, data.decoder)
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return endless(views, config.views.batch, seed=mix(run.seed, stage), start=start, workers=run.workers)
+
+    fit(
+        method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage,
+        schedule=cosine(steps), accumulate=config.views.accumulate,
+        evaluate=(lambda: semantic(network, val, data.classes)) if config.evaluate_every else None,
+        evaluate_every=config.evaluate_every,
+    )  # fmt: skip

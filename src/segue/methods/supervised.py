@@ -1,0 +1,113 @@
+"""Plain supervised training (Long, Shelhamer, Darrell, *Fully Convolutional Networks*, CVPR 2015, arXiv:1411.4038).
+
+    (1)  L  =  sum_p w_{y_p} CE(f(x)_p, y_p) / sum_p w_{y_p},    over the pixels p that have a label
+    (2)  w_c  =  median(q) / q_c,    q_c the share of labelled pixels of class c  (Eigen & Fergus, ICCV 2015)
+
+It is the control of every other method, and with ``linear_probe`` it measures a frozen encoder.
+
+Departs from the paper: eq. 2 is optional, and w is kept within [0.1, 10].
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.config import Data, Network, Views
+from segue.data.images import Views as ViewsOf
+from segue.data.images import Whole
+from segue.data.training import TrainingData
+from segue.engine import Losses, Method, Run, cosine, endless, fit
+from segue.evaluate import Samples, semantic
+from segue.losses_ce import pixel_cross_entropy
+from segue.metrics import Confusion
+from segue.models.heads import LinearProbe
+from segue.weights import Model, new_segmenter
+
+VERB = "train"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Plain supervised training.
+
+    Args:
+        steps: optimiser steps.
+        lr: peak learning rate of SGD with momentum 0.9, for ``batch`` crops.
+        weight_decay: of all weights.
+        balance: ``auto`` weights classes by eq. 2, ``none`` alike.
+        linear_probe: train a 1 x 1 head alone, on the frozen encoder's last map.
+        evaluate_every: steps between two evaluations on the validation split; 0 evaluates at the end only.
+    """
+
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    views: Views = field(default_factory=Views)
+    steps: int = 2000
+    lr: float = 0.03
+    weight_decay: float = 4e-5
+    balance: Literal["none", "auto"] = "none"
+    linear_probe: bool = False
+    evaluate_every: int = 0
+
+
+def class_weights(data: TrainingData) -> Tensor:
+    """Eq. 2 over the labelled masks: (K,); 1 for a class that no mask holds."""
+    pixels = np.zeros(len(data.classes))
+    for sample in Whole(data.labelled, data.decoder):
+        alone = Confusion(len(data.classes))
+        mask = sample["mask"].numpy()
+        alone.update(mask, np.zeros_like(mask))
+        pixels += alone.counts.sum(1)
+    present = pixels > 0
+    weights = np.where(present, np.median(pixels[present]) / np.maximum(pixels, 1), 1.0)
+    return torch.tensor(weights, dtype=torch.float32).clamp(0.1, 10.0)
+
+
+class Supervised(Method):
+    """Eq. 1. A batch holds ``image`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+
+    class_weights: Tensor
+
+    def __init__(self, network: nn.Module, class_weights: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        logits = self.network(batch["image"])
+        return {"cross_entropy": pixel_cross_entropy(logits, batch["mask"], class_weights=self.class_weights)}
+
+
+def train(config: Config, run: Run, data: TrainingData) -> Model:
+    """The trained network."""
+    torch.manual_seed(run.seed)
+    network: Model = new_segmenter(config.network, data.listing, say=run.say)
+    if config.linear_probe:
+        network = LinearProbe(network)
+    weights = class_weights(data) if config.balance == "auto" else torch.ones(len(data.classes))
+    method = Supervised(network.to(memory_format=torch.channels_last), weights)  # type: ignore[call-overload]
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    views = ViewsOf(data.labelled, data.decoder, config.views.crop, config.views.scale)
+    val: Samples = Whole(data.val, data.decoder)
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
+
+    fit(
+        method,
+        batches,
+        run=run,
+        optimizer=optimizer,
+        steps=config.steps,
+        stage="supervised",
+        schedule=cosine(config.steps),
+        accumulate=config.views.accumulate,
+        evaluate=(lambda: semantic(network, val, data.classes)) if config.evaluate_every else None,
+        evaluate_every=config.evaluate_every,
+    )
+    return network

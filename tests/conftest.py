@@ -1,0 +1,79 @@
+"""Fixtures: small sets of pictures in the canonical layout, and settings that train in seconds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+CLASSES = ("ground", "disc", "bar")
+COLORS = ((90, 90, 90), (200, 40, 40), (40, 40, 200))
+# The smallest network and the shortest training that go through every line.
+TINY = {"encoder": "test_efficientnet", "init": "random", "decoder_channels": 16, "crop": 32, "batch": 4, "steps": 8}
+
+
+def draw(index: int, size: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with a disc and a bar whose colours vary, and its class ids."""
+    rng = np.random.default_rng(index)
+    y, x = np.mgrid[:size, :size]
+    mask = np.zeros((size, size), np.uint8)
+    cy, cx = rng.integers(size // 4, 3 * size // 4, 2)
+    mask[(y - cy) ** 2 + (x - cx) ** 2 < (size // 6) ** 2] = 1
+    left = int(rng.integers(0, size - size // 6))
+    mask[:, left : left + size // 8] = 2
+    paint = np.array(COLORS)[mask] + rng.normal(0, 12, (size, size, 3)) + rng.normal(0, 25, 3)
+    return paint.clip(0, 255).astype(np.uint8), mask
+
+
+def write_set(root: Path, *, train: int = 6, val: int = 2, test: int = 2, size: int = 48, splits: bool = True) -> Path:
+    """A canonical data set."""
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for i in range(train + val + test):
+        split = "train" if i < train else "val" if i < train + val else "test"
+        name = f"{split}_{i:03d}"
+        image, mask = draw(i, size)
+        Image.fromarray(image).save(root / "images" / f"{name}.png")
+        Image.fromarray(mask).save(root / "labels" / f"{name}.png")
+        names[split].append(name)
+    described: dict[str, Any] = {"classes": CLASSES, "colors": COLORS, "ignore": 255}
+    if splits:
+        described["splits"] = names
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Six training, two validation and two test pictures."""
+    return write_set(tmp_path / "set")
+
+
+@pytest.fixture
+def segue(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command line: ``segue("train", ...)`` gives (exit status, output, errors)."""
+    from segue.cli import main
+
+    monkeypatch.delenv("SEGUE_MIRROR", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def options(**changes: object) -> list[str]:
+    """`TINY` with changes, as command-line options."""
+    return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]

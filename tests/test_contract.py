@@ -1,0 +1,157 @@
+"""What every method owes, for all of them at once: nothing is written here when one is added."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, write_set
+
+from segue import methods
+from segue.config import build, documented, flat, leaves
+from segue.data.images import Whole
+from segue.data.training import open_training
+from segue.engine import Run
+from segue.verbs import train
+from segue.weights import load_model, save_model
+
+TRAINERS = methods.names("train")
+
+
+class Cut(Exception):
+    """Stops a run in the middle, as a crash would."""
+
+
+class CutRun(Run):
+    """A run that saves after every step and dies once it has written ``lines`` lines of its log."""
+
+    def __init__(self, *arguments: Any, lines: int, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.lines = lines
+        self.checkpoint_every = 0.0
+
+    def log(self, *arguments: Any) -> None:
+        super().log(*arguments)
+        self.lines -= 1
+        if self.lines == 0:
+            raise Cut
+
+
+def settings(method: str, root: Path, **changes: Any) -> Any:
+    kind = methods.load(method).Config
+    values = {**TINY, "data": str(root), **changes}
+    if "unlabeled" in leaves(kind) and method == "pixel_contrast":
+        values = {"labels": "3", "unlabeled": ("rest",), "threshold": 0.0, **values}
+    return build(kind, {name: value for name, value in values.items() if name in leaves(kind)})
+
+
+def weights_after(method: str, config: Any, run: Run) -> dict[str, torch.Tensor]:
+    model = methods.load(method).train(config, run, open_training(config.data, seed=run.seed))
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_docstring_cites_and_has_equations(name: str) -> None:
+    text = methods.load(name).__doc__ or ""
+    assert re.search(r"(19|20)\d\d", text), "no year of a source"
+    assert re.search(r"^ {4}\(1\)  ", text, re.MULTILINE), "no equation (1)"
+    assert methods.verb_of(name) in ("train", "pretrain", "adapt", "compress", "extend")
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_field_is_documented_and_frozen(name: str) -> None:
+    kind = methods.load(name).Config
+    undocumented = set(leaves(kind)) - {field for field, text in documented(kind).items() if text}
+    assert not undocumented
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().steps = 1
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_config_survives_flat_and_build(name: str) -> None:
+    kind = methods.load(name).Config
+    config = build(kind, {"steps": 7, "crop": 64})
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in flat(config).items()}
+    assert build(kind, values) == config
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_losses_are_finite_and_the_saved_model_predicts_the_same(name: str, dataset: Path, tmp_path: Path) -> None:
+    config, run = settings(name, dataset), Run(tmp_path / "run", quiet=True)
+    data = open_training(config.data, seed=0)
+    model = methods.load(name).train(config, run, data).eval()
+    lines = run.read_log()
+    assert {line["step"] for line in lines} >= {1, 2}
+    assert all(torch.isfinite(torch.tensor([v for v in line.values() if isinstance(v, float)])).all() for line in lines)
+    save_model(model, tmp_path / "model", method=name, metrics={})
+    image = Whole(data.val, data.decoder)[0]["image"][None]
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(str(tmp_path / "model"))(image), model(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, dataset: Path, tmp_path: Path) -> None:
+    config = settings(name, dataset, steps=6 if name == "supervised" else 12, accumulate=2)
+    whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True))
+    total = len(Run(tmp_path / "whole").read_log())
+    cuts = range(2, total, 3) if workers == 0 else [total // 2]
+    folder = tmp_path / "cut"
+    for lines in cuts:  # each life of the run dies a little later
+        run = CutRun(folder, quiet=True, workers=workers, lines=lines - len(Run(folder).read_log()))
+        with pytest.raises(Cut):
+            weights_after(name, config, run)
+    resumed = weights_after(name, config, Run(folder, quiet=True, workers=workers))
+    for tensor_name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[tensor_name]), tensor_name
+    steps = [(line["stage"], line["step"]) for line in Run(folder).read_log()]
+    assert steps == [(line["stage"], line["step"]) for line in Run(tmp_path / "whole").read_log()]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_same_seed_same_weights_and_another_seed_others(name: str, dataset: Path, tmp_path: Path) -> None:
+    config = settings(name, dataset, steps=4)
+    first, again, other = (
+        weights_after(name, config, Run(tmp_path / str(i), seed=seed, quiet=True)) for i, seed in enumerate((3, 3, 4))
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.fixture
+def runs(dataset: Path, tmp_path: Path) -> Iterator[dict[str, Path]]:
+    yield {
+        name: train(str(dataset), tmp_path / name, method=name, quiet=True, device="cpu", precision="fp32", **TINY)
+        for name in TRAINERS
+    }
+
+
+def test_every_run_folder_holds_what_the_design_names(runs: dict[str, Path]) -> None:
+    for out in runs.values():
+        for name in ("run.json", "config.yaml", "log.jsonl", "metrics.csv", "report.html", "model/model.yaml"):
+            assert (out / name).is_file(), name
+        record = json.loads((out / "run.json").read_text())
+        assert record["data"]["found"] == sum(
+            (record["data"]["labelled"], record["data"]["unlabelled"], *record["data"]["dropped"].values())
+        )
+        assert {"versions", "git", "command", "identity"} <= set(record)
+        assert record["identity"]["seed"] == 0
+
+
+def test_fingerprint_changes_with_one_pixel(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from segue.verbs import fingerprint
+
+    root = write_set(tmp_path / "set")
+    config = settings("supervised", root)
+    before = fingerprint(open_training(config.data, seed=0))
+    path = root / "labels" / "train_000.png"
+    with Image.open(path) as image:
+        image.putpixel((0, 0), (image.getpixel((0, 0)) + 1) % 3)
+        image.save(path)
+    assert fingerprint(open_training(config.data, seed=0)) != before
