@@ -179,21 +179,22 @@ def _merged(findings: list[Finding], facts: Facts, listing: Listing) -> list[Fin
     """Faults of single masks that are one fault of the whole set: 0/255 masks, ids that start at 1, nothing labelled."""
     values = sorted({value for held in facts.stored for value in held})
     count = len(listing.classes)
-    if values and set(values) <= {0, IGNORE} and IGNORE in values and listing.ids.get(IGNORE) == IGNORE:
+    if values == [0, IGNORE] and listing.ids.get(IGNORE) == IGNORE:
         whole = Finding(
             "E102", "masks hold only 0 and 255, and 255 is the ignore value", (str(listing.root),),
             "All of the foreground would be ignored.", "If 255 is the second class, map it: --map 255:1",
         )  # fmt: skip
         return [whole, *(f for f in findings if f.code != "W116")]
     ids = [value for value in values if value != IGNORE]
-    if not listing.by_color and ids == list(range(1, count + 1)):
+    unknown = any(finding.code == "E101" for finding in findings)
+    if unknown and ids == list(range(1, count + 1)):
         shift = ",".join(f"{i}:{i - 1}" for i in range(1, count + 1))
         whole = Finding(
             "E103", f"ids are 1-{count} with {count} classes", (str(listing.root),),
             "Every label would name the class after its own.", f"If 1 is the first class: --map {shift}",
         )  # fmt: skip
         return [whole, *(f for f in findings if f.code != "E101")]
-    if facts.read and facts.pixels.sum() == 0 and not any(f.code == "E101" for f in findings):
+    if facts.read and facts.pixels.sum() == 0 and not unknown:
         blank = [f for f in findings if f.code == "W116"]
         where = blank[0].where if blank else (str(listing.root),)
         whole = Finding("E116", "every pixel of every mask is ignored", where, "There is nothing to learn from.",

@@ -1,0 +1,471 @@
+"""Losses that two or more methods use: pure functions of tensors that import nothing of ours.
+
+Pixel contrast: a bag of anchor pixels p, embeddings f_p and classes y_p, is compared with key pixels k, embeddings g_k, by
+z_pk = f_p . g_k / t. A key is positive if its class is y_p, negative if it is another. For one anchor:
+
+    (1)  pixel_contrast            l_p  =  LSE_{k positive or negative} z_pk  -  mean_{q positive} z_pq
+    (2)  pixel_contrast_negatives  l_p  =  mean_{q positive} softplus( LSE_{k negative} z_pk  -  z_pq )
+
+LSE is log sum exp. The loss is the mean of l_p over the anchors that have a positive. Written down directly, either holds
+several (N, M) matrices. Here both are as exact and hold a few blocks of ``tile`` rows, so memory grows with N + M:
+
+- loss and gradients are taken from the same block while it is there; backward only multiplies by the upstream gradient;
+- the mean over positives in eq. 1 is linear in z, so class sums of embeddings stand for a mask;
+- where the keys are the anchors, exp(z) is symmetric: only tiles on and above the diagonal are computed.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# While |z| is below this, exp(z), sums of a million of them and the reciprocals of both are normal float32 numbers.
+_LARGEST_EXPONENT = 40.0
+# Tiles of the triangle are this many times as wide as high: products of wide tiles run faster, above all in bfloat16.
+_TILES_ACROSS = 4
+
+
+def pixel_contrast(
+    anchors: Tensor,
+    labels: Tensor,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    *,
+    anchor_images: Tensor | None = None,
+    key_images: Tensor | None = None,
+    temperature: float = 0.07,
+    ignore: int = 255,
+    exclude_self: bool = False,
+    tile: int = 256,
+    low_precision: bool = False,
+) -> Tensor:
+    """Eq. 1: supervised contrast of a bag of pixels; positives and negatives share the denominator.
+
+    Takes the time, gradients included, of 2 matrix products of (N, D) by (D, N) where the keys are the anchors and no
+    images are given, else of 3 products of (N, D) by (D, M). Embeddings all alike give log M; most others, more.
+
+    Args:
+        anchors: (N, D) embeddings, any real numbers, meant to be of length 1. Computed in float32 whatever autocast
+            says; in float64 if that is what they are.
+        labels: (N,) class ids, any integers.
+        keys: (M, D) embeddings of another view or of more images. Default: the anchors.
+        key_labels: (M,) class ids; given if and only if keys are.
+        anchor_images: (N,) image ids, any integers. Positives then come from every image and negatives from the
+            anchor's own. Default: the whole bag counts as one image.
+        key_images: (M,) image ids; given if and only if keys and anchor_images are.
+        temperature: t > 0; the smaller, the more the nearest keys count.
+        ignore: class id of pixels that are neither anchors nor keys.
+        exclude_self: a pixel is not its own key; only where the keys are the anchors.
+        tile: anchors that are compared at a time; memory beside embeddings and gradients is about ``tile * M`` floats.
+        low_precision: matrix products in bfloat16, sums in float32; the gradient is then good to about 1 %.
+
+    Returns:
+        A scalar in nats; 0, with gradient, if no anchor has a positive. It can be differentiated once.
+
+    Raises:
+        ValueError: If shapes do not match, or one of several arguments that belong together is missing.
+    """
+    pairs = _pairs(
+        anchors,
+        labels,
+        keys,
+        key_labels,
+        images=anchor_images,
+        key_images=key_images,
+        ignore=ignore,
+        exclude_self=exclude_self,
+    )
+    with torch.autocast(anchors.device.type, enabled=False):
+        sources, targets = _gathered(anchors, keys, pairs)
+        if len(sources) == 0:
+            return sources.sum() + targets[:0].sum()
+        positive = _mean_positive(sources, targets, pairs) / temperature
+        if pairs.own is not None and pairs.images is None and _is_bounded(targets, targets, temperature):
+            return (
+                _by_triangle(targets, pairs, temperature=temperature, tile=tile, low_precision=low_precision) - positive
+            )
+        return (
+            _by_rows(
+                _log_denominator,
+                sources,
+                targets,
+                pairs,
+                temperature=temperature,
+                tile=tile,
+                low_precision=low_precision,
+            )
+            - positive
+        )
+
+
+def pixel_contrast_negatives(
+    anchors: Tensor,
+    labels: Tensor,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    *,
+    anchor_images: Tensor | None = None,
+    key_images: Tensor | None = None,
+    temperature: float = 0.07,
+    ignore: int = 255,
+    exclude_self: bool = False,
+    tile: int = 256,
+    low_precision: bool = False,
+) -> Tensor:
+    """Eq. 2: supervised contrast of a bag of pixels; each positive stands against the negatives alone.
+
+    Positives do not compete with each other, and an anchor that has no negatives costs nothing. Takes the time,
+    gradients included, of 3 matrix products of (N, D) by (D, M). The arguments are those of ``pixel_contrast``.
+
+    Args:
+        anchors: (N, D) embeddings.
+        labels: (N,) class ids.
+        keys: (M, D) embeddings. Default: the anchors.
+        key_labels: (M,) class ids.
+        anchor_images: (N,) image ids. Default: the whole bag counts as one image.
+        key_images: (M,) image ids.
+        temperature: t > 0.
+        ignore: class id of pixels that are neither anchors nor keys.
+        exclude_self: a pixel is not its own positive.
+        tile: anchors that are compared at a time.
+        low_precision: matrix products in bfloat16, sums in float32.
+
+    Returns:
+        A scalar in nats, at least 0; 0, with gradient, if no anchor has a positive. It can be differentiated once.
+
+    Raises:
+        ValueError: If shapes do not match, or one of several arguments that belong together is missing.
+    """
+    pairs = _pairs(
+        anchors,
+        labels,
+        keys,
+        key_labels,
+        images=anchor_images,
+        key_images=key_images,
+        ignore=ignore,
+        exclude_self=exclude_self,
+    )
+    with torch.autocast(anchors.device.type, enabled=False):
+        sources, targets = _gathered(anchors, keys, pairs)
+        if len(sources) == 0:
+            return sources.sum() + targets[:0].sum()
+        return _by_rows(
+            _softplus_of_margins,
+            sources,
+            targets,
+            pairs,
+            temperature=temperature,
+            tile=tile,
+            low_precision=low_precision,
+        )
+
+
+class _Pairs(NamedTuple):
+    """Which pixels are compared: A anchors that have a positive, M keys; both sorted by class, ids counted from 0."""
+
+    rows: Tensor  # (A,) where the anchors are in the caller's tensor
+    key_rows: Tensor  # (M,)
+    labels: Tensor  # (A,)
+    key_labels: Tensor  # (M,)
+    images: Tensor | None  # (A,)
+    key_images: Tensor | None  # (M,)
+    own: Tensor | None  # (A,) which key is the anchor itself; None where the keys are other pixels
+    exclude_self: bool
+    class_sizes: Tensor  # (K,) keys of each class
+    positives: Tensor  # (A,) keys that are positive for the anchor
+
+
+class _Block(NamedTuple):
+    """Some anchors and the keys that any of them may be compared with; all their positives are in ``near``."""
+
+    rows: slice
+    columns: Tensor | slice
+    near: slice  # of the columns: keys of the anchors' classes
+    near_keys: slice  # the same, counted in all keys
+
+
+# z (rows, columns), which it may overwrite; pairs; block; type of sums; whether |z| is bounded -> sum of the losses of the rows, and their
+# gradient by z as weights (rows, columns) of the type of z times a scale (rows,).
+_BlockLoss = Callable[[Tensor, _Pairs, _Block, torch.dtype, bool], tuple[Tensor, Tensor, Tensor]]
+
+
+def _pairs(
+    anchors: Tensor,
+    labels: Tensor,
+    keys: Tensor | None,
+    key_labels: Tensor | None,
+    *,
+    images: Tensor | None,
+    key_images: Tensor | None,
+    ignore: int,
+    exclude_self: bool,
+) -> _Pairs:
+    if (keys is None) != (key_labels is None):
+        raise ValueError("keys and key_labels go together: give both or neither")
+    if (key_images is None) == (keys is not None and images is not None):
+        raise ValueError("key_images are needed with keys and anchor_images, and only then")
+    if keys is not None and exclude_self:
+        raise ValueError("exclude_self is for keys that are the anchors, but keys are given")
+    for name, ids, embeddings in (
+        ("labels", labels, anchors),
+        ("anchor_images", images, anchors),
+        ("key_labels", key_labels, keys),
+        ("key_images", key_images, keys),
+    ):
+        if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != anchors.shape[1]):
+            raise ValueError(f"embeddings are {tuple(embeddings.shape)}, expected (pixels, {anchors.shape[-1]})")
+        if embeddings is not None and ids is not None and ids.shape != embeddings.shape[:1]:
+            raise ValueError(f"{name} are {tuple(ids.shape)} for {len(embeddings)} embeddings")
+    count = len(labels)
+    classes, ids = torch.unique(torch.cat([labels, labels if key_labels is None else key_labels]), return_inverse=True)
+    is_kept = classes[ids] != ignore
+    key_order = ids[count:].argsort(stable=True)
+    key_rows = key_order[is_kept[count:][key_order]]
+    class_sizes = ids[count:][key_rows].bincount(minlength=len(classes))
+    positives = class_sizes[ids[:count]] - int(exclude_self)
+    order = ids[:count].argsort(stable=True)
+    if images is not None:
+        names, image_ids = torch.unique(
+            torch.cat([images, images if key_images is None else key_images]), return_inverse=True
+        )
+        images, key_images = image_ids[:count], image_ids[count:]
+        order = (ids[:count] * len(names) + images).argsort(stable=True)  # so that a block spans few images
+    rows = order[(is_kept[:count] & (positives > 0))[order]]
+    own = None
+    if keys is None:
+        column = torch.zeros_like(key_order)
+        column[key_rows] = torch.arange(len(key_rows), device=column.device)
+        own = column[rows]
+    return _Pairs(
+        rows=rows,
+        key_rows=key_rows,
+        labels=ids[rows],
+        key_labels=ids[count:][key_rows],
+        images=None if images is None else images[rows],
+        key_images=None if key_images is None else key_images[key_rows],
+        own=own,
+        exclude_self=exclude_self,
+        class_sizes=class_sizes,
+        positives=positives[rows],
+    )
+
+
+def _gathered(anchors: Tensor, keys: Tensor | None, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """Embeddings of the anchors (A, D) and of the keys (M, D) that take part, in float32 or float64."""
+    dtype = torch.promote_types(anchors.dtype, torch.float32)
+    targets = (anchors if keys is None else keys).contiguous().index_select(0, pairs.key_rows).to(dtype)
+    if pairs.own is not None:
+        return targets.index_select(0, pairs.own), targets
+    return anchors.contiguous().index_select(0, pairs.rows).to(dtype), targets
+
+
+def _is_bounded(anchors: Tensor, keys: Tensor, temperature: float) -> bool:
+    """Whether |z| is small enough to do without the largest z of each row."""
+    longest = [torch.linalg.vector_norm(each.detach(), dim=1).amax() for each in (anchors, keys)]
+    return float(longest[0] * longest[1]) <= _LARGEST_EXPONENT * temperature
+
+
+def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
+    """Mean over anchors of the mean over their positives of f_p . g_q, a scalar."""
+    classes = len(pairs.class_sizes)
+    anchor_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.labels, anchors)
+    key_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.key_labels, keys)
+    sizes = pairs.class_sizes - int(pairs.exclude_self)
+    total = (anchor_sums * key_sums / sizes.clamp(min=1)[:, None]).sum()
+    if pairs.exclude_self:
+        total = total - (anchors.square().sum(1) / pairs.positives).sum()
+    return total / len(anchors)
+
+
+class _Once(torch.autograd.Function):
+    """A loss whose gradients are found together with its value.
+
+    ``find(wants_gradients, *embeddings)`` returns the loss and, if they are wanted, its gradient by each embedding.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, find: Callable[..., tuple[Tensor, ...]], *embeddings: Tensor) -> Tensor:
+        loss, *gradients = find(any(ctx.needs_input_grad), *embeddings)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable would let it pass, and the second derivative be wrong
+            raise RuntimeError("pixel contrast can be differentiated once only: create_graph=True is not supported")
+        return None, *(upstream * gradient for gradient in ctx.saved_tensors)
+
+
+def _by_rows(
+    block_loss: _BlockLoss,
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: _Pairs,
+    *,
+    temperature: float,
+    tile: int,
+    low_precision: bool,
+) -> Tensor:
+    """Mean of ``block_loss`` over the anchors, found a block of anchors against all keys at a time."""
+    product_dtype = torch.bfloat16 if low_precision else anchors.dtype
+    is_bounded = _is_bounded(anchors, keys, temperature)
+
+    def find(wants_gradients: bool, anchors: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+        scaled = anchors / temperature
+        left, right = scaled.to(product_dtype), keys.to(product_dtype)
+        loss, of_anchors, of_keys = anchors.new_zeros(()), torch.zeros_like(anchors), torch.zeros_like(keys)
+        # A bfloat16 block of twice the rows is no larger, and its products run faster.
+        for block in _blocks(pairs, 2 * tile if low_precision else tile):
+            compared = right[block.columns]
+            value, weights, scale = block_loss(left[block.rows] @ compared.T, pairs, block, anchors.dtype, is_bounded)
+            loss += value / len(anchors)
+            if wants_gradients:
+                scale = scale[:, None] / len(anchors)
+                of_anchors[block.rows] = (weights @ compared) * (scale / temperature)
+                _add_product(of_keys, block.columns, weights.T, (scaled[block.rows] * scale).to(product_dtype))
+        return (loss, of_anchors, of_keys) if wants_gradients else (loss,)
+
+    loss: Tensor = _Once.apply(find, anchors, keys)
+    return loss
+
+
+def _add_product(total: Tensor, rows: Tensor | slice, left: Tensor, right: Tensor) -> None:
+    """``total[rows] += left @ right``; in place without a copy where dtypes allow."""
+    if isinstance(rows, Tensor):
+        total.index_add_(0, rows, (left @ right).to(total.dtype))
+    elif left.dtype == total.dtype:
+        total[rows].addmm_(left, right)
+    else:
+        total[rows] += left @ right
+
+
+def _blocks(pairs: _Pairs, tile: int) -> Iterator[_Block]:
+    """The anchors, ``tile`` at a time. They and the keys are sorted by class, so a block's positives lie together."""
+    starts = torch.arange(0, len(pairs.labels), tile, device=pairs.labels.device)
+    ends = (starts + tile).clamp(max=len(pairs.labels))
+    lows = torch.searchsorted(pairs.key_labels, pairs.labels[starts]).tolist()
+    highs = torch.searchsorted(pairs.key_labels, pairs.labels[ends - 1], right=True).tolist()
+    for start, low, high in zip(range(0, len(pairs.labels), tile), lows, highs, strict=True):
+        rows, near_keys = slice(start, start + tile), slice(low, high)
+        if pairs.images is None or pairs.key_images is None:
+            yield _Block(rows, slice(None), near_keys, near_keys)
+        else:  # most keys of other images are of no use to this block
+            is_useful = torch.isin(pairs.key_images, pairs.images[rows])
+            is_useful[near_keys] = True
+            first = int(is_useful[:low].sum())
+            yield _Block(rows, is_useful.nonzero().squeeze(1), slice(first, first + high - low), near_keys)
+
+
+def _is_same_class(pairs: _Pairs, block: _Block) -> Tensor:
+    """(rows, near)."""
+    return pairs.labels[block.rows, None] == pairs.key_labels[block.near_keys]
+
+
+def _is_own(pairs: _Pairs, block: _Block) -> Tensor:
+    """(rows, near), the key is the anchor itself."""
+    assert pairs.own is not None
+    near = torch.arange(block.near_keys.start, block.near_keys.stop, device=pairs.own.device)
+    return pairs.own[block.rows, None] == near
+
+
+def _is_foreign(pairs: _Pairs, block: _Block) -> Tensor:
+    """(rows, columns), the key is in another image than the anchor."""
+    assert pairs.images is not None and pairs.key_images is not None
+    return pairs.images[block.rows, None] != pairs.key_images[block.columns]
+
+
+def _exponentials(z: Tensor, dtype: torch.dtype, is_bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(z - c) in place of z, its sums over the columns (rows,), and LSE z (rows,): -inf where all of z is."""
+    offset: Tensor | float = 0.0
+    if not is_bounded:
+        largest = z.amax(1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
+        z.sub_(largest)
+        offset = largest.squeeze(1).to(dtype)
+    # In parts, because a sum in another type first copies what it sums.
+    sums = torch.stack([part.sum(1, dtype=dtype) for part in z.exp_().chunk(1 + z.shape[1] // 1024, 1)]).sum(0)
+    return z, sums, offset + sums.log()
+
+
+def _log_denominator(
+    z: Tensor, pairs: _Pairs, block: _Block, dtype: torch.dtype, is_bounded: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first term of eq. 1, a ``_BlockLoss``."""
+    if pairs.images is not None:
+        is_out = _is_foreign(pairs, block)
+        is_out[:, block.near] &= ~_is_same_class(pairs, block)
+        z.masked_fill_(is_out, -torch.inf)
+    if pairs.exclude_self:
+        z[:, block.near].masked_fill_(_is_own(pairs, block), -torch.inf)
+    exponentials, sums, lse = _exponentials(z, dtype, is_bounded)
+    return lse.sum(), exponentials, 1 / sums
+
+
+def _softplus_of_margins(
+    z: Tensor, pairs: _Pairs, block: _Block, dtype: torch.dtype, is_bounded: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 2, a ``_BlockLoss``."""
+    is_positive = _is_same_class(pairs, block)
+    z_near = z[:, block.near].to(dtype, copy=True)
+    z[:, block.near].masked_fill_(is_positive, -torch.inf)
+    if pairs.images is not None:
+        z.masked_fill_(_is_foreign(pairs, block), -torch.inf)
+    if pairs.exclude_self:
+        is_positive &= ~_is_own(pairs, block)
+    exponentials, sums, lse = _exponentials(z, dtype, is_bounded)
+    margin = lse[:, None] - z_near
+    slope = margin.sigmoid() * is_positive
+    softplus = margin.relu() + margin.abs_().neg_().exp_().log1p_()
+    exponentials *= (slope.sum(1) / sums.clamp(min=torch.finfo(sums.dtype).tiny))[:, None]
+    exponentials[:, block.near] -= slope
+    scale = 1 / pairs.positives[block.rows].to(sums.dtype)
+    return ((softplus * is_positive).sum(1) * scale).sum(), exponentials, scale
+
+
+def _by_triangle(both: Tensor, pairs: _Pairs, *, temperature: float, tile: int, low_precision: bool) -> Tensor:
+    """Mean over the anchors of LSE_k z_pk, where they are among the keys, (M, D), and |z| is bounded.
+
+    With w_p = 1/A for an anchor, 0 for another key, and S_p = sum_k exp(z_pk), the gradient is G F / t for
+    G_ik = exp(z_ik) (w_i / S_i + w_k / S_k). exp(z) and G are symmetric, so half of either is enough.
+    """
+    assert pairs.own is not None
+    weights = both.new_zeros(len(both)).index_fill_(0, pairs.own, 1 / len(pairs.own))
+    product_dtype = torch.bfloat16 if low_precision else both.dtype
+
+    def find(wants_gradient: bool, both: Tensor) -> tuple[Tensor, ...]:
+        left, right = (both / temperature).to(product_dtype), both.to(product_dtype)
+
+        def tiles() -> Iterator[tuple[slice, slice, Tensor]]:
+            for start in range(0, len(both), tile):
+                rows = slice(start, min(start + tile, len(both)))
+                for first in range(start, len(both), _TILES_ACROSS * tile):
+                    columns = slice(first, min(first + _TILES_ACROSS * tile, len(both)))
+                    exponentials = (left[rows] @ right[columns].T).to(both.dtype).exp_()
+                    if first == start and pairs.exclude_self:
+                        exponentials.diagonal().zero_()
+                    yield rows, columns, exponentials
+
+        def mirrored(rows: slice, columns: slice) -> tuple[slice, slice]:
+            """The columns whose mirror is not among the tiles, counted in all keys and in the tile."""
+            first = max(columns.start, rows.stop)
+            return slice(first, columns.stop), slice(first - columns.start, None)
+
+        sums = both.new_zeros(len(both))
+        for rows, columns, exponentials in tiles():
+            sums[rows] += exponentials.sum(1)
+            whole, part = mirrored(rows, columns)
+            sums[whole] += exponentials[:, part].sum(0)
+        loss = (weights * sums.log()).sum()
+        if not wants_gradient:
+            return (loss,)
+        shares, gradient = weights / sums, torch.zeros_like(both)
+        for rows, columns, exponentials in tiles():
+            mutual = exponentials.mul_(shares[rows, None] + shares[columns]).to(product_dtype)
+            _add_product(gradient, rows, mutual, right[columns])
+            whole, part = mirrored(rows, columns)
+            _add_product(gradient, whole, mutual[:, part].T, right[rows])
+        return loss, gradient.div_(temperature)
+
+    loss: Tensor = _Once.apply(find, both)
+    return loss

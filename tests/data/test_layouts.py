@@ -1,0 +1,182 @@
+"""Each layout is read as it lies on disk, on three pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, COLORS, draw, write_set
+from PIL import Image
+
+from segue.data.images import Decoder, Whole
+from segue.data.listing import open_images, open_listing
+from segue.data.sample import IGNORE, DataError
+from segue.data.voc import voc_color
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def photo(path: Path, index: int = 0) -> None:
+    save(path, draw(index)[0])
+
+
+def masks_of(root: Path, split: str) -> list[np.ndarray]:
+    listing = open_listing(str(root))
+    data = Whole(listing.split(split), Decoder.of(listing))
+    return [data[i]["mask"].numpy() for i in range(len(data))]
+
+
+def test_canonical_folder_reads_classes_splits_and_masks(dataset: Path) -> None:
+    listing = open_listing(str(dataset))
+    assert listing.classes == CLASSES
+    assert {split: len(pairs) for split, pairs in listing.splits.items()} == {"train": 6, "val": 2, "test": 2}
+    np.testing.assert_array_equal(masks_of(dataset, "train")[3], draw(3)[1])
+    assert list(open_listing(f"{dataset}:test").splits) == ["test"]
+
+
+def test_plain_folder_with_classes_txt_has_one_split(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set")
+    (root / "dataset.json").unlink()
+    (root / "classes.txt").write_text("# of a toy\nground\ndisc\nbar\n")
+    listing = open_listing(str(root))
+    assert listing.classes == CLASSES
+    assert list(listing.splits) == ["train"]
+    (root / "splits").mkdir()
+    (root / "splits" / "val.txt").write_text("val_006\nval_007\n")
+    (root / "splits" / "train.txt").write_text("train_000\n")
+    assert {k: len(v) for k, v in open_listing(str(root)).splits.items()} == {"train": 1, "val": 2}
+
+
+def test_subfolders_are_splits(tmp_path: Path) -> None:
+    for split, index in (("train", 0), ("train", 1), ("val", 2)):
+        photo(tmp_path / "images" / split / f"{index}.jpg", index)
+        save(tmp_path / "labels" / split / f"{index}.png", draw(index)[1])
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    assert {k: len(v) for k, v in open_listing(str(tmp_path)).splits.items()} == {"train": 2, "val": 1}
+
+
+@pytest.mark.parametrize("listed", ["classes.txt", "labelmap.txt"])
+def test_colour_coded_masks_are_read_by_their_colours(tmp_path: Path, listed: str) -> None:
+    _, ids = draw(0)
+    photo(tmp_path / "images" / "a.png")
+    save(tmp_path / "labels" / "a.png", np.array(COLORS, np.uint8)[ids])
+    rows = zip(CLASSES, COLORS, strict=True)
+    lines = [f"{n} {r} {g} {b}" if listed == "classes.txt" else f"{n}:{r},{g},{b}::" for n, (r, g, b) in rows]
+    (tmp_path / listed).write_text("\n".join(["# label:color_rgb:parts:actions", *lines]) if listed[0] == "l" else "\n".join(lines))
+    np.testing.assert_array_equal(masks_of(tmp_path, "train")[0], ids)
+
+
+def test_colour_coded_masks_without_colours_say_what_to_write(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.png")
+    save(tmp_path / "labels" / "a.png", np.array(COLORS, np.uint8)[draw(0)[1]])
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match=r"E104 .*a.png.*'name r g b'.*90, 90, 90"):
+        open_listing(str(tmp_path))
+
+
+def test_palette_masks_are_read_by_index(tmp_path: Path) -> None:
+    _, ids = draw(0)
+    photo(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    picture = Image.fromarray(ids)
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    np.testing.assert_array_equal(masks_of(tmp_path, "train")[0], ids)
+
+
+def test_camvid_as_segnet_publishes_it(tmp_path: Path) -> None:
+    ids = np.array([[0, 11], [3, 10]], np.uint8)
+    for split in ("train", "val", "test"):
+        photo(tmp_path / split / "f1.png")
+        save(tmp_path / f"{split}annot" / "f1.png", np.kron(ids, np.ones((24, 24), np.uint8)))
+    listing = open_listing(str(tmp_path))
+    assert listing.layout == "camvid"
+    assert listing.classes[3] == "road"
+    assert np.unique(masks_of(tmp_path, "val")[0]).tolist() == [0, 3, 10, IGNORE]  # 11 is unlabelled
+
+
+@pytest.mark.parametrize("home", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_as_it_is_unpacked(tmp_path: Path, home: str) -> None:
+    root = tmp_path / home if home else tmp_path
+    for name, values in (("2007_1", [[0, 15], [255, 20]]), ("2007_2", [[1, 1], [1, 1]])):
+        photo(root / "JPEGImages" / f"{name}.jpg")
+        save(root / "SegmentationClass" / f"{name}.png", np.kron(np.array(values, np.uint8), np.ones((24, 24), np.uint8)))
+    photo(root / "JPEGImages" / "2007_3.jpg")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    (lists / "test.txt").write_text("2007_3\n")
+    listing = open_listing(str(tmp_path))
+    assert (listing.layout, len(listing.classes), listing.classes[15]) == ("voc", 21, "person")
+    assert np.unique(masks_of(tmp_path, "train")[0]).tolist() == [0, 15, 20, IGNORE]
+    assert listing.split("test")[0].mask is None
+
+
+def test_voc_palette_by_hand() -> None:
+    # Published palette: aeroplane dark red, bicycle dark green, person (192, 128, 128), tvmonitor (0, 64, 128).
+    assert [voc_color(i) for i in (0, 1, 2, 15, 20)] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (192, 128, 128), (0, 64, 128)]
+
+
+def test_cityscapes_maps_label_ids_and_prefers_training_ids(tmp_path: Path) -> None:
+    stem = "aachen_000000_000019"
+    photo(tmp_path / "leftImg8bit" / "train" / "aachen" / f"{stem}_leftImg8bit.png")
+    raw = np.kron(np.array([[7, 26], [0, 33]], np.uint8), np.ones((24, 24), np.uint8))
+    folder = tmp_path / "gtFine" / "train" / "aachen"
+    save(folder / f"{stem}_gtFine_labelIds.png", raw)
+    assert np.unique(masks_of(tmp_path, "train")[0]).tolist() == [0, 13, 18, IGNORE]  # road, car, bicycle, unlabelled
+    save(folder / f"{stem}_gtFine_labelTrainIds.png", np.full((48, 48), 2, np.uint8))
+    assert np.unique(masks_of(tmp_path, "train")[0]).tolist() == [2]
+    assert open_listing(str(tmp_path)).split("train")[0].name == f"train/aachen/{stem}"
+
+
+def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(dataset: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "more" / "deep" / "x.jpg")
+    (tmp_path / "more" / "notes.txt").write_text("not a picture")
+    assert [pair.name for pair in open_images(str(tmp_path / "more"))] == ["deep/x"]
+    assert len(open_images(f"{dataset}:train")) == 6
+    assert all(pair.mask is None for pair in open_images(str(dataset)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "dataset.json").write_text("{"), "no valid JSON"),
+        (lambda root: (root / "dataset.json").write_text("[]"), "must hold an object"),
+        (lambda root: (root / "dataset.json").write_text('{"classes": ["a", "a"]}'), "'a' twice"),
+        (lambda root: (root / "dataset.json").unlink(), "no class list"),
+        (lambda root: photo(root / "images" / "train_000.jpg"), "E118 .*same name"),
+        (
+            lambda root: (root / "dataset.json").write_text(json.dumps({"classes": CLASSES, "splits": {"train": ["gone"]}})),
+            "names 'gone'",
+        ),
+        (
+            lambda root: (root / "dataset.json").write_text(
+                json.dumps({"classes": CLASSES, "splits": {"train": ["val_006", "val_006"]}})
+            ),
+            "'val_006' more than once",
+        ),
+    ],
+)
+def test_a_set_that_contradicts_itself_is_refused_with_the_name(dataset: Path, change: object, message: str) -> None:
+    change(dataset)  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        open_listing(str(dataset))
+
+
+def test_missing_things_are_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_listing(str(tmp_path / "gone"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"in it: nothing.*expected images/"):
+        open_listing(str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="did you mean 'train'"):
+        open_listing(f"{dataset}:trian")
+    with pytest.raises(DataError, match="unknown layout"):
+        open_listing(str(dataset), "coco")
+    with pytest.raises(DataError, match="holds no image"):
+        open_images(str(tmp_path / "empty"))

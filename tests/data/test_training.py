@@ -1,0 +1,116 @@
+"""What is used and what is left out, by seed, by list, with and without unlabelled images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw, write_set
+from PIL import Image
+
+from segue.config import Data
+from segue.data.listing import Pair
+from segue.data.sample import DataError
+from segue.data.splits import amount, choose
+from segue.data.training import TrainingData, open_training
+
+PAIRS = tuple(Pair(f"{i:03d}", Path(f"{i}.png")) for i in range(40))
+
+
+def opened(root: Path, seed: int = 0, **fields: object) -> TrainingData:
+    data = open_training(Data(data=str(root), **fields), seed=seed)  # type: ignore[arg-type]
+    assert data.found == len(data.labelled) + len(data.unlabelled) + sum(data.dropped.values())
+    return data
+
+
+def test_amounts_by_hand() -> None:
+    assert [amount(text, 367, "--labels") for text in ("5%", "10%", "0.1%", "20", "all")] == [18, 37, 1, 20, 367]
+
+
+@pytest.mark.parametrize("text", ["0", "41", "-3", "x", "%", "120%"])
+def test_impossible_amounts_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="--labels"):
+        choose(PAIRS, text, 0)
+
+
+def test_choices_are_nested_seeded_and_divide_the_set() -> None:
+    few, rest = choose(PAIRS, "10%", 1)
+    more, _ = choose(PAIRS, "50%", 1)
+    assert set(few) < set(more)
+    assert set(few) | set(rest) == set(PAIRS)
+    assert not set(few) & set(rest)
+    assert choose(PAIRS, "50%", 2)[0] != more
+    assert choose(tuple(reversed(PAIRS)), "50%", 1)[0] == tuple(reversed(more))
+
+
+def test_a_list_chooses_by_name(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("003\n017\n")
+    assert [pair.name for pair in choose(PAIRS, str(tmp_path / "names.txt"), 0)[0]] == ["003", "017"]
+    (tmp_path / "names.txt").write_text("nobody\n")
+    with pytest.raises(DataError, match="'nobody'"):
+        choose(PAIRS, str(tmp_path / "names.txt"), 0)
+
+
+def test_labels_not_asked_for_are_counted_and_can_serve_unlabelled(dataset: Path) -> None:
+    data = opened(dataset, labels="2")
+    assert (len(data.labelled), len(data.unlabelled), len(data.val), data.found) == (2, 0, 2, 6)
+    assert sum(data.dropped.values()) == 4
+    data = opened(dataset, labels="2", unlabeled=("rest",))
+    assert (len(data.labelled), len(data.unlabelled), data.dropped) == (2, 4, {})
+    assert all(pair.mask is None for pair in data.unlabelled)
+
+
+def test_further_folders_add_images_and_those_already_used_are_counted(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for i in range(3):
+        Image.fromarray(draw(100 + i)[0]).save(tmp_path / "more" / f"m{i}.jpg")
+    data = opened(dataset, labels="2", unlabeled=(str(tmp_path / "more"), str(dataset)))
+    assert len(data.unlabelled) == 3 + 10 - 2 - 2  # all images of the set but the labelled and the validation ones
+    assert sum(data.dropped.values()) == 2 + 2 + 4
+
+
+def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", splits=False)
+    data = opened(root)
+    assert (len(data.labelled), len(data.val)) == (8, 2)
+    assert not {p.name for p in data.labelled} & {p.name for p in data.val}
+    assert opened(root, val="none").val == ()
+    assert len(opened(root, val="50%").val) == 5
+
+
+def test_images_without_masks_are_counted_once_allowed(dataset: Path) -> None:
+    (dataset / "labels" / "train_001.png").unlink()
+    assert sum(opened(dataset, allow_missing=True).dropped.values()) == 1
+    assert len(opened(dataset, allow_missing=True, unlabeled=("rest",)).unlabelled) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"val": "tset"}, "did you mean 'test'"),
+        ({"unlabeled": ("rest",)}, "adds no image"),
+        ({"unlabeled": ("gone",)}, "gone does not exist"),
+        ({"map": "x:1"}, "'x:1' is no value:class"),
+        ({"map": "7:nothing"}, "'7:nothing'"),
+        ({"labels": "9"}, "9 of 6"),
+    ],
+)
+def test_impossible_wishes_are_refused_by_name(dataset: Path, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        opened(dataset, **fields)
+
+
+def test_one_labelled_image_and_no_validation_is_too_few(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=1, val=0, test=0, splits=False)
+    with pytest.raises(DataError, match="at least 2"):
+        opened(root)
+
+
+def test_mapped_values_reach_the_masks(dataset: Path) -> None:
+    from segue.data.images import Whole
+
+    with Image.open(dataset / "labels" / "train_000.png") as image:
+        values = np.array(image)
+    Image.fromarray(np.where(values == 2, 9, values).astype(np.uint8)).save(dataset / "labels" / "train_000.png")
+    data = opened(dataset, map="9:ignore")
+    sample = next(s for s in Whole(data.labelled, data.decoder) if s["name"] == "train_000")
+    assert (sample["mask"].numpy() == np.where(values == 2, 255, values)).all()

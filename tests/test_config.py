@@ -1,0 +1,103 @@
+"""Options, config files and what is said when they cannot be meant so."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from segue.config import UsageError, build, documented, flat, leaves, parse_fields
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner.
+
+    Args:
+        lr: rate.
+        scale: factors.
+    """
+
+    lr: float = 0.1
+    scale: tuple[float, float] = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Outer.
+
+    Args:
+        steps: how many.
+        folders: where.
+        frozen: whether.
+        data: the set.
+    """
+
+    inner: Inner = field(default_factory=Inner)
+    steps: int = 10
+    folders: tuple[str, ...] = ()
+    frozen: bool = False
+    data: str = ""
+
+
+def parse(*arguments: str) -> Outer:
+    return parse_fields(Outer, list(arguments), "segue test", data="set")
+
+
+def test_leaves_are_flat_and_documented() -> None:
+    assert set(leaves(Outer)) == {"lr", "scale", "steps", "folders", "frozen", "data"} == set(documented(Outer))
+    assert build(Outer, {"lr": 0.2, "steps": 3}) == Outer(Inner(lr=0.2), steps=3)
+    assert flat(Outer())["scale"] == [0.5, 2.0]
+
+
+def test_options_reach_nested_fields_in_every_spelling() -> None:
+    assert parse("--lr", "0.2", "--steps=3") == Outer(Inner(lr=0.2), steps=3, data="set")
+    assert parse("--scale", "[1,2]").inner.scale == parse("--scale", "1,2").inner.scale == (1.0, 2.0)
+    assert parse("--folders", "a,b").folders == ("a", "b")
+    assert parse("--folders", "one folder/x").folders == ("one folder/x",)
+    assert parse("--frozen").frozen is parse("--frozen", "true").frozen is True
+    assert parse("--frozen", "--steps", "4") == Outer(steps=4, frozen=True, data="set")
+
+
+def test_a_config_file_lies_under_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("# fast\nlr: 0.5\nsteps: 7\nscale: [1, 1]\nfolders: [x]\nfrozen: true\n")
+    assert parse("--config", str(path), "--steps", "8") == Outer(Inner(0.5, (1.0, 1.0)), 8, ("x",), True, "set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stepps", "3"], "unknown option --stepps; did you mean --steps?"),
+        (["--steps", "many"], "many"),
+        (["--steps"], "--steps needs a value"),
+        (["more"], "unknown argument more"),
+        (["--config", "gone.yaml"], "gone.yaml: no such file"),
+        (["--scale", "1,2,3"], "scale"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_with_the_name(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[", "no valid YAML"), ("3", "name: value"), ("stps: 3", "did you mean --steps")])
+def test_a_bad_config_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        parse("--config", str(path))
+
+
+def test_a_field_there_twice_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Twice:
+        inner: Inner = field(default_factory=Inner)
+        lr: float = 0.0
+
+    import sys
+
+    sys.modules[__name__].Inner = Inner  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="'lr' is there twice"):
+        leaves(Twice)

@@ -1,0 +1,235 @@
+"""The training loop: order, averages, accumulation, refusals, signals, several processes."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, write_atomically
+
+
+class Noise(Dataset[dict[str, Any]]):
+    """Samples that say which they are and draw a random number."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": torch.rand(3), "index": index, "name": f"sample_{index}"}
+
+
+class Line(Method):
+    """Fits w to the images: loss (w . x - 1)^2."""
+
+    def __init__(self, poison: int = -1) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        self.poison = poison
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        loss = (self.layer(batch["image"]) - 1).square().mean()
+        self.seen += 1
+        if self.poison >= 0 and int(self.seen) > self.poison:
+            loss = loss * float("nan")
+        return {"square": loss}
+
+
+def first(stream: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return list(itertools.islice(stream, count))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_workers_or_on_where_one_starts(workers: int) -> None:
+    whole = first(endless(Noise(5), 2, seed=1), 9)
+    late = first(endless(Noise(5), 2, seed=1, start=4, workers=workers), 5)
+    for expected, found in zip(whole[4:], late, strict=True):
+        assert torch.equal(expected["image"], found["image"])
+        assert expected["name"] == found["name"]
+
+
+def test_every_sample_comes_once_a_shuffle_and_looks_new_each_time() -> None:
+    batches = first(endless(Noise(4), 2, seed=0), 4)
+    order = [int(i) for batch in batches for i in batch["index"]]
+    assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
+    rows = {i: [batch["image"][j] for batch in batches for j, k in enumerate(batch["index"]) if k == i] for i in range(4)}
+    assert all(not torch.equal(a, b) for a, b in rows.values())
+
+
+def test_a_batch_larger_than_the_set_goes_through_it_more_than_once() -> None:
+    (batch,) = first(endless(Noise(2), 5, seed=0), 1)
+    assert len(batch["image"]) == 5
+    assert set(batch["index"].tolist()) == {0, 1}
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        endless(Noise(0), 1, seed=0)
+
+
+def test_loading_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first(endless(Noise(4), 2, seed=0), 3)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def trained(folder: Path, *, steps: int = 6, batch: int = 4, accumulate: int = 1, **keywords: Any) -> Line:
+    torch.manual_seed(0)
+    method = keywords.pop("method", None) or Line()
+    optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    fit(
+        method, lambda start: endless(Noise(16), batch, seed=0, start=start), run=Run(folder, quiet=True),
+        optimizer=optimizer, steps=steps, accumulate=accumulate, **keywords,
+    )  # fmt: skip
+    return method
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    large, small = trained(tmp_path / "a", batch=4), trained(tmp_path / "b", batch=2, accumulate=2)
+    torch.testing.assert_close(large.layer.weight, small.layer.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_schedule_scales_the_learning_rate_by_step(tmp_path: Path) -> None:
+    trained(tmp_path, steps=4, schedule=cosine(4))
+    rates = [line["lr"] for line in Run(tmp_path).read_log()]
+    assert rates == pytest.approx([0.1, 0.1 * 0.853553, 0.05, 0.1 * 0.146447], rel=1e-5)
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = Line()
+    torch.manual_seed(0)
+    moved = trained(tmp_path, steps=1, clip=1e-3)
+    distance = sum((a - b).square().sum() for a, b in zip(start.parameters(), moved.parameters(), strict=True)).sqrt()
+    assert float(distance) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_ema_by_hand_and_buffers_copied() -> None:
+    teacher, student = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    nn.init.constant_(teacher.weight, 1.0)
+    nn.init.constant_(student.weight, 3.0)
+    student.running_mean.fill_(7.0)
+    ema_update(teacher, student, 0.75)
+    assert float(teacher.weight) == 1.5  # 0.75 * 1 + 0.25 * 3
+    assert float(teacher.running_mean) == 7.0
+
+
+def test_nan_steps_are_not_taken_and_stop_the_run_with_the_samples_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    method = Line(poison=2)
+    with pytest.raises(FloatingPointError, match=r"sample_\d") as caught:
+        trained(tmp_path, steps=20, method=method)
+    assert "5 in a row" in str(caught.value)
+    torch.testing.assert_close(method.layer.weight, trained(tmp_path / "clean", steps=2).layer.weight)
+    assert [line["step"] for line in Run(tmp_path).read_log() if "refused" in line] == [3, 4, 5, 6, 7]
+
+
+def test_a_finished_stage_is_taken_from_disk(tmp_path: Path) -> None:
+    once = trained(tmp_path)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    assert torch.equal(trained(tmp_path).layer.weight, once.layer.weight)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+CHILD = """
+    import sys, torch
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    from test_engine import Line, Noise
+    from segue.engine import Run, endless, fit
+    import time
+    class Slow(Line):
+        def forward(self, batch):
+            time.sleep(0.02)
+            return super().forward(batch)
+    torch.manual_seed(0)
+    method = Slow()
+    fit(method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(Path({folder!r})),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps={steps})
+"""
+
+
+def child(folder: Path, steps: int) -> list[str]:
+    code = textwrap.dedent(CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), steps=steps))
+    return [sys.executable, "-c", code]
+
+
+def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(child(tmp_path / "cut", 150), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    log = tmp_path / "cut" / "log.jsonl"
+    while not (log.exists() and log.stat().st_size > 400) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors
+    assert subprocess.run(child(tmp_path / "cut", 150), check=True, capture_output=True, text=True).returncode == 0
+    cut = torch.load(tmp_path / "cut" / "train.pt", weights_only=True)
+    whole = trained(tmp_path / "whole", steps=150)
+    assert torch.equal(cut["method"]["layer.weight"], whole.layer.weight)
+
+
+RANKS = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import torch, torch.distributed as dist
+    from test_engine import Line, Noise
+    from segue.engine import Run, endless, fit
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    method = Line()
+    fit(method, lambda start: endless(Noise(16), 2, seed=0, start=start), run=Run(Path({folder!r}), quiet=True),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=6)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(textwrap.dedent(RANKS.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = torch.load(tmp_path / "two" / "train.pt", weights_only=True)["method"]["layer.weight"]
+    torch.testing.assert_close(two, trained(tmp_path / "one", batch=4).layer.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_half_written_log_line_is_left_out(tmp_path: Path) -> None:
+    run = Run(tmp_path, quiet=True)
+    run.log("train", 1, {"loss": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"stage": "train", "step": 2})[:9])
+    assert run.read_log() == [{"stage": "train", "step": 1, "loss": 1.0}]
