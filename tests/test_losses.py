@@ -27,7 +27,7 @@ FORMS = ["one_image", "exclude_self", "view", "images", "images_exclude_self", "
 
 
 def bag(form: str, count: int = 70, channels: int = 16, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Arguments of a loss: classes of uneven size, of a single pixel, that only keys or anchors have; ignored pixels."""
+    """Arguments of a loss: classes of uneven size, of one pixel, that only keys or anchors have; ignored pixels."""
     generator = torch.Generator().manual_seed(0)
 
     def embeddings(pixels: int) -> Tensor:

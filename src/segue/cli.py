@@ -16,9 +16,6 @@ USAGE_EXIT = 2
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line with a hint, and whose exit status for them is 2."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **keywords)
-
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")
 
@@ -33,12 +30,12 @@ def whole_number(text: str) -> int:
 
 def parser() -> Parser:
     """Every command with its options; the fields of a method are added by `train_command`."""
-    top = Parser(prog="segue", description="From images and few labels to a trained segmentation model.")
+    top = Parser(prog="segue", allow_abbrev=False, description="From images and few labels to a trained segmentation model.")
     top.add_argument("--version", action="version", version=f"segue {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, run: Callable[..., int], text: str) -> Parser:
-        added: Parser = commands.add_parser(name, help=text, description=text)
+        added: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(run=run)
         return added
 
@@ -207,9 +204,30 @@ def demo_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue data list``."""
+    import os
+
+    from segue.data.catalogue import catalogue
+    from segue.data.fetch import in_mirror
 
     _refuse_rest(rest, "segue data list", ["--json"])
-    raise NotImplementedError
+    mirror = os.environ.get("SEGUE_MIRROR", "")
+    names = in_mirror(mirror) if mirror else ()
+    rows = [
+        {"name": e.name, "what": e.what, "licence": e.licence, "home": e.home, "in_mirror": e.name in names}
+        for e in catalogue()
+    ]
+    rows += [
+        {"name": name, "what": "a set of the mirror", "licence": "see its README", "home": mirror, "in_mirror": True}
+        for name in names
+        if name not in {row["name"] for row in rows}
+    ]
+    if arguments.json:
+        print(json.dumps(rows))  # noqa: T201
+        return 0
+    for row in rows:
+        there = "  (in the mirror)" if row["in_mirror"] else ""
+        print(f"{row['name']}{there}\n    {row['what']}\n    licence: {row['licence']}\n    {row['home']}")  # noqa: T201
+    return 0
 
 
 def get_command(arguments: argparse.Namespace, rest: list[str]) -> int:

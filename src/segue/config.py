@@ -86,7 +86,7 @@ def leaves(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = hints[field.name]
-        own = leaves(inner) if dataclasses.is_dataclass(inner) else {field.name: (inner, field.default)}
+        own = leaves(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else {field.name: (inner, field.default)}
         for name, leaf in own.items():
             if name in found:
                 raise TypeError(f"{kind.__module__}: the config field {name!r} is there twice")
@@ -100,8 +100,8 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         inner = hints[field.name]
-        if dataclasses.is_dataclass(inner):
-            arguments[field.name] = build(inner, values)  # type: ignore[arg-type]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            arguments[field.name] = build(inner, values)
         elif field.name in values:
             arguments[field.name] = values[field.name]
     return kind(**arguments)
@@ -126,8 +126,8 @@ def documented(kind: type[Any]) -> dict[str, str]:
     texts = {p.arg_name: " ".join((p.description or "").split()) for p in parse(kind.__doc__ or "").params}
     for field in dataclasses.fields(kind):
         inner = get_type_hints(kind)[field.name]
-        if dataclasses.is_dataclass(inner):
-            texts.update(documented(inner))  # type: ignore[arg-type]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            texts.update(documented(inner))
     return texts
 
 
@@ -142,7 +142,7 @@ def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str
 
     fields, texts = leaves(kind), documented(kind)
 
-    class Parser(ArgumentParser):  # type: ignore[misc]
+    class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise UsageError(f"{command}: {_plain(message)}")
 

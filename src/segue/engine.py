@@ -250,6 +250,7 @@ def endless(
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # else it draws from the global one
     )
     return iter(loader)
 
@@ -366,7 +367,7 @@ def _accumulated(
 ) -> tuple[dict[str, float], int, list[str]]:
     """Gradients of ``accumulate`` batches, averaged: (losses by name, images, names of the samples)."""
     losses: dict[str, float] = {}
-    images, names = 0, []
+    images, names = 0, list[str]()
     for i in range(accumulate):
         batch = to_device(next(stream), run.device)
         images, names = images + _count(batch), names + _names(batch)
@@ -377,7 +378,7 @@ def _accumulated(
                 named: Losses = module(batch)
             total = torch.stack([loss.float() for loss in named.values()]).sum()
             if total.requires_grad:
-                (total / accumulate).backward()
+                torch.autograd.backward(total / accumulate)
         for name, loss in {"loss": total, **named}.items():
             losses[name] = losses.get(name, 0.0) + float(loss.detach()) / accumulate
     return losses, images, names

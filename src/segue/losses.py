@@ -1,13 +1,13 @@
 """Losses that two or more methods use: pure functions of tensors that import nothing of ours.
 
-Pixel contrast: a bag of anchor pixels p, embeddings f_p and classes y_p, is compared with key pixels k, embeddings g_k, by
-z_pk = f_p . g_k / t. A key is positive if its class is y_p, negative if it is another. For one anchor:
+Pixel contrast: a bag of anchor pixels p, embeddings f_p and classes y_p, is compared with key pixels k, embeddings g_k,
+by z_pk = f_p . g_k / t. A key is positive if its class is y_p, negative if it is another. For one anchor:
 
     (1)  pixel_contrast            l_p  =  LSE_{k positive or negative} z_pk  -  mean_{q positive} z_pq
     (2)  pixel_contrast_negatives  l_p  =  mean_{q positive} softplus( LSE_{k negative} z_pk  -  z_pq )
 
-LSE is log sum exp. The loss is the mean of l_p over the anchors that have a positive. Written down directly, either holds
-several (N, M) matrices. Here both are as exact and hold a few blocks of ``tile`` rows, so memory grows with N + M:
+LSE is log sum exp. The loss is the mean of l_p over the anchors that have a positive. Written down directly, either
+holds several (N, M) matrices. Here both are as exact and hold a few blocks of ``tile`` rows: memory grows with N + M.
 
 - loss and gradients are taken from the same block while it is there; backward only multiplies by the upstream gradient;
 - the mean over positives in eq. 1 is linear in z, so class sums of embeddings stand for a mask;
@@ -66,37 +66,16 @@ def pixel_contrast(
     Raises:
         ValueError: If shapes do not match, or one of several arguments that belong together is missing.
     """
-    pairs = _pairs(
-        anchors,
-        labels,
-        keys,
-        key_labels,
-        images=anchor_images,
-        key_images=key_images,
-        ignore=ignore,
-        exclude_self=exclude_self,
-    )
+    pairs = _pairs((anchors, labels, anchor_images), (keys, key_labels, key_images), ignore, exclude_self)
+    how = _How(temperature, tile, low_precision)
     with torch.autocast(anchors.device.type, enabled=False):
         sources, targets = _gathered(anchors, keys, pairs)
         if len(sources) == 0:
             return sources.sum() + targets[:0].sum()
         positive = _mean_positive(sources, targets, pairs) / temperature
         if pairs.own is not None and pairs.images is None and _is_bounded(targets, targets, temperature):
-            return (
-                _by_triangle(targets, pairs, temperature=temperature, tile=tile, low_precision=low_precision) - positive
-            )
-        return (
-            _by_rows(
-                _log_denominator,
-                sources,
-                targets,
-                pairs,
-                temperature=temperature,
-                tile=tile,
-                low_precision=low_precision,
-            )
-            - positive
-        )
+            return _by_triangle(targets, pairs.own, pairs.exclude_self, how) - positive
+        return _by_rows(_log_denominator, sources, targets, pairs, how) - positive
 
 
 def pixel_contrast_negatives(
@@ -115,51 +94,25 @@ def pixel_contrast_negatives(
 ) -> Tensor:
     """Eq. 2: supervised contrast of a bag of pixels; each positive stands against the negatives alone.
 
-    Positives do not compete with each other, and an anchor that has no negatives costs nothing. Takes the time,
-    gradients included, of 3 matrix products of (N, D) by (D, M). The arguments are those of ``pixel_contrast``.
-
-    Args:
-        anchors: (N, D) embeddings.
-        labels: (N,) class ids.
-        keys: (M, D) embeddings. Default: the anchors.
-        key_labels: (M,) class ids.
-        anchor_images: (N,) image ids. Default: the whole bag counts as one image.
-        key_images: (M,) image ids.
-        temperature: t > 0.
-        ignore: class id of pixels that are neither anchors nor keys.
-        exclude_self: a pixel is not its own positive.
-        tile: anchors that are compared at a time.
-        low_precision: matrix products in bfloat16, sums in float32.
+    Positives do not compete with each other, and an anchor that has no negatives costs nothing. Arguments are those of
+    ``pixel_contrast``. Takes the time, gradients included, of 3 matrix products of (N, D) by (D, M).
 
     Returns:
         A scalar in nats, at least 0; 0, with gradient, if no anchor has a positive. It can be differentiated once.
-
-    Raises:
-        ValueError: If shapes do not match, or one of several arguments that belong together is missing.
     """
-    pairs = _pairs(
-        anchors,
-        labels,
-        keys,
-        key_labels,
-        images=anchor_images,
-        key_images=key_images,
-        ignore=ignore,
-        exclude_self=exclude_self,
-    )
+    pairs = _pairs((anchors, labels, anchor_images), (keys, key_labels, key_images), ignore, exclude_self)
+    how = _How(temperature, tile, low_precision)
     with torch.autocast(anchors.device.type, enabled=False):
         sources, targets = _gathered(anchors, keys, pairs)
         if len(sources) == 0:
             return sources.sum() + targets[:0].sum()
-        return _by_rows(
-            _softplus_of_margins,
-            sources,
-            targets,
-            pairs,
-            temperature=temperature,
-            tile=tile,
-            low_precision=low_precision,
-        )
+        return _by_rows(_softplus_of_margins, sources, targets, pairs, how)
+
+
+class _How(NamedTuple):
+    temperature: float
+    tile: int
+    low_precision: bool
 
 
 class _Pairs(NamedTuple):
@@ -186,22 +139,20 @@ class _Block(NamedTuple):
     near_keys: slice  # the same, counted in all keys
 
 
-# z (rows, columns), which it may overwrite; pairs; block; type of sums; whether |z| is bounded -> sum of the losses of the rows, and their
-# gradient by z as weights (rows, columns) of the type of z times a scale (rows,).
-_BlockLoss = Callable[[Tensor, _Pairs, _Block, torch.dtype, bool], tuple[Tensor, Tensor, Tensor]]
+# (z (rows, columns), may be overwritten; pairs; block; is |z| bounded) -> the sum of the losses of the rows, and their
+# gradient by z as weights (rows, columns), of the type of z, times a scale (rows,).
+_BlockLoss = Callable[[Tensor, _Pairs, _Block, bool], tuple[Tensor, Tensor, Tensor]]
 
 
 def _pairs(
-    anchors: Tensor,
-    labels: Tensor,
-    keys: Tensor | None,
-    key_labels: Tensor | None,
-    *,
-    images: Tensor | None,
-    key_images: Tensor | None,
+    anchor_pixels: tuple[Tensor, Tensor, Tensor | None],
+    key_pixels: tuple[Tensor | None, Tensor | None, Tensor | None],
     ignore: int,
     exclude_self: bool,
 ) -> _Pairs:
+    """From embeddings, labels and images of the anchors and of the keys."""
+    anchors, labels, images = anchor_pixels
+    keys, key_labels, key_images = key_pixels
     if (keys is None) != (key_labels is None):
         raise ValueError("keys and key_labels go together: give both or neither")
     if (key_images is None) == (keys is not None and images is not None):
@@ -225,18 +176,17 @@ def _pairs(
     key_rows = key_order[is_kept[count:][key_order]]
     class_sizes = ids[count:][key_rows].bincount(minlength=len(classes))
     positives = class_sizes[ids[:count]] - int(exclude_self)
-    order = ids[:count].argsort(stable=True)
+    sort_by = ids[:count]
     if images is not None:
-        names, image_ids = torch.unique(
-            torch.cat([images, images if key_images is None else key_images]), return_inverse=True
-        )
+        every = torch.cat([images, images if key_images is None else key_images])
+        names, image_ids = torch.unique(every, return_inverse=True)
         images, key_images = image_ids[:count], image_ids[count:]
-        order = (ids[:count] * len(names) + images).argsort(stable=True)  # so that a block spans few images
+        sort_by = sort_by * len(names) + images  # so that a block spans few images
+    order = sort_by.argsort(stable=True)
     rows = order[(is_kept[:count] & (positives > 0))[order]]
     own = None
     if keys is None:
-        column = torch.zeros_like(key_order)
-        column[key_rows] = torch.arange(len(key_rows), device=column.device)
+        column = torch.zeros_like(key_order).index_copy_(0, key_rows, torch.arange(len(key_rows), device=rows.device))
         own = column[rows]
     return _Pairs(
         rows=rows,
@@ -280,10 +230,7 @@ def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """A loss whose gradients are found together with its value.
-
-    ``find(wants_gradients, *embeddings)`` returns the loss and, if they are wanted, its gradient by each embedding.
-    """
+    """A loss whose gradients, one for each of the embeddings, ``find(wants_gradients, *embeddings)`` returns along."""
 
     @staticmethod
     def forward(ctx: Any, find: Callable[..., tuple[Tensor, ...]], *embeddings: Tensor) -> Tensor:
@@ -298,47 +245,40 @@ class _Once(torch.autograd.Function):
         return None, *(upstream * gradient for gradient in ctx.saved_tensors)
 
 
-def _by_rows(
-    block_loss: _BlockLoss,
-    anchors: Tensor,
-    keys: Tensor,
-    pairs: _Pairs,
-    *,
-    temperature: float,
-    tile: int,
-    low_precision: bool,
-) -> Tensor:
+def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pairs, how: _How) -> Tensor:
     """Mean of ``block_loss`` over the anchors, found a block of anchors against all keys at a time."""
-    product_dtype = torch.bfloat16 if low_precision else anchors.dtype
-    is_bounded = _is_bounded(anchors, keys, temperature)
+    is_bounded = _is_bounded(anchors, keys, how.temperature)
+    product_dtype = torch.bfloat16 if how.low_precision else anchors.dtype
+    tile = 2 * how.tile if how.low_precision else how.tile  # no larger in memory, and faster
 
     def find(wants_gradients: bool, anchors: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-        scaled = anchors / temperature
+        scaled = anchors / how.temperature
         left, right = scaled.to(product_dtype), keys.to(product_dtype)
         loss, of_anchors, of_keys = anchors.new_zeros(()), torch.zeros_like(anchors), torch.zeros_like(keys)
-        # A bfloat16 block of twice the rows is no larger, and its products run faster.
-        for block in _blocks(pairs, 2 * tile if low_precision else tile):
+        for block in _blocks(pairs, tile):
             compared = right[block.columns]
-            value, weights, scale = block_loss(left[block.rows] @ compared.T, pairs, block, anchors.dtype, is_bounded)
+            value, weights, scale = block_loss(left[block.rows] @ compared.T, pairs, block, is_bounded)
             loss += value / len(anchors)
             if wants_gradients:
                 scale = scale[:, None] / len(anchors)
-                of_anchors[block.rows] = (weights @ compared) * (scale / temperature)
-                _add_product(of_keys, block.columns, weights.T, (scaled[block.rows] * scale).to(product_dtype))
+                of_anchors[block.rows] = (weights @ compared) * (scale / how.temperature)
+                pulling = (scaled[block.rows] * scale).to(product_dtype)
+                if isinstance(block.columns, slice):
+                    _add_product(of_keys, weights.T, pulling)
+                else:
+                    of_keys.index_add_(0, block.columns, (weights.T @ pulling).to(of_keys.dtype))
         return (loss, of_anchors, of_keys) if wants_gradients else (loss,)
 
     loss: Tensor = _Once.apply(find, anchors, keys)
     return loss
 
 
-def _add_product(total: Tensor, rows: Tensor | slice, left: Tensor, right: Tensor) -> None:
-    """``total[rows] += left @ right``; in place without a copy where dtypes allow."""
-    if isinstance(rows, Tensor):
-        total.index_add_(0, rows, (left @ right).to(total.dtype))
-    elif left.dtype == total.dtype:
-        total[rows].addmm_(left, right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, without the product as a tensor of its own where types allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
     else:
-        total[rows] += left @ right
+        total += left @ right
 
 
 def _blocks(pairs: _Pairs, tile: int) -> Iterator[_Block]:
@@ -376,8 +316,9 @@ def _is_foreign(pairs: _Pairs, block: _Block) -> Tensor:
     return pairs.images[block.rows, None] != pairs.key_images[block.columns]
 
 
-def _exponentials(z: Tensor, dtype: torch.dtype, is_bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _exponentials(z: Tensor, is_bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """exp(z - c) in place of z, its sums over the columns (rows,), and LSE z (rows,): -inf where all of z is."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
     offset: Tensor | float = 0.0
     if not is_bounded:
         largest = z.amax(1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
@@ -388,9 +329,7 @@ def _exponentials(z: Tensor, dtype: torch.dtype, is_bounded: bool) -> tuple[Tens
     return z, sums, offset + sums.log()
 
 
-def _log_denominator(
-    z: Tensor, pairs: _Pairs, block: _Block, dtype: torch.dtype, is_bounded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _log_denominator(z: Tensor, pairs: _Pairs, block: _Block, is_bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The first term of eq. 1, a ``_BlockLoss``."""
     if pairs.images is not None:
         is_out = _is_foreign(pairs, block)
@@ -398,22 +337,20 @@ def _log_denominator(
         z.masked_fill_(is_out, -torch.inf)
     if pairs.exclude_self:
         z[:, block.near].masked_fill_(_is_own(pairs, block), -torch.inf)
-    exponentials, sums, lse = _exponentials(z, dtype, is_bounded)
+    exponentials, sums, lse = _exponentials(z, is_bounded)
     return lse.sum(), exponentials, 1 / sums
 
 
-def _softplus_of_margins(
-    z: Tensor, pairs: _Pairs, block: _Block, dtype: torch.dtype, is_bounded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _softplus_of_margins(z: Tensor, pairs: _Pairs, block: _Block, is_bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 2, a ``_BlockLoss``."""
     is_positive = _is_same_class(pairs, block)
-    z_near = z[:, block.near].to(dtype, copy=True)
+    z_near = z[:, block.near].to(torch.promote_types(z.dtype, torch.float32), copy=True)
     z[:, block.near].masked_fill_(is_positive, -torch.inf)
     if pairs.images is not None:
         z.masked_fill_(_is_foreign(pairs, block), -torch.inf)
     if pairs.exclude_self:
         is_positive &= ~_is_own(pairs, block)
-    exponentials, sums, lse = _exponentials(z, dtype, is_bounded)
+    exponentials, sums, lse = _exponentials(z, is_bounded)
     margin = lse[:, None] - z_near
     slope = margin.sigmoid() * is_positive
     softplus = margin.relu() + margin.abs_().neg_().exp_().log1p_()
@@ -423,49 +360,42 @@ def _softplus_of_margins(
     return ((softplus * is_positive).sum(1) * scale).sum(), exponentials, scale
 
 
-def _by_triangle(both: Tensor, pairs: _Pairs, *, temperature: float, tile: int, low_precision: bool) -> Tensor:
-    """Mean over the anchors of LSE_k z_pk, where they are among the keys, (M, D), and |z| is bounded.
+def _by_triangle(both: Tensor, own: Tensor, exclude_self: bool, how: _How) -> Tensor:
+    """Mean over the anchors ``own`` of LSE_k z_pk, where they are among the keys ``both``, (M, D), and |z| is bounded.
 
     With w_p = 1/A for an anchor, 0 for another key, and S_p = sum_k exp(z_pk), the gradient is G F / t for
     G_ik = exp(z_ik) (w_i / S_i + w_k / S_k). exp(z) and G are symmetric, so half of either is enough.
     """
-    assert pairs.own is not None
-    weights = both.new_zeros(len(both)).index_fill_(0, pairs.own, 1 / len(pairs.own))
-    product_dtype = torch.bfloat16 if low_precision else both.dtype
+    weights = both.new_zeros(len(both)).index_fill_(0, own, 1 / len(own))
+    product_dtype = torch.bfloat16 if how.low_precision else both.dtype
 
     def find(wants_gradient: bool, both: Tensor) -> tuple[Tensor, ...]:
-        left, right = (both / temperature).to(product_dtype), both.to(product_dtype)
+        left, right = (both / how.temperature).to(product_dtype), both.to(product_dtype)
 
-        def tiles() -> Iterator[tuple[slice, slice, Tensor]]:
-            for start in range(0, len(both), tile):
-                rows = slice(start, min(start + tile, len(both)))
-                for first in range(start, len(both), _TILES_ACROSS * tile):
-                    columns = slice(first, min(first + _TILES_ACROSS * tile, len(both)))
+        def tiles() -> Iterator[tuple[slice, slice, int, Tensor]]:
+            """Rows, columns, how many of the columns are the rows (whose mirror image is in the tile), and exp(z)."""
+            for start in range(0, len(both), how.tile):
+                rows = slice(start, min(start + how.tile, len(both)))
+                for first in range(start, len(both), _TILES_ACROSS * how.tile):
+                    columns = slice(first, min(first + _TILES_ACROSS * how.tile, len(both)))
                     exponentials = (left[rows] @ right[columns].T).to(both.dtype).exp_()
-                    if first == start and pairs.exclude_self:
+                    if first == start and exclude_self:
                         exponentials.diagonal().zero_()
-                    yield rows, columns, exponentials
-
-        def mirrored(rows: slice, columns: slice) -> tuple[slice, slice]:
-            """The columns whose mirror is not among the tiles, counted in all keys and in the tile."""
-            first = max(columns.start, rows.stop)
-            return slice(first, columns.stop), slice(first - columns.start, None)
+                    yield rows, columns, max(0, rows.stop - first), exponentials
 
         sums = both.new_zeros(len(both))
-        for rows, columns, exponentials in tiles():
+        for rows, columns, square, exponentials in tiles():
             sums[rows] += exponentials.sum(1)
-            whole, part = mirrored(rows, columns)
-            sums[whole] += exponentials[:, part].sum(0)
+            sums[columns][square:] += exponentials[:, square:].sum(0)
         loss = (weights * sums.log()).sum()
         if not wants_gradient:
             return (loss,)
         shares, gradient = weights / sums, torch.zeros_like(both)
-        for rows, columns, exponentials in tiles():
+        for rows, columns, square, exponentials in tiles():
             mutual = exponentials.mul_(shares[rows, None] + shares[columns]).to(product_dtype)
-            _add_product(gradient, rows, mutual, right[columns])
-            whole, part = mirrored(rows, columns)
-            _add_product(gradient, whole, mutual[:, part].T, right[rows])
-        return loss, gradient.div_(temperature)
+            _add_product(gradient[rows], mutual, right[columns])
+            _add_product(gradient[columns][square:], mutual[:, square:].T, right[rows])
+        return loss, gradient.div_(how.temperature)
 
     loss: Tensor = _Once.apply(find, both)
     return loss

@@ -106,17 +106,17 @@ def train(
     """
     from segue.config import build, leaves
 
-    known = leaves(_method(method).Config)
+    known = leaves(method_module(method).Config)
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise UsageError(f"{method} has no field {unknown[0]!r}{did_you_mean(unknown[0], set(known))}")
-    config = build(_method(method).Config, {**fields, "data": data})
+    config = build(method_module(method).Config, {**fields, "data": data})
     return run_training(
         method, config, Path(out), compare=compare, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet
     )  # fmt: skip
 
 
-def _method(name: str, verb: str = "train") -> Any:
+def method_module(name: str, verb: str = "train") -> Any:
     """The module of a method that serves ``verb``.
 
     Raises:

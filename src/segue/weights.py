@@ -25,8 +25,11 @@ from segue.models.heads import LinearProbe
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
 
 FORMAT = 1
-KINDS = {"segmenter": (Segmenter, SegmenterSpec), "linear_probe": (LinearProbe.build, SegmenterSpec)}
 Model = Segmenter | LinearProbe
+KINDS: dict[str, tuple[Callable[[SegmenterSpec], Model], type[SegmenterSpec]]] = {
+    "segmenter": (Segmenter, SegmenterSpec),
+    "linear_probe": (LinearProbe.build, SegmenterSpec),
+}
 
 
 def save_model(model: Model, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
@@ -114,8 +117,9 @@ def load_model(source: str, *, device: str = "cpu") -> Model:
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path} cannot be loaded as model.yaml describes it ({first})") from None
-    placed: Model = model.to(device, memory_format=torch.channels_last)
-    return placed.eval()
+    model.to(device).to(memory_format=torch.channels_last)  # as trained: other layouts round differently
+    model.eval()
+    return model
 
 
 def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, str]:
@@ -186,7 +190,7 @@ def start_encoder(model: Segmenter, state: Mapping[str, Tensor]) -> None:
     """
     from timm.models import adapt_input_conv
 
-    inner: nn.Module = model.encoder.model
+    inner = model.encoder.get_submodule("model")
     own = inner.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in state]

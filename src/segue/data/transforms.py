@@ -37,8 +37,9 @@ class ColorJitter:
 
     def scaled(self, strength: float) -> "ColorJitter":
         """The same kind of change, ``strength`` times as strong; its chances stay."""
-        changes = (self.brightness, self.contrast, self.saturation, self.hue)
-        return ColorJitter(*(strength * change for change in changes), self.chance, self.gray)
+        brightness, contrast = strength * self.brightness, strength * self.contrast
+        saturation, hue = strength * self.saturation, strength * self.hue
+        return ColorJitter(brightness, contrast, saturation, hue, self.chance, self.gray)
 
 
 # For cross-entropy: hue and saturation slightly hurt there. For the second view: SimCLR's distortion at full strength.

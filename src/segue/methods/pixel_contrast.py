@@ -249,7 +249,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     if config.views.batch < 4 or config.views.batch % 2:
         raise DataError(f"--batch {config.views.batch} must be even and at least 4: half of it in two views")
     thresholds = class_thresholds(config, data.classes)
-    network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(run.device).to(memory_format=torch.channels_last)
     probes = data.val or data.labelled
     run.keep("embeddings_before", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
     rounds = 2 if data.unlabelled else 1

@@ -57,9 +57,10 @@ class Config:
 def class_weights(data: TrainingData) -> Tensor:
     """Eq. 2 over the labelled masks: (K,); 1 for a class that no mask holds."""
     pixels = np.zeros(len(data.classes))
-    for sample in Whole(data.labelled, data.decoder):
+    masks = Whole(data.labelled, data.decoder)
+    for i in range(len(masks)):
         alone = Confusion(len(data.classes))
-        mask = sample["mask"].numpy()
+        mask = masks[i]["mask"].numpy()
         alone.update(mask, np.zeros_like(mask))
         pixels += alone.counts.sum(1)
     present = pixels > 0
@@ -85,11 +86,10 @@ class Supervised(Method):
 def train(config: Config, run: Run, data: TrainingData) -> Model:
     """The trained network."""
     torch.manual_seed(run.seed)
-    network: Model = new_segmenter(config.network, data.listing, say=run.say)
-    if config.linear_probe:
-        network = LinearProbe(network)
+    segmenter = new_segmenter(config.network, data.listing, say=run.say)
+    network: Model = LinearProbe(segmenter) if config.linear_probe else segmenter
     weights = class_weights(data) if config.balance == "auto" else torch.ones(len(data.classes))
-    method = Supervised(network.to(memory_format=torch.channels_last), weights)  # type: ignore[call-overload]
+    method = Supervised(network.to(memory_format=torch.channels_last), weights)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
     views = ViewsOf(data.labelled, data.decoder, config.views.crop, config.views.scale)

@@ -45,9 +45,11 @@ class LinearProbe(nn.Module):
 def projection_head(channels: int, embedding: int) -> nn.Sequential:
     """Three 1 x 1 convolutions with ReLU between them: (B, C, h, w) -> (B, D, h, w), not yet of unit length."""
     return nn.Sequential(
-        nn.Conv2d(channels, embedding, 1),
+        nn.Conv2d(channels, embedding, 1, bias=False),
+        nn.BatchNorm2d(embedding),
         nn.ReLU(inplace=True),
-        nn.Conv2d(embedding, embedding, 1),
+        nn.Conv2d(embedding, embedding, 1, bias=False),
+        nn.BatchNorm2d(embedding),
         nn.ReLU(inplace=True),
         nn.Conv2d(embedding, embedding, 1),
     )

@@ -49,6 +49,8 @@ class Segmenter(nn.Module):
     """
 
     kind = "segmenter"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: SegmenterSpec) -> None:
         super().__init__()

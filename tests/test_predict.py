@@ -1,0 +1,120 @@
+"""Whole pictures: what is written, what is said, and that it is what was evaluated."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+
+from segue.data.sample import DataError
+from segue.evaluate import measure, semantic
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.predict import find_images, overlay, predict_image, write_predictions
+
+
+class ByColor(torch.nn.Module):
+    """Class 0, 1 or 2 by the brightest band: a model whose answers are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() * self.scale
+
+
+def pure(ids: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.eye(3, dtype=np.uint8)[ids] * 200).permute(2, 0, 1)
+
+
+def test_scores_of_a_model_whose_answers_are_known() -> None:
+    ids = np.array([[0, 1], [2, 1]], np.uint8)
+    truth = torch.from_numpy(np.array([[0, 1], [1, 255]], np.uint8))
+    data = [{"image": pure(ids), "mask": truth, "name": "x"}, {"image": pure(ids[:1]), "mask": truth[:1], "name": "y"}]
+    model = ByColor().train()
+    measured = measure(model, data, ("a", "b", "c"))
+    scores = measured.scores()
+    # truth a: 2 of 2 right; truth b: 2 of 3 right, one called c; c is not in the truth.
+    assert scores["iou/a"] == 1.0
+    assert scores["iou/b"] == pytest.approx(2 / 3)
+    assert math.isnan(scores["iou/c"])
+    assert scores["miou"] == pytest.approx(5 / 6)
+    assert (measured.present(), measured.plain()["scores"]["iou/c"]) == (2, None)
+    assert measured.by_image == [("x", pytest.approx(0.75)), ("y", 1.0)]
+    assert model.training
+    assert semantic(model, data, ("a", "b", "c"))["accuracy"] == pytest.approx(4 / 5)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    torch.manual_seed(0)
+    colors = ((10, 20, 30), (200, 0, 0), (0, 0, 200))
+    return Segmenter(SegmenterSpec("test_efficientnet", ("a", "b", "c"), colors, decoder_channels=16)).eval()
+
+
+def test_probability_and_uncertainty_by_hand(model: Segmenter) -> None:
+    image = torch.from_numpy(draw(0)[0]).permute(2, 0, 1)
+    classes, probability, uncertainty = predict_image(model, image)
+    with torch.inference_mode():
+        p = model(image[None])[0].softmax(0)
+    torch.testing.assert_close(probability, p.max(0).values)
+    assert torch.equal(classes.long(), p.argmax(0))
+    torch.testing.assert_close(uncertainty, -(p * p.log()).sum(0) / math.log(3), rtol=1e-4, atol=1e-5)
+
+
+def test_files_hold_ids_under_a_palette_and_maps(model: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    picture = draw(0)[0][:40, :33]
+    Image.fromarray(picture).save(tmp_path / "in" / "deep" / "a.png")
+    written, failed = write_predictions(model, find_images([str(tmp_path / "in")]), tmp_path / "out", maps=True)
+    assert (written, failed) == (1, {})
+    expected = predict_image(model, torch.from_numpy(picture).permute(2, 0, 1))[0].numpy()
+    with Image.open(tmp_path / "out" / "labels" / "deep" / "a.png") as label:
+        assert label.mode == "P"
+        np.testing.assert_array_equal(np.asarray(label), expected)
+        np.testing.assert_array_equal(np.asarray(label.convert("RGB")), np.array(model.spec.colors)[expected])
+    for kind in ("overlays/deep/a.jpg", "probability/deep/a.png", "uncertainty/deep/a.png"):
+        with Image.open(tmp_path / "out" / kind) as image:
+            assert image.size == (33, 40)
+
+
+def test_overlay_by_hand() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    found = overlay(image, np.array([[0, 1]]), [(0, 0, 0), (200, 100, 0)], opacity=0.5)
+    np.testing.assert_array_equal(found[0], [[50, 50, 50], [150, 100, 50]])
+
+
+def test_unreadable_pictures_are_counted_and_the_others_written(model: Segmenter, tmp_path: Path) -> None:
+    Image.fromarray(draw(0)[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no")
+    pairs = find_images([str(tmp_path / "*.png")])
+    written, failed = write_predictions(model, pairs, tmp_path / "out")
+    assert written == 1
+    assert list(failed) == [str(tmp_path / "bad.png")]
+    assert written + len(failed) == len(pairs)
+
+
+def test_sources_are_files_folders_and_globs_each_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(draw(0)[0]).save(tmp_path / f"{name}.png")
+    names = [pair.name for pair in find_images([str(tmp_path / "b.png"), str(tmp_path), str(tmp_path / "[ab].png")])]
+    assert names == ["b", "a"]
+
+
+def test_sources_that_cannot_be_meant_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    Image.fromarray(draw(0)[0]).save(tmp_path / "a.png")
+    Image.fromarray(draw(1)[0]).save(tmp_path / "x" / "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    for sources, message in (
+        ([tmp_path / "gone.png"], "no such file"),
+        ([tmp_path / "empty"], "holds no image"),
+        ([tmp_path / "notes.txt"], "no image by its name"),
+        ([tmp_path / "a.png", tmp_path / "x" / "a.png"], "would both be written"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_images([str(source) for source in sources])
