@@ -1,12 +1,14 @@
 """The report, of run folders written by hand: what it says, what it leaves out, and what it survives."""
 
+import ast
 import base64
+import functools
+import inspect
 import io
 import json
 import math
 import re
-import subprocess
-import sys
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ import torch
 from conftest import CLASSES, COLORS, write_set
 from PIL import Image
 
+from segue import report
 from segue.data.images import Decoder, Whole
 from segue.data.listing import open_listing
 from segue.data.sample import DataError
 from segue.evaluate import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.report import class_rows, confusion_table, count, duration, percent, points, separation, write_report
+from segue.report import Arm, class_rows, confusion_table, count, duration, percent, points, separation, write_report
 from segue.weights import save_model
 
 NASTY = "<script>alert(1)</script> & $x$ \u6c34"
@@ -49,9 +52,11 @@ def evaluation(method: str, confusion: list[list[int]], images: dict[str, float 
     }  # fmt: skip
 
 
+@functools.cache
 def tiny(classes: tuple[str, ...] = CLASSES) -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(SegmenterSpec("test_efficientnet", classes, COLORS, decoder_channels=16))
+    colors = tuple(COLORS[i % 3] for i in range(len(classes)))
+    return Segmenter(SegmenterSpec("test_efficientnet", classes, colors, decoder_channels=16)).eval()
 
 
 def write_run(out: Path, *, data: Path | str = "gone", classes: tuple[str, ...] = CLASSES, **account: Any) -> Path:
@@ -180,7 +185,7 @@ def test_nothing_is_fetched_or_run(compared: Path) -> None:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", page.raw)
-    assert "default-src &#39;none&#39;" in page.raw or "default-src 'none'" in page.raw
+    assert "default-src 'none'" in page.raw
 
 
 def test_names_are_text_everywhere(tmp_path: Path) -> None:
@@ -237,7 +242,7 @@ def test_pictures_are_the_worst_then_the_best_and_small(tmp_path: Path) -> None:
 def test_overlays_are_of_the_saved_model_and_the_truth(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", train=1, val=1, test=0, size=32)
     out = write_run(tmp_path / "run", data=data)
-    model = tiny()
+    model = deepcopy(tiny())
     torch.nn.init.zeros_(model.head.weight)
     model.head.bias.data = torch.tensor([0.0, 9.0, 0.0])  # says disc everywhere
     save_model(model, out / "model", method="pixel_contrast", metrics={})
@@ -319,10 +324,8 @@ def test_pseudo_labels_are_counted(tmp_path: Path) -> None:
     }
     (out / "pseudo_labels.json").write_text(json.dumps({"classes": rows, "images": {"0.png": "a", "1.png": "b"}}))
     page = page_of(out)
-    assert (
-        "ground 0.97 1\u202f000 250 25.0" in page.raw.replace('</td><td class="n">', " ")
-        or "ground 0.97 1 000 250 25.0" in page.text
-    )
+    assert "ground 0.97 1 000 250 25.0" in page.text
+    assert "All 1 000 250 25.0" in page.text
     assert "disc 0.8 0 0 –" in page.text
     assert "2 images without labels" in page.text
     assert "No pixel was kept" not in page.text
@@ -332,7 +335,7 @@ def test_report_of_what_was_measured_says_the_same_numbers(tmp_path: Path) -> No
     data = write_set(tmp_path / "set", train=1, val=2, test=0, size=32)
     out = write_run(tmp_path / "run", data=data, validation=2)
     listing = open_listing(str(data))
-    measured = measure(tiny().eval(), Whole(listing.split("val"), Decoder.of(listing)), CLASSES)
+    measured = measure(tiny(), Whole(listing.split("val"), Decoder.of(listing)), CLASSES)
     written = {"method": "pixel_contrast", "seconds": 1.0, "split": "validation", **measured.plain()}
     (out / "evaluation.json").write_text(json.dumps(written))
     page = page_of(out)
@@ -342,8 +345,6 @@ def test_report_of_what_was_measured_says_the_same_numbers(tmp_path: Path) -> No
 
 
 def test_class_rows_and_confusion_by_hand(compared: Path) -> None:
-    from segue.report import Arm
-
     arm = Arm.read("method", compared)
     ground, disc, bar = class_rows([arm])
     assert ground["iou"] == [pytest.approx(60 / 90)]
@@ -360,16 +361,10 @@ def test_class_rows_and_confusion_by_hand(compared: Path) -> None:
 def test_large_confusion_keeps_the_commonest_classes_and_says_so(tmp_path: Path) -> None:
     classes = tuple(f"class{i}" for i in range(40))
     counts = np.diag(np.arange(40)) + np.eye(40, k=-8, dtype=int)
-    out = add_scores(write_run(tmp_path / "run"), counts.tolist())
-    record = json.loads((out / "run.json").read_text())
-    record["data"]["classes"] = classes
-    (out / "run.json").write_text(json.dumps(record))
-    torch.manual_seed(0)
-    spec = SegmenterSpec("test_efficientnet", classes, ((9, 9, 9),) * 40, decoder_channels=16)
-    save_model(Segmenter(spec), out / "model", method="pixel_contrast", metrics={})
+    out = add_scores(write_run(tmp_path / "run", classes=classes), counts.tolist())
     page = page_of(out)
     assert "The 32 commonest classes; the others are in the last column." in page.text
-    table = confusion_table(__import__("segue.report", fromlist=["Arm"]).Arm.read("method", out).confusion(), classes)
+    table = confusion_table(Arm.read("method", out).confusion(), classes)
     assert [row["name"] for row in table["rows"]] == list(classes[8:])
     assert table["rows"][0]["others"] == pytest.approx(1 / 9)  # class8 is class0 in 1 of 9 pixels
 
@@ -429,6 +424,9 @@ def test_the_same_run_gives_the_same_report(tmp_path: Path) -> None:
     assert not list(out.glob(".*partial"))
 
 
-def test_importing_the_report_does_not_import_what_draws_it() -> None:
-    code = "import sys, segue.report; assert not {'matplotlib', 'sklearn', 'jinja2'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_what_draws_is_imported_when_a_report_is_written_and_not_before() -> None:
+    tree = ast.parse(inspect.getsource(report))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names} | {getattr(node, "module", "") for node in imports}
+    assert "numpy" in names
+    assert not {name.partition(".")[0] for name in names} & {"matplotlib", "sklearn", "jinja2", "markupsafe"}

@@ -77,6 +77,8 @@ class Run:
         workers: processes that load data; 0 loads in this one.
         checkpoint_every: seconds between two checkpoints of a stage.
         quiet: say nothing on the terminal; the log is written all the same.
+        records: files that describe the run, written with the first thing that is: a run that is refused before it
+            starts leaves no folder.
     """
 
     def __init__(
@@ -89,15 +91,16 @@ class Run:
         workers: int = 0,
         checkpoint_every: float = 60.0,
         quiet: bool = False,
+        records: Mapping[str, bytes] | None = None,
     ) -> None:
         self.out = out
+        self.records = dict(records or {})
         self.seed = seed
         self.device = torch.device(device)
         self.precision = precision
         self.workers = workers
         self.checkpoint_every = checkpoint_every
         self.console = Console(stderr=True, quiet=quiet or rank_and_world()[0] > 0, soft_wrap=True, highlight=False)
-        out.mkdir(parents=True, exist_ok=True)
 
     def child(self, name: str) -> "Run":
         """A run in the subfolder ``name`` with the same surroundings."""
@@ -115,8 +118,17 @@ class Run:
         """One line for the person who waits."""
         self.console.print(text, markup=False)
 
+    def open(self) -> None:
+        """Makes the folder and writes its records, unless both are there."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        while self.records and rank_and_world()[0] == 0:
+            name, content = self.records.popitem()
+            if not (self.out / name).exists():
+                write_atomically(self.out / name, content)
+
     def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
         """Appends one line to ``log.jsonl``."""
+        self.open()
         if rank_and_world()[0] == 0:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
@@ -137,6 +149,7 @@ class Run:
     def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has written them."""
         path = self.out / f"{name}.npz"
+        self.open()
         if rank_and_world()[0] == 0 and not path.exists():
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
@@ -426,6 +439,7 @@ def fit(
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
     """
+    run.open()
     method.to(run.device)
     state = run.checkpoint(stage)
     step, meter, meter_steps, bad = 0, dict[str, float](), 0, 0

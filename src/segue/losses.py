@@ -15,7 +15,7 @@ holds several (N, M) matrices. Here both are as exact and hold a few blocks of `
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -46,8 +46,7 @@ def pixel_contrast(
     images are given, else of 3 products of (N, D) by (D, M). Embeddings all alike give log M; most others, more.
 
     Args:
-        anchors: (N, D) embeddings, any real numbers, meant to be of length 1. Computed in float32 whatever autocast
-            says; in float64 if that is what they are.
+        anchors: (N, D) embeddings, meant to be of length 1. In float64 if they are, else computed in float32, always.
         labels: (N,) class ids, any integers.
         keys: (M, D) embeddings of another view or of more images. Default: the anchors.
         key_labels: (M,) class ids; given if and only if keys are.
@@ -109,6 +108,10 @@ def pixel_contrast_negatives(
         return _by_rows(_softplus_of_margins, sources, targets, pairs, how)
 
 
+_Anchors = tuple[Tensor, Tensor, Tensor | None]  # embeddings, labels, images
+_Keys = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 class _How(NamedTuple):
     temperature: float
     tile: int
@@ -144,13 +147,7 @@ class _Block(NamedTuple):
 _BlockLoss = Callable[[Tensor, _Pairs, _Block, bool], tuple[Tensor, Tensor, Tensor]]
 
 
-def _pairs(
-    anchor_pixels: tuple[Tensor, Tensor, Tensor | None],
-    key_pixels: tuple[Tensor | None, Tensor | None, Tensor | None],
-    ignore: int,
-    exclude_self: bool,
-) -> _Pairs:
-    """From embeddings, labels and images of the anchors and of the keys."""
+def _check(anchor_pixels: _Anchors, key_pixels: _Keys, exclude_self: bool) -> None:
     anchors, labels, images = anchor_pixels
     keys, key_labels, key_images = key_pixels
     if (keys is None) != (key_labels is None):
@@ -169,23 +166,27 @@ def _pairs(
             raise ValueError(f"embeddings are {tuple(embeddings.shape)}, expected (pixels, {anchors.shape[-1]})")
         if embeddings is not None and ids is not None and ids.shape != embeddings.shape[:1]:
             raise ValueError(f"{name} are {tuple(ids.shape)} for {len(embeddings)} embeddings")
+
+
+def _pairs(anchor_pixels: _Anchors, key_pixels: _Keys, ignore: int, exclude_self: bool) -> _Pairs:
+    _check(anchor_pixels, key_pixels, exclude_self)
+    _, labels, images = anchor_pixels
+    _, key_labels, key_images = key_pixels
     count = len(labels)
     classes, ids = torch.unique(torch.cat([labels, labels if key_labels is None else key_labels]), return_inverse=True)
-    is_kept = classes[ids] != ignore
     key_order = ids[count:].argsort(stable=True)
-    key_rows = key_order[is_kept[count:][key_order]]
+    key_rows = key_order[(classes[ids] != ignore)[count:][key_order]]  # so an ignored class has no keys, nor anchors
     class_sizes = ids[count:][key_rows].bincount(minlength=len(classes))
-    positives = class_sizes[ids[:count]] - int(exclude_self)
-    sort_by = ids[:count]
+    positives, sort_by = class_sizes[ids[:count]] - exclude_self, ids[:count]
     if images is not None:
         every = torch.cat([images, images if key_images is None else key_images])
         names, image_ids = torch.unique(every, return_inverse=True)
         images, key_images = image_ids[:count], image_ids[count:]
         sort_by = sort_by * len(names) + images  # so that a block spans few images
     order = sort_by.argsort(stable=True)
-    rows = order[(is_kept[:count] & (positives > 0))[order]]
+    rows = order[positives[order] > 0]
     own = None
-    if keys is None:
+    if key_labels is None:
         column = torch.zeros_like(key_order).index_copy_(0, key_rows, torch.arange(len(key_rows), device=rows.device))
         own = column[rows]
     return _Pairs(
@@ -222,8 +223,7 @@ def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
     classes = len(pairs.class_sizes)
     anchor_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.labels, anchors)
     key_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.key_labels, keys)
-    sizes = pairs.class_sizes - int(pairs.exclude_self)
-    total = (anchor_sums * key_sums / sizes.clamp(min=1)[:, None]).sum()
+    total = (anchor_sums * key_sums / (pairs.class_sizes - pairs.exclude_self).clamp(min=1)[:, None]).sum()
     if pairs.exclude_self:
         total = total - (anchors.square().sum(1) / pairs.positives).sum()
     return total / len(anchors)
@@ -269,8 +269,7 @@ def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pair
                     of_keys.index_add_(0, block.columns, (weights.T @ pulling).to(of_keys.dtype))
         return (loss, of_anchors, of_keys) if wants_gradients else (loss,)
 
-    loss: Tensor = _Once.apply(find, anchors, keys)
-    return loss
+    return cast(Tensor, _Once.apply(find, anchors, keys))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -397,5 +396,4 @@ def _by_triangle(both: Tensor, own: Tensor, exclude_self: bool, how: _How) -> Te
             _add_product(gradient[columns][square:], mutual[:, square:].T, right[rows])
         return loss, gradient.div_(how.temperature)
 
-    loss: Tensor = _Once.apply(find, both)
-    return loss
+    return cast(Tensor, _Once.apply(find, both))

@@ -149,11 +149,11 @@ def run_training(
     claim_folder(out, identity)
     data = open_training(config.data, seed=seed)
     workers = workers if workers >= 0 else (4 if device.startswith("cuda") else 0)
-    run = Run(out, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet)
+    records = describe_run(identity, data, command)
+    run = Run(out, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, records=records)
     for line in data.lines():
         run.say(line)
     run.say(f"training: {method}, {config.steps} steps, seed {seed}, on {device} in {precision}, into {out}")
-    describe_run(out, identity, data, command)
     arms = [(method, config, run)]
     if compare and method != "supervised":
         arms.append(("supervised", control(config), run.child(BASELINE)))
@@ -227,10 +227,8 @@ def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, A
     return [(key, there.get(key), here.get(key)) for key in {*there, *here}]
 
 
-def describe_run(out: Path, identity: dict[str, Any], data: TrainingData, command: Sequence[str]) -> None:
-    """Writes ``run.json`` and ``config.yaml``, once."""
-    if rank_and_world()[0] > 0 or (out / "run.json").is_file():
-        return
+def describe_run(identity: dict[str, Any], data: TrainingData, command: Sequence[str]) -> dict[str, bytes]:
+    """``run.json`` and ``config.yaml``."""
     described = {
         "identity": identity,
         "command": shlex.join(command or sys.argv),
@@ -239,8 +237,10 @@ def describe_run(out: Path, identity: dict[str, Any], data: TrainingData, comman
         "git": _git(),
         "data": {**data.account(), "fingerprint": fingerprint(data)},
     }
-    write_atomically(out / "run.json", json.dumps(described, indent=1).encode())
-    write_atomically(out / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False).encode())
+    return {
+        "config.yaml": yaml.safe_dump(identity["config"], sort_keys=False).encode(),
+        "run.json": json.dumps(described, indent=1).encode(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -96,9 +96,8 @@ class Scene:
 
     def __init__(self, rng: Random, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
-        self.focal = rng.uniform(0.55, 1.05) * width
+        self.focal, self.eye = rng.uniform(0.55, 1.05) * width, rng.uniform(1.2, 2.8)  # pixels; metres up
         self.horizon, self.vanishing = rng.uniform(0.34, 0.56) * height, rng.uniform(0.3, 0.7) * width
-        self.eye = rng.uniform(1.2, 2.8)  # metres above the ground
         self.bend = rng.choice((0.0, rng.uniform(-0.003, 0.003)))  # the street runs at x + bend z^2
         self.centre, self.half, self.lanes = rng.uniform(-2.5, 2.5), rng.uniform(3, 6.5), rng.choice((1, 2, 2, 3))
         self.walks = {side: rng.uniform(1.5, 4.5) for side in (-1, 1)}  # widths of the pavements, left and right
@@ -463,8 +462,7 @@ class Scenes(Dataset[Sample]):
             raise IndexError(f"scene {index} of {self.length}")
         rng = Random(f"{self.seed} {index}")
         scene = draw(rng, *self.size)
-        mask, things = annotate(scene)
-        return render(scene, self.domain, f"{self.seed} {index}"), mask, things
+        return render(scene, self.domain, f"{self.seed} {index}"), *annotate(scene)
 
 
 def write(folder: Path, *, train: int, val: int = 0, test: int = 0, unlabelled: int = 0,

@@ -1,0 +1,181 @@
+"""Pixel contrast, equation by equation, against loops and numbers worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, TINY
+from torch import Tensor
+
+from segue.config import build
+from segue.data.sample import DataError
+from segue.data.training import open_training
+from segue.engine import Run
+from segue.methods.pixel_contrast import (
+    CONTRASTS,
+    Config,
+    bags,
+    class_thresholds,
+    labels_at,
+    pseudo_label,
+    train,
+    within_image,
+)
+
+T = 0.2
+
+
+def crops(seed: int = 0, count: int = 3, pixels: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Two views' embeddings (B, N, D) and labels (B, N) with ignored pixels and a class of one pixel."""
+    torch.manual_seed(seed)
+    first, second = (torch.nn.functional.normalize(torch.randn(count, pixels, 4), dim=2) for _ in range(2))
+    labels = torch.randint(0, 3, (count, pixels))
+    labels[0, 0], labels[1, 2] = 255, 9
+    return first, second, labels
+
+
+def plain(first: Tensor, second: Tensor, labels: Tensor, form: str, others: bool) -> float:
+    """Eqs. 1 to 3 as they are written, pixel by pixel."""
+    crop_losses = []
+    count, pixels = labels.shape
+    keys = [(j, q) for j in range(count) for q in range(pixels) if labels[j, q] != 255]
+    anchors = keys if form == "batch" else None
+    for i in range(count) if anchors is None else [None]:
+        losses = []
+        for j, p in [(i, p) for p in range(pixels) if labels[i, p] != 255] if anchors is None else anchors:
+            home = {"image": [j], "pair": [j, (j - 1) % count], "batch": list(range(count))}[form]
+            negatives_from = home if form == "batch" else [j]
+            z = {k: float(first[j, p] @ second[k]) / T for k in keys if k[0] in home}
+            positives = [k for k in z if labels[k] == labels[j, p]]
+            negatives = [k for k in z if labels[k] != labels[j, p] and k[0] in negatives_from]
+            if not positives:
+                continue
+            if others:
+                rest = sum(math.exp(z[k]) for k in negatives)
+                terms = [-math.log(math.exp(z[q]) / (math.exp(z[q]) + rest)) for q in positives]
+            else:
+                total = sum(math.exp(z[k]) for k in [*positives, *negatives])
+                terms = [-math.log(math.exp(z[q]) / total) for q in positives]
+            losses.append(sum(terms) / len(terms))
+        if losses:
+            crop_losses.append(sum(losses) / len(losses))
+    return sum(crop_losses) / len(crop_losses)
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("form", sorted(CONTRASTS))
+def test_each_form_equals_the_equation_written_as_a_loop(form: str, others: bool) -> None:
+    first, second, labels = crops()
+    found = CONTRASTS[form](first, second, labels, temperature=T, others=others)
+    assert float(found) == pytest.approx(plain(first, second, labels, form, others), rel=1e-5)
+
+
+def test_within_image_by_hand() -> None:
+    # Two pixels of two classes, orthogonal embeddings, both views alike: L = log(1 + e^{-1/t}).
+    views = torch.eye(2)[None]
+    found = within_image(views, views, torch.tensor([[0, 1]]), temperature=0.5)
+    assert float(found) == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-6)
+
+
+def test_a_crop_without_labels_counts_for_nothing() -> None:
+    first, second, labels = crops(count=2)
+    alone = within_image(first[:1], second[:1], labels[:1], temperature=T)
+    labels[1] = 255
+    torch.testing.assert_close(within_image(first, second, labels, temperature=T), alone)
+    labels[0] = 255
+    leaf = first.clone().requires_grad_()
+    loss = within_image(leaf, second, labels, temperature=T)
+    loss.backward()
+    assert float(loss) == 0
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() == 0
+
+
+def test_crops_do_not_see_each_other_in_eq_1_and_do_in_eq_2() -> None:
+    first, second, labels = crops()
+    changed = second.clone()
+    changed[2] = -changed[2]
+    for form, same in (("image", True), ("pair", False), ("batch", False)):
+        before, after = (
+            CONTRASTS[form](first[:1] if form == "image" else first, view[:1] if form == "image" else view,
+                            labels[:1] if form == "image" else labels, temperature=T)
+            for view in (second, changed)
+        )  # fmt: skip
+        assert torch.equal(before, after) == same, form
+
+
+def test_labels_are_taken_at_the_centre_of_each_feature_pixel() -> None:
+    mask = torch.arange(64).reshape(1, 8, 8)
+    assert labels_at(mask, 2, 2).tolist() == [[[18, 22], [50, 54]]]  # rows and columns 2 and 6
+
+
+def test_bags_are_unit_rows_in_the_order_of_the_labels() -> None:
+    embedding = torch.randn(2, 5, 3, 4)
+    rows, labels = bags(embedding, torch.arange(24).reshape(2, 3, 4))
+    torch.testing.assert_close(rows.norm(dim=2), torch.ones(2, 12))
+    torch.testing.assert_close(rows[1, 6], embedding[1, :, 1, 2] / embedding[1, :, 1, 2].norm())
+    assert labels[1, 6] == 12 + 6
+
+
+def test_thresholds_by_class() -> None:
+    found = class_thresholds(Config(thresholds="car:0.5"), ("background", "road", "car"))
+    np.testing.assert_allclose(found, [0.97, 0.8, 0.5])
+    for text in ("car", "car:x", "lorry:0.5", "car:1.5"):
+        with pytest.raises(DataError, match="--thresholds"):
+            class_thresholds(Config(thresholds=text), ("background", "car"))
+
+
+def test_pseudo_labels_by_hand() -> None:
+    classes = np.array([[0, 0, 1, 1]], np.uint8)
+    probability = np.array([[0.96, 0.97, 0.79, 0.81]], np.float32)
+    found = pseudo_label(classes, probability, np.array([0.97, 0.8], np.float32))
+    assert found.tolist() == [[255, 0, 255, 1]]
+
+
+def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> None:
+    values = {**TINY, "data": str(dataset), "labels": "3", "unlabeled": ("rest",), "threshold": 0.0, "evaluate_every": 1}
+    config = build(Config, values)
+    run = Run(tmp_path / "run", quiet=True)
+    data = open_training(config.data, seed=0)
+    train(config, run, data)
+    lines = run.read_log()
+    last = {stage: max(line["step"] for line in lines if line["stage"] == stage) for stage in {x["stage"] for x in lines}}
+    assert last == {"contrast": 2, "finetune": 2, "contrast_pseudo": 2, "finetune_pseudo": 2}  # 8 steps in all
+    assert any("val/miou" in line for line in lines)
+    ledger = json.loads((run.out / "pseudo_labels.json").read_text())
+    assert len(ledger["images"]) == len(data.unlabelled) == 3
+    assert set(ledger["classes"]) == set(CLASSES)
+    assert sum(row["kept"] for row in ledger["classes"].values()) == 3 * 48 * 48  # a threshold of 0 keeps all
+    for name in ("embeddings_before", "embeddings_after", "embeddings_after_pseudo"):
+        with np.load(run.out / f"{name}.npz") as kept:
+            assert kept["features"].shape == (len(kept["labels"]), 16)
+            assert set(kept["labels"].tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(("field", "value"), [("contrast_share", 0.0), ("contrast_share", 1.0), ("batch", 3), ("batch", 2)])
+def test_impossible_settings_are_refused_by_name(dataset: Path, tmp_path: Path, field: str, value: float) -> None:
+    config = build(Config, {**TINY, "data": str(dataset), field: value})
+    with pytest.raises(DataError, match=f"--{field} {value}"):
+        train(config, Run(tmp_path, quiet=True), open_training(config.data, seed=0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_contrast_draws_classes_together(dataset: Path, tmp_path: Path, precision: str) -> None:
+    """After contrast, features of one class are nearer to their own mean than before, next to the others' means."""
+    config = build(Config, {**TINY, "data": str(dataset), "steps": 60, "contrast_share": 0.9, "val": "none"})
+    run = Run(tmp_path, quiet=True, precision=precision)
+    train(config, run, open_training(config.data, seed=0))
+
+    def separation(name: str) -> float:
+        with np.load(run.out / f"{name}.npz") as kept:
+            features, labels = kept["features"].astype(np.float64), kept["labels"]
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        means = np.stack([features[labels == k].mean(0) for k in range(3)])
+        within = np.mean([((features[labels == k] - means[k]) ** 2).sum(1).mean() for k in range(3)])
+        between = np.mean([((means[j] - means[k]) ** 2).sum() for j in range(3) for k in range(j)])
+        return float(between / within)
+
+    assert separation("embeddings_after") > 1.5 * separation("embeddings_before")

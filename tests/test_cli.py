@@ -1,0 +1,185 @@
+"""The command line as a person meets it: the whole path, and every way to get it wrong."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import options, write_set
+from PIL import Image
+
+Segue = Callable[..., tuple[int, str, str]]
+
+
+def train(segue: Segue, dataset: Path, out: Path, *more: object, **changes: object) -> tuple[int, str, str]:
+    return segue("train", dataset, "--out", out, "--device", "cpu", "--precision", "fp32", *more, *options(**changes))
+
+
+@pytest.fixture
+def run(segue: Segue, dataset: Path, tmp_path: Path) -> Path:
+    status, _, errors = train(segue, dataset, tmp_path / "run", "--method", "supervised")
+    assert status == 0, errors
+    return tmp_path / "run"
+
+
+def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    status, output, errors = train(segue, dataset, out, "--compare", "--json", labels=4, unlabeled="rest", threshold=0.0)
+    assert status == 0, errors
+    assert "using 4 labelled and 2 unlabelled images to train, 2 to validate; left out of 6 found: nothing" in errors
+    assert re.search(r"pixel_contrast: mIoU \d+\.\d over 3 of 3 classes on 2 validation images", errors)
+    assert re.search(r"supervised: mIoU \d+\.\d", errors)
+    assert json.loads(output)["model"] == str(out / "model")
+    assert (out / "report.html").is_file()
+    assert (out / "baseline" / "model" / "model.safetensors").is_file()
+
+    status, output, _ = segue("evaluate", out, "--split", "test", "--json")
+    assert status == 0
+    found = json.loads(output)
+    assert np.sum(found["confusion"]) == 2 * 48 * 48
+    status, output, _ = segue("evaluate", out, "--split", "test")
+    assert status == 0
+    assert "over 3 of 3 classes" in output
+
+    status, output, _ = segue("predict", out, dataset / "images", "--out", tmp_path / "predicted", "--maps")
+    assert status == 0
+    assert "10 of 10 images written" in output
+    with Image.open(tmp_path / "predicted" / "labels" / "val_006.png") as image:
+        assert (image.mode, image.size) == ("P", (48, 48))
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    status, _, errors = train(segue, dataset, out, "--compare", labels=4, unlabeled="rest", threshold=0.0)
+    assert status == 0
+    assert errors.count("finished before") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+
+
+def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segue, run: Path, dataset: Path) -> None:
+    for path in (dataset / "labels").glob("test*.png"):
+        with Image.open(path) as image:
+            values = np.array(image)
+        Image.fromarray(np.where(values == 1, 0, values).astype(np.uint8)).save(path)
+    status, output, _ = segue("evaluate", run, "--split", "test")
+    assert status == 0
+    assert re.search(r"disc\s*│\s*–", output)
+    assert "over 2 of 3 classes" in output
+    _, output, _ = segue("evaluate", run, "--split", "test", "--json")
+    assert json.loads(output)["scores"]["iou/disc"] is None
+
+
+WRONG: list[tuple[list[object], str]] = [
+    (["trian"], "unknown command 'trian'; did you mean train?"),
+    (["train", "SET", "--out", "OUT", "--stepps", 3], "unknown option --stepps; did you mean --steps?"),
+    (["train", "SET", "--out", "OUT", "--method", "pixel_contrats"], "unknown method 'pixel_contrats'; did you mean pixel_contrast?"),
+    (["train", "SET"], "--out"),
+    (["train", "GONE", "--out", "OUT"], "GONE does not exist"),
+    (["train", "SET", "--out", "OUT", "--steps", "0"], "--steps 0"),
+    (["train", "SET", "--out", "OUT", "--steps", "x"], "x"),
+    (["train", "SET", "--out", "OUT", "--crop", "50"], "--crop 50"),
+    (["train", "SET", "--out", "OUT", "--batch", "1"], "--batch 1"),
+    (["train", "SET", "--out", "OUT", "--scale", "2,1"], "--scale [2.0, 1.0]"),
+    (["train", "SET", "--out", "OUT", "--labels", "40"], "--labels 40 asks for 40 of 6"),
+    (["train", "SET", "--out", "OUT", "--encoder", "mobilenet_v9"], "mobilenet_v9"),
+    (["train", "SET", "--out", "OUT", "--init", "gone.safetensors"], "gone.safetensors"),
+    (["train", "SET", "--out", "OUT", "--device", "cuda:7"], "cuda:7"),
+    (["train", "SET", "--out", "OUT", "--precision", "fp8"], "--precision fp8"),
+    (["train", "SET", "--out", "OUT", "--seed", "x"], "'x' is no whole number"),
+    (["evaluate", "GONE"], "GONE holds no model"),
+    (["evaluate", "SET"], "holds no model"),
+    (["predict", "GONE", "SET/images", "--out", "OUT"], "GONE holds no model"),
+    (["predict", "GONE", "SET/gone.png", "--out", "OUT"], "gone.png: no such file"),
+    (["data", "get", "camvidd", "--out", "OUT"], "camvid"),
+    (["demo", "--sceed", "1"], "--sceed"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(map(str, a))[:60] for a, _ in WRONG])
+def test_what_cannot_be_meant_is_said_in_a_line_exits_2_and_writes_nothing(
+    segue: Segue, dataset: Path, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    places = {"SET": str(dataset), "OUT": str(tmp_path / "out"), "GONE": str(tmp_path / "GONE")}
+    filled = [re.sub(r"^(SET|OUT|GONE)", lambda m: places[m[1]], str(argument)) for argument in arguments]
+    status, output, errors = segue(*filled)
+    assert status == 2
+    assert message in errors
+    assert sum(line.startswith("error:") for line in errors.splitlines()) == 1
+    assert errors.splitlines()[-1].startswith("error:")
+    assert output == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_faults_of_the_data_stop_training_before_anything_is_written(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    (dataset / "images" / "train_001.png").write_text("no")
+    (dataset / "labels" / "train_002.png").unlink()
+    status, _, errors = train(segue, dataset, tmp_path / "out")
+    assert status == 2
+    assert [line.split()[1 if i == 0 else 0] for i, line in enumerate(errors.splitlines())] == ["E106", "E111"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(segue: Segue, run: Path, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    status, _, errors = train(segue, dataset, tmp_path / "mine")
+    assert (status, [p.name for p in (tmp_path / "mine").iterdir()]) == (2, ["thesis.txt"])
+    assert "not empty" in errors
+    status, _, errors = train(segue, dataset, run, "--method", "supervised", steps=9)
+    assert status == 2
+    assert "steps: 8 there, 9 here" in errors
+    status, _, errors = segue("predict", run, dataset / "images", "--out", tmp_path / "mine")
+    assert status == 2
+    assert "not an empty folder" in errors
+
+
+def test_a_model_with_other_classes_is_refused(segue: Segue, run: Path, tmp_path: Path) -> None:
+    other = write_set(tmp_path / "other")
+    described = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**described, "classes": ["ground", "bar", "disc"]}))
+    status, _, errors = segue("evaluate", run, "--data", other)
+    assert status == 2
+    assert "same names in the same order" in errors
+
+
+def test_unreadable_pictures_are_named_and_the_rest_predicted(segue: Segue, run: Path, dataset: Path, tmp_path: Path) -> None:
+    (dataset / "images" / "train_000.png").write_bytes(b"")
+    status, output, errors = segue("predict", run, dataset / "images", "--out", tmp_path / "p", "--json")
+    found = json.loads(output)
+    assert (status, found["found"], found["written"], len(found["failed"])) == (2, 10, 9, 1)
+    assert "train_000.png is empty (0 bytes)" in errors
+
+
+def test_data_list_names_terms_and_the_mirror(segue: Segue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "SHA256SUMS").write_text("")
+    monkeypatch.setenv("SEGUE_MIRROR", str(tmp_path))
+    status, output, _ = segue("data", "list", "--json")
+    rows = {row["name"]: row for row in json.loads(output)}
+    assert status == 0
+    assert "BY-NC" in rows["camvid"]["licence"]
+    assert rows["mine"]["in_mirror"]
+    assert "licence:" in segue("data", "list")[1]
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = "import sys; from segue.cli import main; status = main(['--help'])"
+    watched = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules))); {code}"
+    found = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, check=False)
+    assert "train" in found.stdout
+    assert found.stderr.endswith("False")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(3):
+        subprocess.run([sys.executable, "-m", "segue", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 3 < 0.5  # of CPU: others use it too
+
+
+def test_fields_of_a_method_are_listed_with_their_meaning(segue: Segue, dataset: Path) -> None:
+    status, output, _ = segue("train", dataset, "--out", "x", "--fields")
+    assert status == 0
+    assert "--temperature" in output
+    assert "0.07 in the paper" in output
