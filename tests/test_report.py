@@ -328,7 +328,14 @@ def test_pseudo_labels_are_counted(tmp_path: Path) -> None:
     assert "All 1 000 250 25.0" in page.text
     assert "disc 0.8 0 0 –" in page.text
     assert "2 images without labels" in page.text
-    assert "No pixel was kept" not in page.text
+    assert "No pixel was kept of disc: of these" in page.text
+
+
+def test_pseudo_labels_that_taught_nothing_are_said(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run")
+    rows = {"ground": {"threshold": 0.97, "predicted": 1000, "kept": 0}}
+    (out / "pseudo_labels.json").write_text(json.dumps({"classes": rows, "images": {"0.png": "a"}}))
+    assert "No pixel was kept: the second round learnt from the labelled images alone" in page_of(out).text
 
 
 def test_report_of_what_was_measured_says_the_same_numbers(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
     from segue.predict import find_images, write_predictions
     from segue.progress import track
+    from segue.tuning import tune
     from segue.verbs import pick_device
     from segue.weights import load_model
 
@@ -174,7 +175,9 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; name another")
     pairs = find_images(arguments.images)
-    model = load_model(arguments.model, device=pick_device(arguments.device))
+    device = pick_device(arguments.device)
+    tune(device)
+    model = load_model(arguments.model, device=device)
     with track("predict", len(pairs), quiet=arguments.json) as tick:
         written, failed = write_predictions(
             model, pairs, out, overlays=not arguments.no_overlays, maps=arguments.maps, tick=tick

@@ -177,7 +177,7 @@ def _pairs(anchor_pixels: _Anchors, key_pixels: _Keys, ignore: int, exclude_self
     key_order = ids[count:].argsort(stable=True)
     key_rows = key_order[(classes[ids] != ignore)[count:][key_order]]  # so an ignored class has no keys, nor anchors
     class_sizes = ids[count:][key_rows].bincount(minlength=len(classes))
-    positives, sort_by = class_sizes[ids[:count]] - exclude_self, ids[:count]
+    positives, sort_by = class_sizes[ids[:count]] - int(exclude_self), ids[:count]
     if images is not None:
         every = torch.cat([images, images if key_images is None else key_images])
         names, image_ids = torch.unique(every, return_inverse=True)
@@ -223,7 +223,7 @@ def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
     classes = len(pairs.class_sizes)
     anchor_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.labels, anchors)
     key_sums = anchors.new_zeros(classes, anchors.shape[1]).index_add(0, pairs.key_labels, keys)
-    total = (anchor_sums * key_sums / (pairs.class_sizes - pairs.exclude_self).clamp(min=1)[:, None]).sum()
+    total = (anchor_sums * key_sums / (pairs.class_sizes - int(pairs.exclude_self)).clamp(min=1)[:, None]).sum()
     if pairs.exclude_self:
         total = total - (anchors.square().sum(1) / pairs.positives).sum()
     return total / len(anchors)

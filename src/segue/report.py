@@ -180,12 +180,11 @@ def _template() -> Any:
 # -- numbers as text ---------------------------------------------------------------------------------------------------
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A share in [0, 1] in percent; "–" where it is not defined."""
     if value is None or math.isnan(value):
         return "–"
-    least = 10.0**-digits
-    return f"<{least:.{digits}f}" if 0 < 100 * value < least / 2 else f"{100 * value:.{digits}f}"
+    return "<0.1" if 0 < value < 0.0005 else f"{100 * value:.1f}"
 
 
 def points(first: float | None, second: float | None) -> str:
@@ -319,7 +318,7 @@ def reliability(arms: Sequence[Arm]) -> str:
             axes.plot(x, y, line, color=color, linewidth=1, marker=marker, markersize=3, label=arm.title)
             area = 400 * total / max(total.sum(), 1)
             axes.scatter(x, y, s=area, color=color, marker=marker, alpha=0.35, linewidths=0)
-        axes.set(xlabel="predicted probability (%)", ylabel="right (%)", xlim=(0, 102), ylim=(0, 102), aspect="equal")
+        axes.set(xlabel="predicted probability (%)", ylabel="right (%)", xlim=(0, 105), ylim=(0, 105), aspect="equal")
         axes.legend(loc="upper left")
 
     return _svg(paint, height=3.8)

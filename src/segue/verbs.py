@@ -27,6 +27,7 @@ from segue.data.sample import DataError
 from segue.data.training import TrainingData, open_training
 from segue.engine import Run, rank_and_world, write_atomically
 from segue.evaluate import Measured, measure
+from segue.tuning import tune
 from segue.weights import Model, load_model, save_model
 
 BASELINE = "baseline"
@@ -143,13 +144,14 @@ def run_training(
 ) -> Path:
     """What `train` does, from a built config."""
     device = join_processes(pick_device(device))
+    tuned = tune(device)
     precision = pick_precision(precision, device)
     _validate(config)
     identity = {"verb": "train", "method": method, "seed": seed, "precision": precision, "config": flat(config)}
     claim_folder(out, identity)
     data = open_training(config.data, seed=seed)
     workers = workers if workers >= 0 else (4 if device.startswith("cuda") else 0)
-    records = describe_run(identity, data, command)
+    records = describe_run(identity, data, command, tuned)
     run = Run(out, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, records=records)
     for line in data.lines():
         run.say(line)
@@ -227,7 +229,9 @@ def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, A
     return [(key, there.get(key), here.get(key)) for key in {*there, *here}]
 
 
-def describe_run(identity: dict[str, Any], data: TrainingData, command: Sequence[str]) -> dict[str, bytes]:
+def describe_run(
+    identity: dict[str, Any], data: TrainingData, command: Sequence[str], tuned: Sequence[str]
+) -> dict[str, bytes]:
     """``run.json`` and ``config.yaml``."""
     described = {
         "identity": identity,
@@ -235,6 +239,7 @@ def describe_run(identity: dict[str, Any], data: TrainingData, command: Sequence
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "git": _git(),
+        "tuning": list(tuned),
         "data": {**data.account(), "fingerprint": fingerprint(data)},
     }
     return {
@@ -321,7 +326,9 @@ def evaluate(
     """
     from segue.data.training import parse_map
 
-    network = load_model(str(model), device=pick_device(device))
+    device = pick_device(device)
+    tune(device)
+    network = load_model(str(model), device=device)
     if not data:
         record = Path(model) / "run.json"
         if not record.is_file():

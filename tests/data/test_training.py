@@ -114,3 +114,19 @@ def test_mapped_values_reach_the_masks(dataset: Path) -> None:
     data = opened(dataset, map="9:ignore")
     sample = next(s for s in Whole(data.labelled, data.decoder) if s["name"] == "train_000")
     assert (sample["mask"].numpy() == np.where(values == 2, 255, values)).all()
+
+
+def test_committed_splits_are_what_the_seed_chooses() -> None:
+    import os
+
+    from segue.data.listing import open_listing
+
+    root = Path(os.environ.get("SEGUE_MIRROR") or "gone", "camvid")
+    if not root.is_dir():
+        pytest.skip("SEGUE_MIRROR holds no camvid")
+    train = open_listing(str(root)).split("train")
+    lists = sorted((Path(__file__).parents[2] / "splits" / "camvid").glob("*.txt"))
+    assert len(lists) == 6
+    for path in lists:
+        share, _, _, seed = path.stem.split("_")
+        assert [pair.name for pair in choose(train, f"{share}%", int(seed))[0]] == path.read_text().split()

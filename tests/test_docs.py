@@ -1,0 +1,88 @@
+"""What the documentation says, run."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from segue.config import build, leaves
+from segue.data.training import open_training
+from segue.engine import Run
+from segue.methods import load, names
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_sixth_method_of_the_docs_trains(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "smoothed.py"
+    path.write_text(blocks(ROOT / "docs" / "add_a_method.md", "python")[0])
+    spec = importlib.util.spec_from_file_location("smoothed_of_the_docs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    known = leaves(module.Config)
+    config = build(module.Config, {k: v for k, v in {**TINY, "data": str(dataset)}.items() if k in known})
+    module.train(config, Run(tmp_path / "run", quiet=True), open_training(config.data, seed=0))
+    assert (tmp_path / "run" / "train.pt").is_file()
+
+
+def test_the_readmes_python_runs(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    dataset.rename(tmp_path / "photos")
+    tiny = ", ".join(f"{name}={value!r}" for name, value in {**TINY, "quiet": True, "device": "cpu"}.items())
+    code = code.replace('labels="5%"', 'labels="50%"').replace("steps=2000", tiny)
+    found: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert "miou" in found["scores"]  # type: ignore[operator]
+
+
+def test_every_command_shown_is_understood(segue: Callable[..., tuple[int, str, str]]) -> None:
+    """Options in the pages exist: a renamed one fails here."""
+    fields = {name.replace("_", "-") for method in names() for name in leaves(load(method).Config)}
+    from segue.cli import parser
+
+    top = parser()
+    commands = next(action.choices for action in top._actions if hasattr(action, "choices") and isinstance(action.choices, dict))
+    own = {option[2:] for command in commands.values() for option in command._option_string_actions if option[:2] == "--"}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for line in re.findall(r"segue (?:train|evaluate|predict|demo) [^`\n|]*", text):
+            for option in re.findall(r"--([a-z][a-z-]*)", line):
+                assert option in fields | own | {"config"}, f"{page.name}: --{option} in {line!r}"
+
+
+def test_links_between_pages_hold() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_method_has_a_page_a_config_and_a_notice() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    for name in names():
+        assert (ROOT / "docs" / "methods" / f"{name}.md").is_file(), name
+        assert list((ROOT / "configs" / name).glob("*.yaml")), name
+        assert re.search(rf"^{name} \(", notice, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_configs_name_known_fields_and_are_short(path: Path) -> None:
+    import yaml
+
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 30
+    assert set(yaml.safe_load(text)) <= set(leaves(load(path.parent.name).Config))
+    assert "# command:" in text
