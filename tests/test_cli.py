@@ -29,7 +29,9 @@ def run(segue: Segue, dataset: Path, tmp_path: Path) -> Path:
 
 def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    status, output, errors = train(segue, dataset, out, "--compare", "--json", labels=4, unlabeled="rest", threshold=0.0)
+    status, output, errors = train(
+        segue, dataset, out, "--compare", "--json", labels=4, unlabeled="rest", threshold=0.0
+    )
     assert status == 0, errors
     assert "using 4 labelled and 2 unlabelled images to train, 2 to validate; left out of 6 found: nothing" in errors
     assert re.search(r"pixel_contrast: mIoU \d+\.\d over 3 of 3 classes on 2 validation images", errors)
@@ -75,7 +77,10 @@ def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segu
 WRONG: list[tuple[list[object], str]] = [
     (["trian"], "unknown command 'trian'; did you mean train?"),
     (["train", "SET", "--out", "OUT", "--stepps", 3], "unknown option --stepps; did you mean --steps?"),
-    (["train", "SET", "--out", "OUT", "--method", "pixel_contrats"], "unknown method 'pixel_contrats'; did you mean pixel_contrast?"),
+    (
+        ["train", "SET", "--out", "OUT", "--method", "pixel_contrats"],
+        "unknown method 'pixel_contrats'; did you mean pixel_contrast?",
+    ),
     (["train", "SET"], "--out"),
     (["train", "GONE", "--out", "OUT"], "GONE does not exist"),
     (["train", "SET", "--out", "OUT", "--steps", "0"], "--steps 0"),
@@ -113,7 +118,9 @@ def test_what_cannot_be_meant_is_said_in_a_line_exits_2_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_faults_of_the_data_stop_training_before_anything_is_written(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+def test_faults_of_the_data_stop_training_before_anything_is_written(
+    segue: Segue, dataset: Path, tmp_path: Path
+) -> None:
     (dataset / "images" / "train_001.png").write_text("no")
     (dataset / "labels" / "train_002.png").unlink()
     status, _, errors = train(segue, dataset, tmp_path / "out")
@@ -145,7 +152,9 @@ def test_a_model_with_other_classes_is_refused(segue: Segue, run: Path, tmp_path
     assert "same names in the same order" in errors
 
 
-def test_unreadable_pictures_are_named_and_the_rest_predicted(segue: Segue, run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_named_and_the_rest_predicted(
+    segue: Segue, run: Path, dataset: Path, tmp_path: Path
+) -> None:
     (dataset / "images" / "train_000.png").write_bytes(b"")
     status, output, errors = segue("predict", run, dataset / "images", "--out", tmp_path / "p", "--json")
     found = json.loads(output)

@@ -82,7 +82,9 @@ def test_what_cannot_be_meant_is_one_line_with_the_name(arguments: list[str], me
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[", "no valid YAML"), ("3", "name: value"), ("stps: 3", "did you mean --steps")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[", "no valid YAML"), ("3", "name: value"), ("stps: 3", "did you mean --steps")]
+)
 def test_a_bad_config_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)

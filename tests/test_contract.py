@@ -22,7 +22,7 @@ from segue.weights import load_model, save_model
 TRAINERS = methods.names("train")
 
 
-class Cut(Exception):
+class CutError(Exception):
     """Stops a run in the middle, as a crash would."""
 
 
@@ -38,7 +38,7 @@ class CutRun(Run):
         super().log(*arguments)
         self.lines -= 1
         if self.lines == 0:
-            raise Cut
+            raise CutError
 
 
 def settings(method: str, root: Path, **changes: Any) -> Any:
@@ -103,7 +103,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, datas
     folder = tmp_path / "cut"
     for lines in cuts:  # each life of the run dies a little later
         run = CutRun(folder, quiet=True, workers=workers, lines=lines - len(Run(folder).read_log()))
-        with pytest.raises(Cut):
+        with pytest.raises(CutError):
             weights_after(name, config, run)
     resumed = weights_after(name, config, Run(folder, quiet=True, workers=workers))
     for tensor_name, tensor in whole.items():

@@ -55,8 +55,12 @@ def test_every_command_shown_is_understood(segue: Callable[..., tuple[int, str, 
     from segue.cli import parser
 
     top = parser()
-    commands = next(action.choices for action in top._actions if hasattr(action, "choices") and isinstance(action.choices, dict))
-    own = {option[2:] for command in commands.values() for option in command._option_string_actions if option[:2] == "--"}
+    commands = next(
+        action.choices for action in top._actions if hasattr(action, "choices") and isinstance(action.choices, dict)
+    )
+    own = {
+        option[2:] for command in commands.values() for option in command._option_string_actions if option[:2] == "--"
+    }
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for line in re.findall(r"segue (?:train|evaluate|predict|demo) [^`\n|]*", text):
@@ -78,7 +82,9 @@ def test_every_method_has_a_page_a_config_and_a_notice() -> None:
         assert re.search(rf"^{name} \(", notice, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_configs_name_known_fields_and_are_short(path: Path) -> None:
     import yaml
 

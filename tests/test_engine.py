@@ -67,7 +67,9 @@ def test_every_sample_comes_once_a_shuffle_and_looks_new_each_time() -> None:
     batches = first(endless(Noise(4), 2, seed=0), 4)
     order = [int(i) for batch in batches for i in batch["index"]]
     assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 3]
-    rows = {i: [batch["image"][j] for batch in batches for j, k in enumerate(batch["index"]) if k == i] for i in range(4)}
+    rows = {
+        i: [batch["image"][j] for batch in batches for j, k in enumerate(batch["index"]) if k == i] for i in range(4)
+    }
     assert all(not torch.equal(a, b) for a, b in rows.values())
 
 

@@ -56,5 +56,7 @@ def test_calibration_error_by_hand_and_by_torchmetrics() -> None:
     probabilities, prediction = logits.softmax(1).max(1)
     calibration = Calibration()
     calibration.update(target, prediction[0], probabilities[0])
-    theirs = MulticlassCalibrationError(4, n_bins=BINS)(logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, 4), target.flatten())
+    theirs = MulticlassCalibrationError(4, n_bins=BINS)(
+        logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, 4), target.flatten()
+    )
     assert calibration.ece() == pytest.approx(float(theirs), abs=1e-5)

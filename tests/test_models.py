@@ -15,7 +15,12 @@ from segue.weights import describe, encoder_weights, load_model, save_model, sta
 
 
 def spec(**changes: object) -> SegmenterSpec:
-    values = {"encoder": "test_efficientnet", "classes": ("a", "b"), "colors": ((0, 0, 0), (9, 9, 9)), "decoder_channels": 16}
+    values = {
+        "encoder": "test_efficientnet",
+        "classes": ("a", "b"),
+        "colors": ((0, 0, 0), (9, 9, 9)),
+        "decoder_channels": 16,
+    }
     return SegmenterSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -62,7 +67,11 @@ def test_other_bands_and_strides() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"encoder": "mobilenet_v9"}, "no encoder 'mobilenet_v9'"), ({"encoder": "test_vit"}, "feature maps"), ({"output_stride": 4}, "8 or 16")],
+    [
+        ({"encoder": "mobilenet_v9"}, "no encoder 'mobilenet_v9'"),
+        ({"encoder": "test_vit"}, "feature maps"),
+        ({"output_stride": 4}, "8 or 16"),
+    ],
 )
 def test_impossible_networks_are_refused_by_name(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -169,7 +178,9 @@ def test_three_band_weights_serve_other_bands(model: Segmenter) -> None:
     assert grown.eval()(torch.zeros(1, 4, 32, 32)).shape == (1, 2, 32, 32)
 
 
-def test_weights_at_hand_are_taken_from_the_mirror_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Segmenter) -> None:
+def test_weights_at_hand_are_taken_from_the_mirror_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Segmenter
+) -> None:
     (tmp_path / "weights").mkdir()
     inner = {name: tensor.clone() for name, tensor in model.encoder.get_submodule("model").state_dict().items()}
     save_file(inner, tmp_path / "weights" / "test_efficientnet_in1k.safetensors")

@@ -3,6 +3,7 @@
 import ast
 import base64
 import functools
+import html
 import inspect
 import io
 import json
@@ -23,12 +24,12 @@ from segue import report
 from segue.data.images import Decoder, Whole
 from segue.data.listing import open_listing
 from segue.data.sample import DataError
-from segue.evaluate import measure
+from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report import Arm, class_rows, confusion_table, count, duration, percent, points, separation, write_report
 from segue.weights import save_model
 
-NASTY = "<script>alert(1)</script> & $x$ \u6c34"
+NASTY = "<script>alert(1)</script> & $\\frac$ \u6c34"
 CONFUSION = [[60, 20, 0], [10, 10, 0], [0, 0, 0]]  # IoU 60/90, 10/40, and a class that is not there
 
 
@@ -198,6 +199,7 @@ def test_names_are_text_everywhere(tmp_path: Path) -> None:
     assert "<script" not in page.raw
     assert "script" not in page.tags
     assert page.text.count(NASTY) >= 8
+    assert f"{html.escape(NASTY)}</text>" in page.raw  # named in the t-SNE, and not read as mathematics
     assert "svg" in page.tags
 
 

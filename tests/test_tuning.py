@@ -29,7 +29,9 @@ def test_a_gpu_is_left_as_it_is() -> None:
 def test_the_environment_names_the_switches(wanted: str | None, expected: list[str]) -> None:
     import os
 
-    environment = {k: v for k, v in os.environ.items() if k != "SEGUE_TUNE"} | ({"SEGUE_TUNE": wanted} if wanted else {})
+    environment = {k: v for k, v in os.environ.items() if k != "SEGUE_TUNE"} | (
+        {"SEGUE_TUNE": wanted} if wanted else {}
+    )
     code = "from segue.tuning import tune; print(','.join(tune('cpu')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     held = [name for name in found.stdout.strip().split(",") if name]

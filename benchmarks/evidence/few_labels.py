@@ -46,7 +46,9 @@ def shrink(source: Path, target: Path) -> Path:
     return target
 
 
-def run_arm(data: Path, folder: Path, arm: str, labels: str, init: str, seed: int, steps: int, full: bool, extra: list[str]) -> None:
+def run_arm(
+    data: Path, folder: Path, arm: str, labels: str, init: str, seed: int, steps: int, full: bool, extra: list[str]
+) -> None:
     """Trains one arm and scores it on the test split, each unless it is done."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     command = [sys.executable, "-m", "segue"]
@@ -72,7 +74,10 @@ def score(folder: Path, name: str = "test.json") -> float | None:
 
 def table(out: Path, cells: list[tuple[str, str, int]], seeds: list[int]) -> str:
     """Mean and spread of each arm in each cell, and the mean of the paired differences to ``plain``."""
-    lines = ["| labels | from | steps | plain | contrast | pseudo | contrast - plain | pseudo - plain |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| labels | from | steps | plain | contrast | pseudo | contrast - plain | pseudo - plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for labels, init, steps in cells:
         found = {arm: [score(out / folder_name(labels, init, steps, arm, seed)) for seed in seeds] for arm in ARMS}
         row = [labels, init, str(steps)]

@@ -4,8 +4,8 @@ whether it keeps the network fed.
     python benchmarks/speed/loader.py FOLDER [--images 60] [--rounds 5]
 
 FOLDER is a data set (CamVid's 480 x 360 pictures in the figures of docs/log.md). Both sides decode image and mask, scale
-by a factor from [0.5, 2], crop 256 x 256, flip, and change brightness, contrast, saturation and hue; in turn, in one
-process with one thread, CPU time, medians.
+them by a factor from [0.5, 2], crop 256 x 256, flip, and change brightness, contrast, saturation and hue; in turn, in
+one process with one thread, CPU time, medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torchvision import io, tv_tensors
 from torchvision.transforms import v2
 
-from segue.data.images import Decoder, Views, mask_image
+from segue.data.images import Decoder, RandomViews, mask_image
 from segue.data.listing import open_listing
 from segue.data.sample import open_image, to_rgb
 from segue.data.transforms import SIMCLR, ColorJitter, cut, draw_window, recolored
@@ -47,7 +47,7 @@ def main() -> None:
     listing = open_listing(options.data)
     pairs = listing.split("train")[: options.images]
     decoder = Decoder.of(listing)
-    views = Views(pairs, decoder, CROP, (0.5, 2.0), JITTER)
+    views = RandomViews(pairs, decoder, CROP, (0.5, 2.0), JITTER)
     transform = v2.Compose([
         v2.ScaleJitter((360, 480), (0.5, 2.0), antialias=True),
         v2.RandomCrop(CROP, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}),
@@ -74,7 +74,9 @@ def main() -> None:
     stages: dict[str, Callable[[], Any]] = {
         "decode the JPEG": lambda: [to_rgb(open_image(pair.image), pair.image) for pair in pairs],
         "decode the PNG mask": lambda: [np.asarray(mask_image(pair.mask)) for pair in pairs],
-        "crop and scale the image": lambda: [cut(i, w, CROP, smooth=True) for i, w in zip(opened, windows, strict=True)],
+        "crop and scale the image": lambda: [
+            cut(i, w, CROP, smooth=True) for i, w in zip(opened, windows, strict=True)
+        ],
         "crop and scale the mask": lambda: [cut(m, w, CROP, smooth=False) for m, w in zip(masks, windows, strict=True)],
         "colour": lambda: [recolored(piece, JITTER) for piece in pieces],
         "colour, SimCLR": lambda: [recolored(piece, SIMCLR) for piece in pieces],
@@ -94,8 +96,8 @@ def main() -> None:
     waiting(views)
 
 
-def waiting(views: Views, *, batch: int = 8, steps: int = 20, workers: int = 2) -> None:
-    """Share of a training step's time spent waiting for the loader, with 2 workers: DeepLabV3+ MobileNetV2, 1 thread."""
+def waiting(views: RandomViews, *, batch: int = 8, steps: int = 20, workers: int = 2) -> None:
+    """Share of a training step's time spent waiting for the loader: DeepLabV3+ MobileNetV2, 1 thread, 2 workers."""
     from segue.losses import pixel_cross_entropy
     from segue.models.segmenter import Segmenter, SegmenterSpec
 

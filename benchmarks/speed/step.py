@@ -52,7 +52,6 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
     """What can be timed: a function that prepares and gives the step."""
     import torch
 
-    from segue.losses import pixel_cross_entropy
     from segue.methods.pixel_contrast import Config, Contrast
     from segue.methods.supervised import Supervised
 
@@ -159,8 +158,8 @@ def main() -> None:
     print(f"batch {options.batch}, {options.crop} x {options.crop}, {options.threads} threads, {options.rounds} rounds")
     for name in rows:
         seconds = [statistics.median(t[i] for t in times[name]) for i in (0, 1)]
-        print(f"{name:30s} cpu {seconds[0]:7.3f} s  wall {seconds[1]:7.3f} s  {ratio(name, 'plain fp32 NCHW', 0):5.2f} x plain (cpu)"
-              f"  {ratio(name, 'plain fp32 NCHW', 1):5.2f} x plain (wall)")  # fmt: skip
+        by = [ratio(name, "plain fp32 NCHW", i) for i in (0, 1)]
+        print(f"{name:30s} cpu {seconds[0]:6.3f} s, {by[0]:.2f} x plain   wall {seconds[1]:6.3f} s, {by[1]:.2f} x plain")
     found = {
         "supervised / plain (cpu)": ratio("supervised bf16", "plain fp32 NCHW", 0),
         "supervised / plain (wall)": ratio("supervised bf16", "plain fp32 NCHW", 1),
@@ -170,7 +169,9 @@ def main() -> None:
     }
     for name, value in found.items():
         print(f"{name:40s} {value:.2f}")
-    print("loss curves:", {name: [round(v, 3) for v in losses[name]] for name in ("plain fp32 NCHW", "supervised bf16")})
+    print(
+        "loss curves:", {name: [round(v, 3) for v in losses[name]] for name in ("plain fp32 NCHW", "supervised bf16")}
+    )
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"ratios": found, "times": times, "losses": losses}, file)

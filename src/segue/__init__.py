@@ -6,11 +6,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load_model", "predict", "train"]
 
 if TYPE_CHECKING:
-    from segue.predict import predict
-    from segue.verbs import evaluate, train
+    from segue.verbs import evaluate, predict, train
     from segue.weights import load_model
 
-_HOMES = {"evaluate": "segue.verbs", "load_model": "segue.weights", "predict": "segue.predict", "train": "segue.verbs"}
+_HOMES = {"evaluate": "segue.verbs", "load_model": "segue.weights", "predict": "segue.verbs", "train": "segue.verbs"}
 
 
 def __getattr__(name: str) -> Any:

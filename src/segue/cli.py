@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from segue import __version__, methods
 from segue.config import UsageError, did_you_mean, parse_fields
@@ -30,7 +31,9 @@ def whole_number(text: str) -> int:
 
 def parser() -> Parser:
     """Every command with its options; the fields of a method are added by `train_command`."""
-    top = Parser(prog="segue", allow_abbrev=False, description="From images and few labels to a trained segmentation model.")
+    top = Parser(
+        prog="segue", allow_abbrev=False, description="From images and few labels to a trained segmentation model."
+    )
     top.add_argument("--version", action="version", version=f"segue {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -44,7 +47,9 @@ def parser() -> Parser:
     train.add_argument("data", metavar="DATA", help="folder of the labelled set, or FOLDER:split")
     train.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
     train.add_argument("--method", default="pixel_contrast", help=f"one of {', '.join(methods.names('train'))}")
-    train.add_argument("--compare", action="store_true", help="also train the plain method with the same steps and seed")
+    train.add_argument(
+        "--compare", action="store_true", help="also train the plain method with the same steps and seed"
+    )
     _surroundings(train)
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
@@ -89,7 +94,9 @@ def _surroundings(command: Parser) -> None:
     command.add_argument("--seed", type=whole_number, default=0, help="of everything random")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda")
     command.add_argument("--precision", default="auto", help="auto, fp32, bf16")
-    command.add_argument("--workers", type=whole_number, default=-1, help="processes that load data; -1 decides by device")
+    command.add_argument(
+        "--workers", type=whole_number, default=-1, help="processes that load data; -1 decides by device"
+    )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -107,7 +114,9 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         known = methods.names("train")
         raise UsageError(f"unknown method {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
     prog = f"segue train --method {name}"
-    config = parse_fields(methods.load(name).Config, ["--help"] if arguments.fields else rest, prog, data=arguments.data)
+    config = parse_fields(
+        methods.load(name).Config, ["--help"] if arguments.fields else rest, prog, data=arguments.data
+    )
     out = run_training(
         name,
         config,
@@ -117,6 +126,7 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         device=arguments.device,
         precision=arguments.precision,
         workers=arguments.workers,
+        command=arguments.words,
     )
     if arguments.json:
         found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
@@ -159,12 +169,12 @@ def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def percent(value: float) -> str:
     """A share in per cent; ``–`` where there is none."""
-    return "–" if value != value else f"{100 * value:.1f}"
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
-    from segue.predict import find_images, write_predictions
+    from segue.prediction import find_images, write_predictions
     from segue.progress import track
     from segue.tuning import tune
     from segue.verbs import pick_device
@@ -258,8 +268,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands = next(iter(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)))
         if arguments and not arguments[0].startswith("-") and arguments[0] not in (commands or {}):
-            raise UsageError(f"segue: unknown command {arguments[0]!r}{did_you_mean(arguments[0], list(commands or {}))}")
+            raise UsageError(
+                f"segue: unknown command {arguments[0]!r}{did_you_mean(arguments[0], list(commands or {}))}"
+            )
         known, rest = top.parse_known_args(arguments)
+        known.words = arguments
         if known.command is None:
             return _no_command(top)
         return int(known.run(known, rest))

@@ -86,7 +86,11 @@ def leaves(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = hints[field.name]
-        own = leaves(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else {field.name: (inner, field.default)}
+        own = (
+            leaves(inner)
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            else {field.name: (inner, field.default)}
+        )
         for name, leaf in own.items():
             if name in found:
                 raise TypeError(f"{kind.__module__}: the config field {name!r} is there twice")
@@ -168,7 +172,7 @@ def _options(arguments: list[str], fields: Mapping[str, tuple[Any, Any]], comman
     while rest:
         option, equals, value = rest.pop(0).partition("=")
         option = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
-        if option == "--help" or option == "-h":
+        if option in ("--help", "-h"):
             options.append("--help")
             continue
         if option not in known:
@@ -243,5 +247,3 @@ def _plain(message: str) -> str:
     """The parser's message on one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:3]) if lines else "the options cannot be understood"
-
-

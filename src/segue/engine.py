@@ -6,31 +6,48 @@ checkpoint holds no random state, and neither the number of workers nor a restar
 
 import contextlib
 import hashlib
-import io
-import json
+import itertools
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segue.progress import StageBar
+from segue.run import Run, only_first, rank_and_world, write_atomically
+
+__all__ = [
+    "Losses",
+    "Method",
+    "Preempted",
+    "Run",
+    "cosine",
+    "ema_update",
+    "endless",
+    "fit",
+    "mix",
+    "only_first",
+    "rank_and_world",
+    "to_device",
+    "write_atomically",
+]
 
 Losses = dict[str, Tensor]
 Batch = Any
 PREEMPTED = 75
 PATIENCE = 5  # steps in a row whose loss or gradient may be NaN or infinite before the run stops
-REFRESH = 10.0  # seconds between two progress lines where the output is no terminal
+
+
+def mix(*parts: object) -> int:
+    """A seed below 2**63 that depends on every part."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Preempted(SystemExit):
@@ -45,154 +62,6 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after optimiser step ``step`` (from 0); nothing by default."""
-
-
-def mix(*parts: object) -> int:
-    """A seed below 2**63 that depends on every part."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes: (0, 1) unless ``torchrun`` started several."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def only_first(work: Callable[[], None]) -> None:
-    """Does ``work`` on the first process while the others wait."""
-    rank, world = rank_and_world()
-    if rank == 0:
-        work()
-    if world > 1:
-        dist.barrier()
-
-
-class Run:
-    """A run folder and what a method needs from its surroundings.
-
-    Args:
-        out: the run folder; made if missing.
-        seed: of initial weights, data order, augmentation and dropout.
-        device: a torch device.
-        precision: ``fp32``, or ``bf16`` for autocast with float32 weights.
-        workers: processes that load data; 0 loads in this one.
-        checkpoint_every: seconds between two checkpoints of a stage.
-        quiet: say nothing on the terminal; the log is written all the same.
-        records: files that describe the run, written with the first thing that is: a run that is refused before it
-            starts leaves no folder.
-    """
-
-    def __init__(
-        self,
-        out: Path,
-        *,
-        seed: int = 0,
-        device: str = "cpu",
-        precision: str = "fp32",
-        workers: int = 0,
-        checkpoint_every: float = 60.0,
-        quiet: bool = False,
-        records: Mapping[str, bytes] | None = None,
-    ) -> None:
-        self.out = out
-        self.records = dict(records or {})
-        self.seed = seed
-        self.device = torch.device(device)
-        self.precision = precision
-        self.workers = workers
-        self.checkpoint_every = checkpoint_every
-        self.console = Console(stderr=True, quiet=quiet or rank_and_world()[0] > 0, soft_wrap=True, highlight=False)
-
-    def child(self, name: str) -> "Run":
-        """A run in the subfolder ``name`` with the same surroundings."""
-        return Run(
-            self.out / name,
-            seed=self.seed,
-            device=str(self.device),
-            precision=self.precision,
-            workers=self.workers,
-            checkpoint_every=self.checkpoint_every,
-            quiet=self.console.quiet,
-        )
-
-    def say(self, text: str) -> None:
-        """One line for the person who waits."""
-        self.console.print(text, markup=False)
-
-    def open(self) -> None:
-        """Makes the folder and writes its records, unless both are there."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        while self.records and rank_and_world()[0] == 0:
-            name, content = self.records.popitem()
-            if not (self.out / name).exists():
-                write_atomically(self.out / name, content)
-
-    def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
-        """Appends one line to ``log.jsonl``."""
-        self.open()
-        if rank_and_world()[0] == 0:
-            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-
-    def read_log(self) -> list[dict[str, Any]]:
-        """The lines of ``log.jsonl``, oldest first; a half-written last line is left out."""
-        path = self.out / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Takes lines of ``stage`` after ``step`` out of the log: the resumed run writes them again."""
-        lines = self.read_log()
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        if rank_and_world()[0] == 0 and (self.out / "log.jsonl").exists():
-            write_atomically(self.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has written them."""
-        path = self.out / f"{name}.npz"
-        self.open()
-        if rank_and_world()[0] == 0 and not path.exists():
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
-            write_atomically(path, buffer.getbuffer())
-
-    def checkpoint(self, stage: str) -> dict[str, Any] | None:
-        """The last checkpoint of ``stage``, or None."""
-        path = self.out / f"{stage}.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-
-    def finished(self, stage: str) -> bool:
-        """Whether ``stage`` has run to its end."""
-        checkpoint = self.checkpoint(stage)
-        return checkpoint is not None and bool(checkpoint["done"])
-
-    def save(self, stage: str, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of ``stage`` atomically: after a crash the file is the old one or the new one."""
-        if rank_and_world()[0] == 0:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_atomically(self.out / f"{stage}.pt", buffer.getbuffer())
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes ``path`` through a temporary file beside it, synced to disk before it takes the name.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -220,16 +89,15 @@ class _Order(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = rank_and_world()
         shuffle, order = -1, torch.empty(0)
-        position = self.start * self.batch_size * world
-        while True:
+        size = self.batch_size * world
+        for number in itertools.count(self.start):
             batch = []
-            for position in range(position, position + self.batch_size * world):
+            for position in range(number * size, (number + 1) * size):
                 if position // self.length != shuffle:
                     shuffle = position // self.length
                     generator = torch.Generator().manual_seed(mix(self.seed, "shuffle", shuffle))
                     order = torch.randperm(self.length, generator=generator)
                 batch.append((int(order[position % self.length]), mix(self.seed, "sample", position)))
-            position += 1
             yield batch[rank * self.batch_size : (rank + 1) * self.batch_size]
 
 
@@ -280,7 +148,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def _count(batch: Any) -> int:
     """Images in a batch: rows of every tensor called ``image``."""
     if isinstance(batch, dict):
-        return sum(len(v) if k == "image" else _count(v) for k, v in batch.items() if isinstance(v, dict) or k == "image")
+        return sum(
+            len(v) if k == "image" else _count(v) for k, v in batch.items() if isinstance(v, dict) or k == "image"
+        )
     return len(batch) if isinstance(batch, Tensor) else 0
 
 
@@ -336,67 +206,6 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
         self._restore()
 
 
-class _Bar:
-    """Progress of one stage: a bar with loss, images per second and ETA, or a plain line every few seconds."""
-
-    def __init__(self, run: Run, stage: str, steps: int, done: int) -> None:
-        self.run, self.stage, self.steps, self.first = run, stage, steps, done
-        self.started = self.said = time.monotonic()
-        self.images = 0
-        self.progress: Progress | None = None
-        self.task = TaskID(0)
-        if run.console.is_terminal and not run.console.quiet:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}  {task.fields[state]}  eta"),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                console=run.console,
-            )
-            self.task = self.progress.add_task(stage, total=steps, completed=done, state="")
-            self.progress.start()
-
-    def update(self, step: int, loss: float, images: int) -> None:
-        self.images += images
-        now = time.monotonic()
-        if self.progress is None and now - self.said < REFRESH and step != self.steps:
-            return
-        rate = self.images / max(now - self.started, 1e-9)
-        state = f"loss {loss:.4f}  {rate:.1f} images/s"
-        if self.progress is not None:
-            self.progress.update(self.task, completed=step, state=state)
-            return
-        left = (now - self.started) / max(step - self.first, 1) * (self.steps - step)
-        self.said = now
-        self.run.say(f"{self.stage} {step}/{self.steps}  {state}  eta {int(left) // 60}:{int(left) % 60:02d}")
-
-    def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-
-def _accumulated(
-    module: nn.Module, stream: Iterator[Batch], run: Run, accumulate: int
-) -> tuple[dict[str, float], int, list[str]]:
-    """Gradients of ``accumulate`` batches, averaged: (losses by name, images, names of the samples)."""
-    losses: dict[str, float] = {}
-    images, names = 0, list[str]()
-    for i in range(accumulate):
-        batch = to_device(next(stream), run.device)
-        images, names = images + _count(batch), names + _names(batch)
-        last = i == accumulate - 1
-        sync = contextlib.nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
-        with sync:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-                named: Losses = module(batch)
-            total = torch.stack([loss.float() for loss in named.values()]).sum()
-            if total.requires_grad:
-                torch.autograd.backward(total / accumulate)
-        for name, loss in {"loss": total, **named}.items():
-            losses[name] = losses.get(name, 0.0) + float(loss.detach()) / accumulate
-    return losses, images, names
-
-
 def _all_agree(claim: bool, device: torch.device) -> bool:
     """Whether ``claim`` holds on every process."""
     if not dist.is_initialized():
@@ -414,7 +223,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     steps: int,
     stage: str = "train",
-    schedule: Callable[[int], float] | None = None,
+    schedule: Callable[[int], float] = lambda step: 1.0,
     accumulate: int = 1,
     clip: float = 0.0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
@@ -429,7 +238,7 @@ def fit(
         optimizer: over the parameters to train.
         steps: optimiser steps of this stage.
         stage: names the checkpoint ``<stage>.pt`` and the lines of the log.
-        schedule: factor of the learning rates at each step; constant if absent.
+        schedule: factor of the learning rates at each step.
         accumulate: batches per optimiser step.
         clip: largest norm of the whole gradient; 0 leaves it as it is.
         evaluate: gives scores to log, at the end and every ``evaluate_every`` steps.
@@ -440,97 +249,142 @@ def fit(
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
     """
     run.open()
-    method.to(run.device)
-    state = run.checkpoint(stage)
-    step, meter, meter_steps, bad = 0, dict[str, float](), 0, 0
-    rates = [group["lr"] for group in optimizer.param_groups]
-    if state is not None:
-        method.load_state_dict(state["method"])
-        if state["done"]:
-            run.say(f"{stage}: finished before, taken from {run.out / f'{stage}.pt'}")
-            return
-        optimizer.load_state_dict(state["optimizer"])
-        step, meter, meter_steps, bad = state["step"], state["meter"], state["meter_steps"], state["bad"]
-        run.say(f"{stage}: resumed at step {step} of {steps}")
-    run.rewind(stage, step)
-    rank, world = rank_and_world()
+    loop = _Loop(method.to(run.device), optimizer, run, stage, steps, schedule)
+    if loop.resume():
+        return
+    world = rank_and_world()[1]
     module: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if world > 1 else method
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    log_every = max(1, min(50, steps // 100))
-    stream = batches(step * accumulate)
-    bar = _Bar(run, stage, steps, step)
-    saved_at = time.monotonic()
-
-    def save(done: bool) -> None:
-        run.save(
-            stage,
-            {
-                "method": method.state_dict(),
-                "optimizer": optimizer.state_dict() if not done else {},
-                "step": step,
-                "meter": meter,
-                "meter_steps": meter_steps,
-                "bad": bad,
-                "done": done,
-            },
-        )
-
+    stream = batches(loop.step * accumulate)
+    bar = StageBar(run.console, stage, steps, loop.step)
     try:
         with _Signals() as signals:
             method.train()
-            while step < steps:
-                torch.manual_seed(mix(run.seed, stage, step, rank))
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * (schedule(step) if schedule else 1.0)
-                optimizer.zero_grad(set_to_none=True)
-                losses, images, names = _accumulated(module, stream, run, accumulate)
-                norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf, foreach=True))
-                finite = _all_agree(math.isfinite(losses["loss"]) and math.isfinite(norm), run.device)
-                if finite:
-                    optimizer.step()
-                    method.after_step(step)
-                    for name, value in {**losses, "gradient_norm": norm}.items():
-                        meter[name] = meter.get(name, 0.0) + value
-                    meter_steps += 1
-                    bad = 0
-                else:
-                    bad += 1
-                    _refuse(run, stage, step, losses, norm, names, bad)
-                step += 1
-                if step % log_every == 0 and meter_steps:
-                    means = {name: total / meter_steps for name, total in meter.items()}
-                    run.log(stage, step, {**means, "lr": optimizer.param_groups[0]["lr"], "seconds": time.time()})
-                    meter, meter_steps = {}, 0
-                bar.update(step, losses["loss"], images * world)
-                if evaluate is not None and (step == steps or (evaluate_every and step % evaluate_every == 0)):
-                    run.log(stage, step, {f"val/{name}": value for name, value in evaluate().items()})
+            while loop.step < steps:
+                losses, images, names = loop.gradients(module, stream, accumulate)
+                loop.update(losses, names, clip)
+                bar.update(loop.step, losses["loss"], images * world)
+                if evaluate is not None and loop.is_due(evaluate_every):
+                    run.log(stage, loop.step, {f"val/{name}": value for name, value in evaluate().items()})
                     method.train()
-                stopping = not _all_agree(not signals.seen, run.device) and step < steps
-                if stopping or (time.monotonic() - saved_at >= run.checkpoint_every and step < steps):
-                    save(done=False)
-                    saved_at = time.monotonic()
+                stopping = not _all_agree(not signals.seen, run.device) and loop.step < steps
+                loop.save(now=stopping)
                 if stopping:
-                    run.say(f"stopped by a signal at step {step} of {stage}; the same command goes on from there")
+                    run.say(f"stopped by a signal at step {loop.step} of {stage}; the same command goes on from there")
                     raise Preempted
     finally:
         bar.close()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    save(done=True)
+    loop.finish()
 
 
-def _refuse(
-    run: Run, stage: str, step: int, losses: Mapping[str, float], norm: float, names: list[str], bad: int
-) -> None:
-    """Notes a step that was not taken, and stops the run after `PATIENCE` of them in a row."""
-    run.log(stage, step + 1, {"refused": "not finite", **{k: repr(v) for k, v in losses.items()}, "norm": repr(norm)})
-    shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-    message = f"{stage} step {step}: loss or gradient is not finite ({shown}, gradient norm {norm:g}); step not taken"
-    run.say(f"warning: {message}")
-    if bad >= PATIENCE:
-        raise FloatingPointError(
-            f"{message}; {bad} in a row, so the run stops. Samples: {', '.join(names[:8])}. "
-            "Lower --lr, or train with --precision fp32, and run again"
-        )
+class _Loop:
+    """The state of one stage between two steps: what a checkpoint holds."""
 
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        run: Run,
+        stage: str,
+        steps: int,
+        schedule: Callable[[int], float],
+    ) -> None:
+        self.method, self.optimizer, self.run, self.stage, self.steps = method, optimizer, run, stage, steps
+        self.schedule = schedule
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.step, self.bad, self.metered = 0, 0, 0
+        self.meter: dict[str, float] = {}  # sums of what was logged since the last line
+        self.log_every = max(1, min(50, steps // 100))
+        self.saved_at = time.monotonic()
 
+    def resume(self) -> bool:
+        """Takes the checkpoint if there is one; whether the stage was finished already."""
+        state = self.run.checkpoint(self.stage)
+        if state is not None:
+            self.method.load_state_dict(state["method"])
+            if state["done"]:
+                self.run.say(f"{self.stage}: finished before, taken from {self.run.out / f'{self.stage}.pt'}")
+                return True
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.bad, self.meter, self.metered = (state[k] for k in ("step", "bad", "meter", "metered"))
+            self.run.say(f"{self.stage}: resumed at step {self.step} of {self.steps}")
+        self.run.rewind(self.stage, self.step)
+        return False
+
+    def gradients(
+        self, module: nn.Module, stream: Iterator[Batch], accumulate: int
+    ) -> tuple[dict[str, float], int, list[str]]:
+        """Gradients of ``accumulate`` batches, averaged: (losses by name, images, names of the samples)."""
+        torch.manual_seed(mix(self.run.seed, self.stage, self.step, rank_and_world()[0]))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.schedule(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, float] = {}
+        images, names = 0, list[str]()
+        for i in range(accumulate):
+            batch = to_device(next(stream), self.run.device)
+            images, names = images + _count(batch), names + _names(batch)
+            spread = isinstance(module, DistributedDataParallel) and i < accumulate - 1  # the last one averages ranks
+            with module.no_sync() if spread else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+                    named: Losses = module(batch)
+                total = torch.stack([loss.float() for loss in named.values()]).sum()
+                if total.requires_grad:
+                    torch.autograd.backward(total / accumulate)
+            for name, loss in {"loss": total, **named}.items():
+                losses[name] = losses.get(name, 0.0) + float(loss.detach()) / accumulate
+        return losses, images, names
+
+    def update(self, losses: dict[str, float], names: list[str], clip: float) -> None:
+        """The optimiser step, unless loss or gradient is not finite; and the log."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf, foreach=True))
+        if _all_agree(math.isfinite(losses["loss"]) and math.isfinite(norm), self.run.device):
+            self.optimizer.step()
+            self.method.after_step(self.step)
+            for name, value in {**losses, "gradient_norm": norm}.items():
+                self.meter[name] = self.meter.get(name, 0.0) + value
+            self.metered += 1
+            self.bad = 0
+        else:
+            self._refuse({**losses, "gradient_norm": norm}, names)
+        self.step += 1
+        if self.step % self.log_every == 0 and self.metered:
+            means = {name: total / self.metered for name, total in self.meter.items()}
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.run.log(self.stage, self.step, {**means, "lr": rate, "seconds": time.time()})
+            self.meter, self.metered = {}, 0
+
+    def _refuse(self, values: Mapping[str, float], names: list[str]) -> None:
+        """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row."""
+        self.bad += 1
+        self.run.log(self.stage, self.step + 1, {"refused": "not finite", **{k: repr(v) for k, v in values.items()}})
+        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        message = f"{self.stage} step {self.step}: loss or gradient is not finite ({shown}); step not taken"
+        self.run.say(f"warning: {message}")
+        if self.bad >= PATIENCE:
+            raise FloatingPointError(
+                f"{message}; {self.bad} in a row, so the run stops. Samples: {', '.join(names[:8])}. "
+                "Lower the learning rate, or train with --precision fp32, and run again"
+            )
+
+    def is_due(self, every: int) -> bool:
+        """Whether to evaluate after this step."""
+        return self.step == self.steps or (every > 0 and self.step % every == 0)
+
+    def save(self, *, now: bool) -> None:
+        """Writes the checkpoint if it is time, or ``now``; the last step is left to `finish`."""
+        is_time = time.monotonic() - self.saved_at >= self.run.checkpoint_every
+        if now or (is_time and self.step < self.steps):
+            self._write(done=False)
+            self.saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Writes the checkpoint of a finished stage, without the optimiser's state, which nothing needs any more."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+        self._write(done=True)
+
+    def _write(self, *, done: bool) -> None:
+        state = {"step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "done": done}
+        optimizer = {} if done else self.optimizer.state_dict()
+        self.run.save(self.stage, {**state, "method": self.method.state_dict(), "optimizer": optimizer})

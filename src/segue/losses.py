@@ -57,7 +57,7 @@ def pixel_contrast(
         ignore: class id of pixels that are neither anchors nor keys.
         exclude_self: a pixel is not its own key; only where the keys are the anchors.
         tile: anchors that are compared at a time; memory beside embeddings and gradients is about ``tile * M`` floats.
-        low_precision: matrix products in bfloat16, sums in float32; the gradient is then good to about 1 %.
+        low_precision: matrix products in bfloat16, sums in float32; the gradient is then good to 1 or 2 %.
 
     Returns:
         A scalar in nats; 0, with gradient, if no anchor has a positive. It can be differentiated once.
@@ -100,12 +100,11 @@ def pixel_contrast_negatives(
         A scalar in nats, at least 0; 0, with gradient, if no anchor has a positive. It can be differentiated once.
     """
     pairs = _pairs((anchors, labels, anchor_images), (keys, key_labels, key_images), ignore, exclude_self)
-    how = _How(temperature, tile, low_precision)
     with torch.autocast(anchors.device.type, enabled=False):
         sources, targets = _gathered(anchors, keys, pairs)
         if len(sources) == 0:
             return sources.sum() + targets[:0].sum()
-        return _by_rows(_softplus_of_margins, sources, targets, pairs, how)
+        return _by_rows(_softplus_of_margins, sources, targets, pairs, _How(temperature, tile, low_precision))
 
 
 _Anchors = tuple[Tensor, Tensor, Tensor | None]  # embeddings, labels, images
@@ -230,11 +229,11 @@ def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """A loss whose gradients, one for each of the embeddings, ``find(wants_gradients, *embeddings)`` returns along."""
+    """A loss whose gradients ``find(wanted, *embeddings)`` returns along; wanted: a bool for each of the embeddings."""
 
     @staticmethod
     def forward(ctx: Any, find: Callable[..., tuple[Tensor, ...]], *embeddings: Tensor) -> Tensor:
-        loss, *gradients = find(any(ctx.needs_input_grad), *embeddings)
+        loss, *gradients = find(ctx.needs_input_grad[1:], *embeddings)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -251,7 +250,7 @@ def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pair
     product_dtype = torch.bfloat16 if how.low_precision else anchors.dtype
     tile = 2 * how.tile if how.low_precision else how.tile  # no larger in memory, and faster
 
-    def find(wants_gradients: bool, anchors: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+    def find(wanted: tuple[bool, bool], anchors: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         scaled = anchors / how.temperature
         left, right = scaled.to(product_dtype), keys.to(product_dtype)
         loss, of_anchors, of_keys = anchors.new_zeros(()), torch.zeros_like(anchors), torch.zeros_like(keys)
@@ -259,15 +258,15 @@ def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pair
             compared = right[block.columns]
             value, weights, scale = block_loss(left[block.rows] @ compared.T, pairs, block, is_bounded)
             loss += value / len(anchors)
-            if wants_gradients:
+            if any(wanted):
                 scale = scale[:, None] / len(anchors)
                 of_anchors[block.rows] = (weights @ compared) * (scale / how.temperature)
                 pulling = (scaled[block.rows] * scale).to(product_dtype)
-                if isinstance(block.columns, slice):
+                if wanted[1] and isinstance(block.columns, slice):
                     _add_product(of_keys, weights.T, pulling)
-                else:
+                elif wanted[1] and isinstance(block.columns, Tensor):
                     of_keys.index_add_(0, block.columns, (weights.T @ pulling).to(of_keys.dtype))
-        return (loss, of_anchors, of_keys) if wants_gradients else (loss,)
+        return (loss, of_anchors, of_keys) if any(wanted) else (loss,)
 
     return cast(Tensor, _Once.apply(find, anchors, keys))
 
@@ -368,7 +367,7 @@ def _by_triangle(both: Tensor, own: Tensor, exclude_self: bool, how: _How) -> Te
     weights = both.new_zeros(len(both)).index_fill_(0, own, 1 / len(own))
     product_dtype = torch.bfloat16 if how.low_precision else both.dtype
 
-    def find(wants_gradient: bool, both: Tensor) -> tuple[Tensor, ...]:
+    def find(wanted: tuple[bool], both: Tensor) -> tuple[Tensor, ...]:
         left, right = (both / how.temperature).to(product_dtype), both.to(product_dtype)
 
         def tiles() -> Iterator[tuple[slice, slice, int, Tensor]]:
@@ -387,7 +386,7 @@ def _by_triangle(both: Tensor, own: Tensor, exclude_self: bool, how: _How) -> Te
             sums[rows] += exponentials.sum(1)
             sums[columns][square:] += exponentials[:, square:].sum(0)
         loss = (weights * sums.log()).sum()
-        if not wants_gradient:
+        if not any(wanted):
             return (loss,)
         shares, gradient = weights / sums, torch.zeros_like(both)
         for rows, columns, square, exponentials in tiles():

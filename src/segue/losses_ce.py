@@ -1,4 +1,5 @@
 """temporary"""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -26,7 +26,7 @@ from segue.data.sample import Array, Color, DataError
 from segue.data.training import parse_map
 from segue.engine import Run, write_atomically
 from segue.metrics import Confusion
-from segue.predict import overlay, predict_image
+from segue.prediction import overlay, predict_image
 from segue.weights import describe, load_model
 
 BASELINE = "baseline"
@@ -212,9 +212,9 @@ def duration(seconds: float) -> str:
 
 def by_image(arms: Sequence[Arm]) -> tuple[int, int, int]:
     """On how many validation images the first arm beats the second, is beaten, and how many were measured."""
-    second = {image["name"]: image["miou"] for image in arms[1].evaluation["images"]}
-    pairs = [(image["miou"], second.get(image["name"])) for image in arms[0].evaluation["images"]]
-    gains = [first - other for first, other in pairs if first is not None and other is not None]
+    measured = [[i for i in arm.evaluation["images"] if i["miou"] is not None] for arm in arms]
+    second = {image["name"]: image["miou"] for image in measured[1]}
+    gains = [image["miou"] - second[image["name"]] for image in measured[0]]
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), len(gains)
 
 

@@ -4,8 +4,8 @@
 
     allocator   glibc keeps freed tensors instead of giving them back to the kernel: fewer page faults, a little more
                 memory. Linux with glibc only.
-    matmul      ``torch.set_float32_matmul_precision("medium")``: on some CPUs float32 products take a faster path at the
-                same accuracy; on others "medium" rounds to bfloat16. A trial product decides.
+    matmul      ``torch.set_float32_matmul_precision("medium")``: on some CPUs float32 products take a faster path at
+                the same accuracy; on others "medium" rounds to bfloat16. A trial product decides.
     pow         one vectorised power: until one has run, softplus and its kin may be ten times slower.
 
 `benchmarks/speed/step.py` measures each.
@@ -36,7 +36,9 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)))
+    return all(
+        mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
+    )
 
 
 def fast_products() -> bool:

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from segue.data.listing import open_listing
 from segue.data.sample import DataError
 from segue.data.training import TrainingData, open_training
 from segue.engine import Run, rank_and_world, write_atomically
-from segue.evaluate import Measured, measure
+from segue.evaluation import Measured, measure
+from segue.prediction import Prediction, find_images
+from segue.prediction import predict as run_over
 from segue.tuning import tune
 from segue.weights import Model, load_model, save_model
 
@@ -113,8 +115,16 @@ def train(
         raise UsageError(f"{method} has no field {unknown[0]!r}{did_you_mean(unknown[0], set(known))}")
     config = build(method_module(method).Config, {**fields, "data": data})
     return run_training(
-        method, config, Path(out), compare=compare, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet
-    )  # fmt: skip
+        method,
+        config,
+        Path(out),
+        compare=compare,
+        seed=seed,
+        device=device,
+        precision=precision,
+        workers=workers,
+        quiet=quiet,
+    )
 
 
 def method_module(name: str, verb: str = "train") -> Any:
@@ -151,7 +161,7 @@ def run_training(
     claim_folder(out, identity)
     data = open_training(config.data, seed=seed)
     workers = workers if workers >= 0 else (4 if device.startswith("cuda") else 0)
-    records = describe_run(identity, data, command, tuned)
+    records = describe_run(identity, data, command, tuned, device)
     run = Run(out, seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, records=records)
     for line in data.lines():
         run.say(line)
@@ -215,9 +225,7 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> None:
         raise UsageError(f"{record} is damaged; name another folder for --out") from None
     if known != identity:
         differs = sorted(
-            f"{key}: {before!r} there, {now!r} here"
-            for key, before, now in _pairs(known, identity)
-            if before != now
+            f"{key}: {before!r} there, {now!r} here" for key, before, now in _pairs(known, identity) if before != now
         )
         raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")
 
@@ -230,15 +238,16 @@ def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, A
 
 
 def describe_run(
-    identity: dict[str, Any], data: TrainingData, command: Sequence[str], tuned: Sequence[str]
+    identity: dict[str, Any], data: TrainingData, command: Sequence[str], tuned: Sequence[str], device: str
 ) -> dict[str, bytes]:
     """``run.json`` and ``config.yaml``."""
     described = {
         "identity": identity,
-        "command": shlex.join(command or sys.argv),
+        "command": shlex.join(["segue", *command]) if command else "segue.train(...) from Python",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "git": _git(),
+        "device": device,
         "tuning": list(tuned),
         "data": {**data.account(), "fingerprint": fingerprint(data)},
     }
@@ -257,7 +266,7 @@ def versions() -> dict[str, str]:
 
 
 def _git() -> str:
-    """The commit of the folder Segue was started in, with ``+`` where files differ from it; empty where there is none."""
+    """The commit of the folder Segue was started in, ``+`` behind it where files differ; empty without git."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
@@ -285,7 +294,9 @@ def _finish(name: str, model: Model, run: Run, data: TrainingData, seconds: floa
     val = Whole(data.val, data.decoder)
     measured = measure(model, val, data.classes) if data.val else None
     scores = measured.scores() if measured else {}
-    save_model(model, run.out / "model", method=name, metrics={name: v for name, v in scores.items() if math.isfinite(v)})
+    save_model(
+        model, run.out / "model", method=name, metrics={name: v for name, v in scores.items() if math.isfinite(v)}
+    )
     written = {"method": name, "seconds": seconds, "split": "validation", **(measured.plain() if measured else {})}
     write_metrics(run)
     write_atomically(run.out / "evaluation.json", json.dumps(written).encode())
@@ -309,7 +320,13 @@ def write_metrics(run: Run) -> None:
 
 
 def evaluate(
-    model: str | Path, data: str = "", *, split: str = "val", layout: str = "auto", mapping: str = "", device: str = "auto"
+    model: str | Path,
+    data: str = "",
+    *,
+    split: str = "val",
+    layout: str = "auto",
+    mapping: str = "",
+    device: str = "auto",
 ) -> Measured:
     """Scores of a saved model on a labelled split.
 
@@ -348,3 +365,18 @@ def evaluate(
         raise DataError(f"split {name!r} of {data} has no mask to compare with")
     return measure(network, Whole(pairs, Decoder.of(listing)), listing.classes)
 
+
+def predict(model: str | Path, images: Sequence[str | Path], *, device: str = "auto") -> Iterator[Prediction]:
+    """What a saved model says of pictures, one at a time.
+
+    Args:
+        model: a run or model folder, or ``hf:owner/name``.
+        images: files, folders or globs.
+        device: ``auto``, ``cpu``, ``cuda``.
+
+    Raises:
+        DataError: no model, no such picture, or one that cannot be read.
+    """
+    device = pick_device(device)
+    tune(device)
+    return run_over(load_model(str(model), device=device), find_images([str(image) for image in images]))

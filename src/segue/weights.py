@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.config import Network
 from segue.data.listing import Listing

@@ -31,11 +31,17 @@ def every_mask(root: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
 
 def bomb(root: Path) -> None:
     """A PNG whose header says 30000 x 30000."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
     (root / "images" / "train_002.png").write_bytes(content)
 
 
@@ -49,7 +55,12 @@ FAULTS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("E102", lambda r: every_mask(r, lambda v: np.where(v > 0, 255, 0)), "", "--map 255:1"),
     ("E103", lambda r: every_mask(r, lambda v: v + 1), "", "--map 1:0,2:1,3:2"),
     ("E106", lambda r: (r / "labels" / "train_002.png").unlink(), "train_002", "--allow-missing"),
-    ("E106", lambda r: os.rename(r / "labels" / "train_002.png", r / "labels" / "other.png"), "other.png", "--allow-missing"),
+    (
+        "E106",
+        lambda r: os.rename(r / "labels" / "train_002.png", r / "labels" / "other.png"),
+        "other.png",
+        "--allow-missing",
+    ),
     ("E107", lambda r: [p.rename(p.with_stem(p.stem + "_mask")) for p in (r / "labels").iterdir()], "", "same names"),
     ("E108", lambda r: mask(r, np.zeros((24, 24))), "train_002", "size of its image"),
     ("E110", cut_short, "train_002", "Export it again"),
@@ -73,7 +84,9 @@ def test_a_sound_set_has_no_finding(dataset: Path) -> None:
     assert facts.images.tolist() == [10, 10, 10]
 
 
-@pytest.mark.parametrize(("code", "damage", "where", "fix"), FAULTS, ids=[f"{c}-{i}" for i, (c, *_) in enumerate(FAULTS)])
+@pytest.mark.parametrize(
+    ("code", "damage", "where", "fix"), FAULTS, ids=[f"{c}-{i}" for i, (c, *_) in enumerate(FAULTS)]
+)
 def test_each_fault_stops_training_and_names_code_file_and_mend(
     dataset: Path, code: str, damage: Callable[[Path], object], where: str, fix: str
 ) -> None:

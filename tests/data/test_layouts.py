@@ -65,7 +65,9 @@ def test_colour_coded_masks_are_read_by_their_colours(tmp_path: Path, listed: st
     save(tmp_path / "labels" / "a.png", np.array(COLORS, np.uint8)[ids])
     rows = zip(CLASSES, COLORS, strict=True)
     lines = [f"{n} {r} {g} {b}" if listed == "classes.txt" else f"{n}:{r},{g},{b}::" for n, (r, g, b) in rows]
-    (tmp_path / listed).write_text("\n".join(["# label:color_rgb:parts:actions", *lines]) if listed[0] == "l" else "\n".join(lines))
+    (tmp_path / listed).write_text(
+        "\n".join(["# label:color_rgb:parts:actions", *lines]) if listed[0] == "l" else "\n".join(lines)
+    )
     np.testing.assert_array_equal(masks_of(tmp_path, "train")[0], ids)
 
 
@@ -104,7 +106,9 @@ def test_voc_as_it_is_unpacked(tmp_path: Path, home: str) -> None:
     root = tmp_path / home if home else tmp_path
     for name, values in (("2007_1", [[0, 15], [255, 20]]), ("2007_2", [[1, 1], [1, 1]])):
         photo(root / "JPEGImages" / f"{name}.jpg")
-        save(root / "SegmentationClass" / f"{name}.png", np.kron(np.array(values, np.uint8), np.ones((24, 24), np.uint8)))
+        save(
+            root / "SegmentationClass" / f"{name}.png", np.kron(np.array(values, np.uint8), np.ones((24, 24), np.uint8))
+        )
     photo(root / "JPEGImages" / "2007_3.jpg")
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -119,7 +123,13 @@ def test_voc_as_it_is_unpacked(tmp_path: Path, home: str) -> None:
 
 def test_voc_palette_by_hand() -> None:
     # Published palette: aeroplane dark red, bicycle dark green, person (192, 128, 128), tvmonitor (0, 64, 128).
-    assert [voc_color(i) for i in (0, 1, 2, 15, 20)] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (192, 128, 128), (0, 64, 128)]
+    assert [voc_color(i) for i in (0, 1, 2, 15, 20)] == [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (192, 128, 128),
+        (0, 64, 128),
+    ]
 
 
 def test_cityscapes_maps_label_ids_and_prefers_training_ids(tmp_path: Path) -> None:
@@ -151,7 +161,9 @@ def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(da
         (lambda root: (root / "dataset.json").unlink(), "no class list"),
         (lambda root: photo(root / "images" / "train_000.jpg"), "E118 .*same name"),
         (
-            lambda root: (root / "dataset.json").write_text(json.dumps({"classes": CLASSES, "splits": {"train": ["gone"]}})),
+            lambda root: (root / "dataset.json").write_text(
+                json.dumps({"classes": CLASSES, "splits": {"train": ["gone"]}})
+            ),
             "names 'gone'",
         ),
         (

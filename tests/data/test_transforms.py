@@ -9,7 +9,7 @@ from conftest import write_set
 from PIL import Image
 
 from segue.config import Data
-from segue.data.images import Views
+from segue.data.images import RandomViews
 from segue.data.sample import IGNORE
 from segue.data.training import open_training
 from segue.data.transforms import (
@@ -101,7 +101,7 @@ def test_no_strength_changes_nothing_and_grey_is_grey() -> None:
 def test_views_blank_what_lies_outside_and_give_a_second_look(tmp_path: Path) -> None:
     data = open_training(Data(data=str(write_set(tmp_path / "set", size=40))), seed=0)
     torch.manual_seed(1)
-    views = Views(data.labelled, data.decoder, 64, (0.5, 1.0), PLAIN, SIMCLR)
+    views = RandomViews(data.labelled, data.decoder, 64, (0.5, 1.0), PLAIN, SIMCLR)
     sample = views[0]
     assert sample["image"].shape == sample["view"].shape == (3, 64, 64)
     assert sample["image"].dtype == sample["mask"].dtype == torch.uint8

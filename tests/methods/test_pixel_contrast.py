@@ -136,13 +136,22 @@ def test_pseudo_labels_by_hand() -> None:
 
 
 def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> None:
-    values = {**TINY, "data": str(dataset), "labels": "3", "unlabeled": ("rest",), "threshold": 0.0, "evaluate_every": 1}
+    values = {
+        **TINY,
+        "data": str(dataset),
+        "labels": "3",
+        "unlabeled": ("rest",),
+        "threshold": 0.0,
+        "evaluate_every": 1,
+    }
     config = build(Config, values)
     run = Run(tmp_path / "run", quiet=True)
     data = open_training(config.data, seed=0)
     train(config, run, data)
     lines = run.read_log()
-    last = {stage: max(line["step"] for line in lines if line["stage"] == stage) for stage in {x["stage"] for x in lines}}
+    last = {
+        stage: max(line["step"] for line in lines if line["stage"] == stage) for stage in {x["stage"] for x in lines}
+    }
     assert last == {"contrast": 2, "finetune": 2, "contrast_pseudo": 2, "finetune_pseudo": 2}  # 8 steps in all
     assert any("val/miou" in line for line in lines)
     ledger = json.loads((run.out / "pseudo_labels.json").read_text())
@@ -155,7 +164,9 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
             assert set(kept["labels"].tolist()) <= {0, 1, 2}
 
 
-@pytest.mark.parametrize(("field", "value"), [("contrast_share", 0.0), ("contrast_share", 1.0), ("batch", 3), ("batch", 2)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("contrast_share", 0.0), ("contrast_share", 1.0), ("batch", 3), ("batch", 2)]
+)
 def test_impossible_settings_are_refused_by_name(dataset: Path, tmp_path: Path, field: str, value: float) -> None:
     config = build(Config, {**TINY, "data": str(dataset), field: value})
     with pytest.raises(DataError, match=f"--{field} {value}"):

@@ -11,7 +11,7 @@ from segue.config import build
 from segue.data.images import Whole
 from segue.data.training import open_training
 from segue.engine import Run
-from segue.evaluate import semantic
+from segue.evaluation import semantic
 from segue.methods.supervised import Config, Supervised, class_weights, train
 
 
@@ -36,7 +36,11 @@ def test_linear_probe_leaves_the_encoder_alone(dataset: Path, tmp_path: Path) ->
     config = build(Config, {**TINY, "data": str(dataset), "linear_probe": True})
     data = open_training(config.data, seed=0)
     short = train(config, Run(tmp_path / "a", quiet=True), data).state_dict()
-    longer = train(build(Config, {**TINY, "data": str(dataset), "linear_probe": True, "steps": 9}), Run(tmp_path / "b", quiet=True), data)
+    longer = train(
+        build(Config, {**TINY, "data": str(dataset), "linear_probe": True, "steps": 9}),
+        Run(tmp_path / "b", quiet=True),
+        data,
+    )
     changed = {name for name, tensor in longer.state_dict().items() if not torch.equal(tensor, short[name])}
     assert changed == {"head.weight", "head.bias"}
 
@@ -45,7 +49,9 @@ def test_linear_probe_leaves_the_encoder_alone(dataset: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("balance", ["none", "auto"])
 def test_it_learns_discs_and_bars(tmp_path: Path, balance: str) -> None:
     root = write_set(tmp_path / "set", train=24, val=8, test=0)
-    config = build(Config, {**TINY, "data": str(root), "steps": 250, "lr": 0.05, "balance": balance, "scale": (0.8, 1.25)})
+    config = build(
+        Config, {**TINY, "data": str(root), "steps": 250, "lr": 0.05, "balance": balance, "scale": (0.8, 1.25)}
+    )
     data = open_training(config.data, seed=0)
     network = train(config, Run(tmp_path / "run", quiet=True), data)
     scores = semantic(network, Whole(data.val, data.decoder), data.classes)

@@ -41,7 +41,9 @@ class Finding:
     stop: bool = True
 
     def __str__(self) -> str:
-        shown = ", ".join(self.where[:SHOWN]) + (f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else "")
+        shown = ", ".join(self.where[:SHOWN]) + (
+            f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else ""
+        )
         return f"{self.code} {self.what}: {shown}. {self.why} {self.fix}"
 
 
@@ -86,8 +88,12 @@ def check(
             key = (found.code, found.what, found.why, found.fix, found.stop)
             gathered.setdefault(key, []).extend(found.where)
         tick()
-    findings = [Finding(code, what, tuple(where), why, fix, stop) for (code, what, why, fix, stop), where in gathered.items()]
-    return sorted([*_whole(listing, ordered, facts, allow_missing), *_merged(findings, facts, listing)], key=_order), facts
+    findings = [
+        Finding(code, what, tuple(where), why, fix, stop) for (code, what, why, fix, stop), where in gathered.items()
+    ]
+    return sorted(
+        [*_whole(listing, ordered, facts, allow_missing), *_merged(findings, facts, listing)], key=_order
+    ), facts
 
 
 def _order(finding: Finding) -> tuple[bool, str]:
@@ -130,12 +136,22 @@ def inspect(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts, *, pix
 def _unreadable(path: Path, reason: str) -> Finding:
     size = path.stat().st_size if path.exists() else 0
     if "decompression bomb" in reason.lower():
-        return Finding("E112", "image is larger than the limit of pixels", (f"{path} ({reason})",),
-                       "It could exhaust the machine.", "Cut it into pieces, or take it out.")  # fmt: skip
+        return Finding(
+            "E112",
+            "image is larger than the limit of pixels",
+            (f"{path} ({reason})",),
+            "It could exhaust the machine.",
+            "Cut it into pieces, or take it out.",
+        )
     code = "E110" if "truncated" in reason.lower() or "broken" in reason.lower() else "E111"
     what = "file is empty" if size == 0 else ("file is cut short" if code == "E110" else "file is no image Segue reads")
-    return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).",
-                   "Export it again, or take it out of the folder.")  # fmt: skip
+    return Finding(
+        code,
+        what,
+        (f"{path} ({size} bytes)",),
+        f"It holds no whole picture ({reason}).",
+        "Export it again, or take it out of the folder.",
+    )
 
 
 def _mask_faults(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts) -> list[Finding]:
@@ -169,36 +185,53 @@ def _mask_faults(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts) -
     facts.images += counts[: len(listing.classes)] > 0
     if not found and counts.sum() == 0:
         found.append(
-            Finding("W116", "every pixel is ignored", (str(pair.mask),), "Nothing is learnt from it.",
-                    "Label it, or take it out.", stop=False)  # fmt: skip
+            Finding(
+                "W116",
+                "every pixel is ignored",
+                (str(pair.mask),),
+                "Nothing is learnt from it.",
+                "Label it, or take it out.",
+                stop=False,
+            )
         )
     return found
 
 
 def _merged(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:
-    """Faults of single masks that are one fault of the whole set: 0/255 masks, ids that start at 1, nothing labelled."""
+    """Faults of single masks that are one fault of the whole set: 0/255, ids that start at 1, nothing labelled."""
     values = sorted({value for held in facts.stored for value in held})
     count = len(listing.classes)
     if values == [0, IGNORE] and listing.ids.get(IGNORE) == IGNORE:
         whole = Finding(
-            "E102", "masks hold only 0 and 255, and 255 is the ignore value", (str(listing.root),),
-            "All of the foreground would be ignored.", "If 255 is the second class, map it: --map 255:1",
-        )  # fmt: skip
+            "E102",
+            "masks hold only 0 and 255, and 255 is the ignore value",
+            (str(listing.root),),
+            "All of the foreground would be ignored.",
+            "If 255 is the second class, map it: --map 255:1",
+        )
         return [whole, *(f for f in findings if f.code != "W116")]
     ids = [value for value in values if value != IGNORE]
     unknown = any(finding.code == "E101" for finding in findings)
     if unknown and ids == list(range(1, count + 1)):
         shift = ",".join(f"{i}:{i - 1}" for i in range(1, count + 1))
         whole = Finding(
-            "E103", f"ids are 1-{count} with {count} classes", (str(listing.root),),
-            "Every label would name the class after its own.", f"If 1 is the first class: --map {shift}",
-        )  # fmt: skip
+            "E103",
+            f"ids are 1-{count} with {count} classes",
+            (str(listing.root),),
+            "Every label would name the class after its own.",
+            f"If 1 is the first class: --map {shift}",
+        )
         return [whole, *(f for f in findings if f.code != "E101")]
     if facts.read and facts.pixels.sum() == 0 and not unknown:
         blank = [f for f in findings if f.code == "W116"]
         where = blank[0].where if blank else (str(listing.root),)
-        whole = Finding("E116", "every pixel of every mask is ignored", where, "There is nothing to learn from.",
-                        "Check that the masks hold class ids.")  # fmt: skip
+        whole = Finding(
+            "E116",
+            "every pixel of every mask is ignored",
+            where,
+            "There is nothing to learn from.",
+            "Check that the masks hold class ids.",
+        )
         return [whole, *(f for f in findings if f.code != "W116")]
     return findings
 
@@ -210,25 +243,46 @@ def _whole(listing: Listing, pairs: Sequence[Pair], facts: Facts, allow_missing:
     bare = [str(pair.image) for split in labelled_splits for pair in split if pair.mask is None]
     if pairs and not labelled_splits:
         found.append(
-            Finding("E107", f"{len(pairs)} images and not one mask with the same name", (str(listing.root),),
-                    "There is nothing to learn from.", _nearest(listing, pairs))  # fmt: skip
+            Finding(
+                "E107",
+                f"{len(pairs)} images and not one mask with the same name",
+                (str(listing.root),),
+                "There is nothing to learn from.",
+                _nearest(listing, pairs),
+            )
         )
     elif bare and not allow_missing:
         found.append(
-            Finding("E106", f"{len(bare)} of {len(pairs)} images have no mask", tuple(bare),
-                    "They would be left out.", "Label them, or say so: --allow-missing true")  # fmt: skip
+            Finding(
+                "E106",
+                f"{len(bare)} of {len(pairs)} images have no mask",
+                tuple(bare),
+                "They would be left out.",
+                "Label them, or say so: --allow-missing true",
+            )
         )
     if listing.stray and not allow_missing:
         found.append(
-            Finding("E106", f"{len(listing.stray)} masks have no image", tuple(map(str, listing.stray)),
-                    "They would be left out.", "Add the images, remove the masks, or say so: --allow-missing true")  # fmt: skip
+            Finding(
+                "E106",
+                f"{len(listing.stray)} masks have no image",
+                tuple(map(str, listing.stray)),
+                "They would be left out.",
+                "Add the images, remove the masks, or say so: --allow-missing true",
+            )
         )
     if facts.read and facts.pixels.sum():
         never = [listing.classes[i] for i in np.flatnonzero(facts.images == 0)]
         if never:
             found.append(
-                Finding("W115", "classes that no mask read holds", tuple(never), "They cannot be learnt.",
-                        "Add images of them, or take them off the class list.", stop=False)  # fmt: skip
+                Finding(
+                    "W115",
+                    "classes that no mask read holds",
+                    tuple(never),
+                    "They cannot be learnt.",
+                    "Add images of them, or take them off the class list.",
+                    stop=False,
+                )
             )
     return found
 
@@ -236,5 +290,6 @@ def _whole(listing: Listing, pairs: Sequence[Pair], facts: Facts, allow_missing:
 def _nearest(listing: Listing, pairs: Sequence[Pair]) -> str:
     """A guess at how the masks are named."""
     if listing.stray:
-        return f"Masks are named like {listing.stray[0].name}, images like {pairs[0].image.name}; give them the same names."
+        mask, image = listing.stray[0].name, pairs[0].image.name
+        return f"Masks are named like {mask}, images like {image}; give them the same names."
     return f"Put the masks into {listing.root / 'labels'}, each with the name of its image."

@@ -50,7 +50,9 @@ class Cityscapes:
             colors=COLORS,
             splits=splits,
             ids=identity(len(CLASSES)) if suffix == TRAIN_IDS else {**ids, IGNORE: IGNORE},
-            stray=tuple(p for p in sorted((root / "gtFine").glob(f"*/*/*{LABELS}")) if p not in used and "test" not in p.parts),
+            stray=tuple(
+                p for p in sorted((root / "gtFine").glob(f"*/*/*{LABELS}")) if p not in used and "test" not in p.parts
+            ),
             things=tuple(range(11, 19)),
         )
 

@@ -88,9 +88,13 @@ def _classes(root: Path, described: dict[str, Any], example: Path | None) -> Cla
     elif (root / "labelmap.txt").is_file():
         origin = root / "labelmap.txt"
         rows = [line.split(":") for line in _lines(origin)]
-        found = _parse_lines(origin, [[row[0], *row[1].split(",")] if len(row) > 1 and row[1] else row[:1] for row in rows])
+        found = _parse_lines(
+            origin, [[row[0], *row[1].split(",")] if len(row) > 1 and row[1] else row[:1] for row in rows]
+        )
     else:
-        raise DataError(f"{root} has no class list; write {root / 'classes.txt'} with one class a line{_guess(example)}")
+        raise DataError(
+            f"{root} has no class list; write {root / 'classes.txt'} with one class a line{_guess(example)}"
+        )
     names, colors = found
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

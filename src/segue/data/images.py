@@ -98,7 +98,7 @@ class Whole(Dataset[Sample]):
 
 
 @dataclass(frozen=True)
-class Views(Dataset[Sample]):
+class RandomViews(Dataset[Sample]):
     """Random training views: scaled, cropped, mirrored, recoloured.
 
     A sample is ``image`` uint8 (3, crop, crop), ``mask`` uint8 (crop, crop), ``name``, and with ``second`` a further
@@ -157,4 +157,4 @@ def _tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-__all__ = ["IGNORE", "Decoder", "Views", "Whole", "first_unknown", "mask_image"]
+__all__ = ["IGNORE", "Decoder", "RandomViews", "Whole", "first_unknown", "mask_image"]

@@ -22,7 +22,7 @@ Color = tuple[int, int, int]
 
 
 class DataError(ValueError):
-    """Something about the user's data that a person has to mend; the message names the file, the value and what to do."""
+    """Something about the data that a person has to mend; the message names the file, the value and what to do."""
 
 
 def open_image(path: Path) -> Image.Image:

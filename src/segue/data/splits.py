@@ -19,13 +19,17 @@ def amount(text: str, total: int, what: str) -> int:
             return total
         count = max(1, round(total * float(text[:-1]) / 100)) if text.endswith("%") else int(text)
     except ValueError:
-        raise DataError(f"{what} {text!r} is no amount; give a share (5%), a count (20), 'all', or a list (names.txt)") from None
+        raise DataError(
+            f"{what} {text!r} is no amount; give a share (5%), a count (20), 'all', or a list (names.txt)"
+        ) from None
     if not 1 <= count <= total:
         raise DataError(f"{what} {text} asks for {count} of {total} images; give 1 to {total}")
     return count
 
 
-def choose(pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels") -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def choose(
+    pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels"
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """(chosen, rest) of ``pairs``, both in their order: so many by seed, or those that a list file names.
 
     The same seed chooses nested sets: 5 % is part of 10 %.

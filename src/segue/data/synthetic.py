@@ -25,7 +25,7 @@ from segue.data.sample import IGNORE, Array, Color, Sample, write_label_map
 SKY, ROAD, MARKING, PAVEMENT, BUILDING, VEGETATION, FENCE, POLE, SIGN, CAR, PERSON, BICYCLE = range(12)
 THINGS = (SIGN, CAR, PERSON, BICYCLE)
 DOMAINS = ("a", "b")
-FAR, SMALLEST = 42.0, 5  # metres beyond which, pixels below which a thing is IGNORE
+FAR, SMALLEST = 32.0, 8  # metres beyond which, pixels below which a thing is IGNORE
 GROUND = 5  # layers 1 to 5 lie on the ground
 GRAIN, ROUGH, LEAVES, SLABS, BRICKS = range(5)  # the order of `textures`
 
@@ -228,14 +228,14 @@ def fence(scene: Scene, x: float, z: float) -> list[Item]:
 
 def pole(scene: Scene, x: float, z: float) -> None:
     """A lamp post, a bollard, or a post with one or two signs."""
-    rng, thick, layer = scene.rng, scene.rng.uniform(0.06, 0.11), scene.layer(POLE, mix(scene.rng, GREY, MOSS), z)
+    rng, thick, layer = scene.rng, scene.rng.uniform(0.08, 0.14), scene.layer(POLE, mix(scene.rng, GREY, MOSS), z)
     height, signs = rng.choice(((rng.uniform(5, 9), 0), (0.9, 0), (rng.uniform(2.2, 3.2), 1), (2.9, 2)))
     scene.bar(layer, z, (x, 0), (x, height), thick)
     if height > 4:
         scene.face(layer, (x, height, z), (0.8 * x, height, z), (0.8 * x, height - 0.2, z))
         scene.blob(scene.layer(POLE, (1.0, 0.9, 0.7), z, glow=1.2), z, (0.8 * x, height - 0.2), (0.28, 0.14))
     for i in range(signs):
-        size, corners, thing = rng.uniform(0.34, 0.6), rng.choice((3, 4, 4, 12)), next(scene.counter)
+        size, corners, thing = rng.uniform(0.38, 0.65), rng.choice((3, 4, 4, 12)), next(scene.counter)
         wide = size * rng.uniform(1.0, 1.7) if corners == 4 else size
         for scale in (1.0, 0.72, 0.3):  # rim, board, symbol
             board = scene.layer(SIGN, mix(rng, *BOARDS), z, thing)
@@ -314,12 +314,12 @@ def along(scene: Scene, side: int) -> list[Item]:
         items += fence(scene, x, rng.uniform(2, 14)) if rng.random() < 0.4 else []
 
     def add(paint: Callable[..., None], numbers: tuple[int, ...], low: float, high: float, *extra: bool) -> None:
-        for z in (4 + 34 * rng.random() ** 1.5 for _ in range(rng.choice(numbers))):
+        for z in (4 + 30 * rng.random() ** 2 for _ in range(rng.choice(numbers))):
             items.append((z, partial(paint, scene, kerb + side * rng.uniform(low, high), z, *extra)))
 
     add(tree, (0, 1, 2, 4), 0.5, 1.2)
     add(pole, (0, 1, 2, 3, 4), 0.3, 0.6)
-    add(person, (0, 1, 2, 3, 5), 0.5, walk)
+    add(person, (0, 1, 2, 4, 6), 0.5, walk)
     add(bicycle, (0, 1, 1, 2), -0.8, walk, rng.random() < 0.4)
     parked, z = rng.choice((0.0, rng.uniform(0.2, 0.9))), rng.uniform(4, 12)
     while z < 60:

@@ -1,4 +1,4 @@
-"""A data set opened for training: which pairs are labelled, which are not, which are for validation, and what was left out."""
+"""A data set opened for training: what is labelled, what is not, what is for validation, and what was left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +62,8 @@ class TrainingData:
         """What the command understood, for the person who waits."""
         left_out = ", ".join(f"{count} {why}" for why, count in self.dropped.items()) or "nothing"
         return [
-            f"data: {self.listing.root} ({self.listing.layout}), {len(self.classes)} classes: {', '.join(self.classes)}",
+            f"data: {self.listing.root} ({self.listing.layout}), {len(self.classes)} classes: "
+            + ", ".join(self.classes),
             f"using {len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled images to train, "
             f"{len(self.val)} to validate; left out of {self.found} found: {left_out}",
             *(f"note: {finding}" for finding in self.warnings),
@@ -104,7 +105,7 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
         raise DataError(f"the training split of {listing.root} has no mask at all")
-    masked, val, split_off = _validation(listing, config.val, masked, seed)
+    masked, val, split_off, unmasked = _validation(listing, config.val, masked, seed)
     labelled, rest = choose(masked, config.labels, seed)
     bare = tuple(pair for pair in train if pair.mask is None)
     unlabelled: tuple[Pair, ...] = ()
@@ -125,6 +126,9 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
         dropped["whose labels were not asked for (--unlabeled rest would use the images)"] = len(rest)
     if REST not in config.unlabeled and bare:
         dropped["without a mask (--unlabeled rest would use the images)"] = len(bare)
+    if unmasked:
+        found += unmasked
+        dropped["of the validation split without a mask"] = unmasked
     if split_off:
         dropped["of the training split kept for validation"] = split_off
     warnings = tuple(finding for finding in findings if not finding.stop)
@@ -142,22 +146,24 @@ def _only(listing: Listing) -> tuple[Pair, ...]:
 
 def _validation(
     listing: Listing, wanted: str, masked: tuple[Pair, ...], seed: int
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...], int]:
-    """(pairs left to train on, validation pairs, pairs taken from the training split)."""
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...], int, int]:
+    """(pairs left to train on, validation pairs, how many of them the training split gave, how many have no mask)."""
     if wanted == "none":
-        return masked, (), 0
+        return masked, (), 0, 0
     name = "val" if wanted == "auto" else wanted
     if name in listing.splits:
         val = tuple(pair for pair in listing.splits[name] if pair.mask is not None)
         if not val:
             raise DataError(f"split {name!r} of {listing.root} has no mask; give --val none, or another split")
-        return masked, val, 0
+        return masked, val, 0, len(listing.splits[name]) - len(val)
     if wanted != "auto" and not wanted.endswith("%"):
         listing.split(wanted)
     if len(masked) < 2:
-        raise DataError(f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate")
+        raise DataError(
+            f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate"
+        )
     val, kept = choose(masked, wanted if wanted.endswith("%") else "20%", seed, "--val")
-    return kept, val, len(val)
+    return kept, val, len(val), 0
 
 
 def _without(pairs: Sequence[Pair], used: Sequence[Pair]) -> tuple[Pair, ...]:

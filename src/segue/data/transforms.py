@@ -110,7 +110,7 @@ class Window:
 
 
 def draw_window(width: int, height: int, crop: int, scale: tuple[float, float]) -> Window:
-    """A random window: the picture scaled by a factor from ``scale`` (log-uniform), and a crop of that, maybe mirrored."""
+    """A random window: the picture scaled by a log-uniform factor from ``scale``, a crop of that, maybe mirrored."""
     factor = math.exp(uniform(math.log(scale[0]), math.log(scale[1])))
     spans, sizes, places = [], [], []
     for length in (width, height):

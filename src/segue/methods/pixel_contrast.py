@@ -13,9 +13,10 @@ the class y_p. N is the number of labelled pixels, N_c of those of class c, t th
 Contrast (1) first, then fine-tuning of the whole network (4). With unlabelled images the network so trained labels them
 by (5), and both stages run again on labelled and pseudo-labelled images together.
 
-Departs from the paper: a step of either stage passes ``batch`` crops through the network, so contrast takes half as many
-crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N matrix.
-``negatives`` may take the authors' released form, whose denominator holds one positive and the negatives only.
+Departs from the paper: a step of either stage passes ``batch`` crops through the network, so contrast takes half as
+many crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N
+matrix. ``negatives others`` takes the authors' released form, whose denominator holds one positive and the negatives
+only. Images on which (5) keeps nothing are left out of the second round.
 """
 
 import json
@@ -31,19 +32,18 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from segue.config import Data, Network, Views
-from segue.data.images import Decoder, Whole
-from segue.data.images import Views as ViewsOf
+from segue.data.images import Decoder, RandomViews, Whole
 from segue.data.listing import Pair, identity
 from segue.data.sample import IGNORE, Array, DataError, write_label_map
 from segue.data.training import TrainingData
 from segue.data.transforms import SIMCLR, ColorJitter
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first, write_atomically
-from segue.evaluate import pixel_embeddings, semantic
+from segue.evaluation import pixel_embeddings, semantic
 from segue.losses import pixel_contrast, pixel_contrast_negatives
 from segue.losses_ce import pixel_cross_entropy
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
-from segue.predict import predict
+from segue.prediction import predict
 from segue.weights import new_segmenter
 
 VERB = "train"
@@ -221,9 +221,16 @@ def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, r
     def work() -> None:
         folder.mkdir(exist_ok=True)
         seen, kept = (np.zeros(len(thresholds), np.int64) for _ in range(2))
+        images: dict[str, str] = {}
+        left_out: list[str] = []
         for found, pair in zip(predict(network, pairs), labelled, strict=True):
             mask = pseudo_label(found.classes, found.probability, thresholds)
-            write_label_map(folder / Path(str(pair.mask)).name, mask, network.spec.colors)
+            name = Path(str(pair.mask)).name
+            write_label_map(folder / name, mask, network.spec.colors)
+            if (mask != IGNORE).any():
+                images[name] = str(pair.image)
+            else:
+                left_out.append(str(pair.image))
             seen += np.bincount(found.classes.ravel(), minlength=len(seen))
             kept += np.bincount(mask[mask != IGNORE], minlength=len(kept))
         rows = {
@@ -233,11 +240,15 @@ def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, r
         for name, row in rows.items():
             share = row["kept"] / max(row["predicted"], 1)
             run.say(f"pseudo-labels: {name}: {share:.0%} of its pixels kept at {row['threshold']}")
-        images = {Path(str(pair.mask)).name: str(pair.image) for pair in labelled}
-        write_atomically(ledger, json.dumps({"classes": rows, "images": images}, indent=1).encode())
+        run.say(
+            f"pseudo-labels: {len(images)} of {len(labelled)} images used, {len(left_out)} left out with no pixel kept"
+        )
+        described = {"classes": rows, "images": images, "left_out": left_out}
+        write_atomically(ledger, json.dumps(described, indent=1).encode())
 
     only_first(lambda: None if ledger.is_file() else work())
-    return labelled
+    kept_images = json.loads(ledger.read_text(encoding="utf-8"))["images"]
+    return tuple(pair for pair in labelled if pair.mask is not None and pair.mask.name in kept_images)
 
 
 def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
@@ -259,6 +270,9 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
         suffix = "" if number == 0 else "_pseudo"
         if number:
             pseudo = label_images(network, data.unlabelled, thresholds, run)
+            if not pseudo:
+                run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
+                pseudo = data.labelled[:0]
             sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False)))
         contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
         run.keep(f"embeddings_after{suffix}", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
@@ -271,7 +285,8 @@ Sets = Sequence[tuple[tuple[Pair, ...], Decoder]]
 
 def _views(sets: Sets, config: Config, second: ColorJitter | None) -> Dataset[Any]:
     """Training views of labelled and pseudo-labelled images, all alike."""
-    parts = [ViewsOf(pairs, decoder, config.views.crop, config.views.scale, second=second) for pairs, decoder in sets]
+    crop, scale = config.views.crop, config.views.scale
+    parts = [RandomViews(pairs, decoder, crop, scale, second=second) for pairs, decoder in sets]
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.config import Data, Network, Views
-from segue.data.images import Views as ViewsOf
-from segue.data.images import Whole
+from segue.data.images import RandomViews, Whole
 from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
-from segue.evaluate import Samples, semantic
+from segue.evaluation import Samples, semantic
 from segue.losses_ce import pixel_cross_entropy
 from segue.metrics import Confusion
 from segue.models.heads import LinearProbe
@@ -92,7 +91,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Model:
     method = Supervised(network.to(memory_format=torch.channels_last), weights)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    views = ViewsOf(data.labelled, data.decoder, config.views.crop, config.views.scale)
+    views = RandomViews(data.labelled, data.decoder, config.views.crop, config.views.scale)
     val: Samples = Whole(data.val, data.decoder)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Networks: the segmenter and the heads on top of it."""

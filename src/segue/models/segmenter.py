@@ -59,7 +59,9 @@ class Segmenter(nn.Module):
 
         if not timm.is_model(spec.encoder):
             close = timm.list_models(f"*{spec.encoder.split('_')[0]}*")[:3]
-            raise ValueError(f"timm has no encoder {spec.encoder!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+            raise ValueError(
+                f"timm has no encoder {spec.encoder!r}" + (f"; near it: {', '.join(close)}" if close else "")
+            )
         if spec.output_stride not in (8, 16):
             raise ValueError(f"output stride {spec.output_stride} is not possible; give 8 or 16")
         try:
@@ -72,7 +74,9 @@ class Segmenter(nn.Module):
                 classes=1,
             )
         except (ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"the encoder {spec.encoder!r} gives no feature maps that DeepLabV3+ can use: {error}") from None
+            raise ValueError(
+                f"the encoder {spec.encoder!r} gives no feature maps that DeepLabV3+ can use: {error}"
+            ) from None
         self.spec = spec
         self.encoder: nn.Module = network.encoder
         self.decoder: nn.Module = network.decoder

@@ -10,9 +10,9 @@ from conftest import draw
 from PIL import Image
 
 from segue.data.sample import DataError
-from segue.evaluate import measure, semantic
+from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.predict import find_images, overlay, predict_image, write_predictions
+from segue.prediction import find_images, overlay, predict_image, write_predictions
 
 
 class ByColor(torch.nn.Module):

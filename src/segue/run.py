@@ -1,0 +1,156 @@
+"""The run folder: what a run writes, atomically, and what several processes must agree on."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes: (0, 1) unless ``torchrun`` started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def only_first(work: Callable[[], None]) -> None:
+    """Does ``work`` on the first process while the others wait."""
+    rank, world = rank_and_world()
+    if rank == 0:
+        work()
+    if world > 1:
+        dist.barrier()
+
+
+class Run:
+    """A run folder and what a method needs from its surroundings.
+
+    Args:
+        out: the run folder; made if missing.
+        seed: of initial weights, data order, augmentation and dropout.
+        device: a torch device.
+        precision: ``fp32``, or ``bf16`` for autocast with float32 weights.
+        workers: processes that load data; 0 loads in this one.
+        checkpoint_every: seconds between two checkpoints of a stage.
+        quiet: say nothing on the terminal; the log is written all the same.
+        records: files that describe the run, written with the first thing that is: a run that is refused before it
+            starts leaves no folder.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+        workers: int = 0,
+        checkpoint_every: float = 60.0,
+        quiet: bool = False,
+        records: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self.out = out
+        self.records = dict(records or {})
+        self.seed = seed
+        self.device = torch.device(device)
+        self.precision = precision
+        self.workers = workers
+        self.checkpoint_every = checkpoint_every
+        self.console = Console(stderr=True, quiet=quiet or rank_and_world()[0] > 0, soft_wrap=True, highlight=False)
+
+    def child(self, name: str) -> "Run":
+        """A run in the subfolder ``name`` with the same surroundings."""
+        return Run(
+            self.out / name,
+            seed=self.seed,
+            device=str(self.device),
+            precision=self.precision,
+            workers=self.workers,
+            checkpoint_every=self.checkpoint_every,
+            quiet=self.console.quiet,
+        )
+
+    def say(self, text: str) -> None:
+        """One line for the person who waits."""
+        self.console.print(text, markup=False)
+
+    def open(self) -> None:
+        """Makes the folder and writes its records, unless both are there."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        while self.records and rank_and_world()[0] == 0:
+            name, content = self.records.popitem()
+            if not (self.out / name).exists():
+                write_atomically(self.out / name, content)
+
+    def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
+        """Appends one line to ``log.jsonl``."""
+        self.open()
+        if rank_and_world()[0] == 0:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of ``log.jsonl``, oldest first; a half-written last line is left out."""
+        path = self.out / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Takes lines of ``stage`` after ``step`` out of the log: the resumed run writes them again."""
+        lines = self.read_log()
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        if rank_and_world()[0] == 0 and (self.out / "log.jsonl").exists():
+            write_atomically(self.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has written them."""
+        path = self.out / f"{name}.npz"
+        self.open()
+        if rank_and_world()[0] == 0 and not path.exists():
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)
+            write_atomically(path, buffer.getbuffer())
+
+    def checkpoint(self, stage: str) -> dict[str, Any] | None:
+        """The last checkpoint of ``stage``, or None."""
+        path = self.out / f"{stage}.pt"
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+    def finished(self, stage: str) -> bool:
+        """Whether ``stage`` has run to its end."""
+        checkpoint = self.checkpoint(stage)
+        return checkpoint is not None and bool(checkpoint["done"])
+
+    def save(self, stage: str, state: dict[str, Any]) -> None:
+        """Writes the checkpoint of ``stage`` atomically: after a crash the file is the old one or the new one."""
+        if rank_and_world()[0] == 0:
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_atomically(self.out / f"{stage}.pt", buffer.getbuffer())
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes ``path`` through a temporary file beside it, synced to disk before it takes the name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
