@@ -57,7 +57,7 @@ class Config:
         steps: optimiser steps of all stages together.
         contrast_share: share of the steps spent on contrast, in (0, 1).
         contrast_lr: peak learning rate of contrast; 0.1 in the paper.
-        finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper.
+        finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper, over 50,000 steps and more.
         weight_decay: of all weights; 4e-5 in the paper.
         temperature: t; 0.07 in the paper.
         embedding: length of f and g; 256 in the paper.
@@ -73,10 +73,10 @@ class Config:
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
-    steps: int = 2000
+    steps: int = 1000
     contrast_share: float = 0.5
     contrast_lr: float = 0.1
-    finetune_lr: float = 0.007
+    finetune_lr: float = 0.1
     weight_decay: float = 4e-5
     temperature: float = 0.07
     embedding: int = 256

@@ -45,8 +45,8 @@ class Config:
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
-    steps: int = 2000
-    lr: float = 0.03
+    steps: int = 1000
+    lr: float = 0.1
     weight_decay: float = 4e-5
     balance: Literal["none", "auto"] = "none"
     linear_probe: bool = False
