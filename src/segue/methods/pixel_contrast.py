@@ -73,7 +73,7 @@ class Config:
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
-    steps: int = 1000
+    steps: int = 600
     contrast_share: float = 0.5
     contrast_lr: float = 0.1
     finetune_lr: float = 0.1

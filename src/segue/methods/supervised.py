@@ -45,7 +45,7 @@ class Config:
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
-    steps: int = 1000
+    steps: int = 600
     lr: float = 0.1
     weight_decay: float = 4e-5
     balance: Literal["none", "auto"] = "none"
