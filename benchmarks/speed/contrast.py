@@ -11,8 +11,8 @@ image against float64, relative, for the variants of eq. 1 that count the self p
 Switches that act on the whole process, and are therefore the user's:
 
 - ``torch.set_float32_matmul_precision("medium")`` sends float32 products on a CPU to oneDNN, on AMD faster than MKL
-  and, where oneDNN takes no bfloat16 short cut, as accurate. Rows marked "medium" have it for floor and loss alike; their
-  error shows whether accuracy was kept on this machine.
+  and, where oneDNN takes no bfloat16 short cut, as accurate. Rows marked "medium" have it for floor and loss alike;
+  their error shows whether accuracy was kept on this machine.
 - ``OMP_WAIT_POLICY=passive`` where other work shares the cores: waiting threads then give theirs up.
 """
 

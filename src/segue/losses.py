@@ -207,7 +207,8 @@ def _gathered(anchors: Tensor, keys: Tensor | None, pairs: _Pairs) -> tuple[Tens
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     targets = (anchors if keys is None else keys).contiguous().index_select(0, pairs.key_rows).to(dtype)
     if pairs.own is not None:
-        return targets.index_select(0, pairs.own), targets
+        is_same = pairs.images is None and len(pairs.own) == len(targets)  # then in the same order, too
+        return targets if is_same else targets.index_select(0, pairs.own), targets
     return anchors.contiguous().index_select(0, pairs.rows).to(dtype), targets
 
 

@@ -25,7 +25,7 @@ from segue.data.images import Decoder, Whole
 from segue.data.listing import open_listing
 from segue.data.sample import DataError
 from segue.data.training import TrainingData, open_training
-from segue.engine import Run, rank_and_world, write_atomically
+from segue.engine import Run, only_first, rank_and_world, write_atomically
 from segue.evaluation import Measured, measure
 from segue.prediction import Prediction, find_images
 from segue.prediction import predict as run_over
@@ -158,7 +158,7 @@ def run_training(
     precision = pick_precision(precision, device)
     _validate(config)
     identity = {"verb": "train", "method": method, "seed": seed, "precision": precision, "config": flat(config)}
-    claim_folder(out, identity)
+    only_first(lambda: claim_folder(out, identity))
     data = open_training(config.data, seed=seed)
     workers = workers if workers >= 0 else (4 if device.startswith("cuda") else 0)
     records = describe_run(identity, data, command, tuned, device)
