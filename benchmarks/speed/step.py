@@ -159,7 +159,9 @@ def main() -> None:
     for name in rows:
         seconds = [statistics.median(t[i] for t in times[name]) for i in (0, 1)]
         by = [ratio(name, "plain fp32 NCHW", i) for i in (0, 1)]
-        print(f"{name:30s} cpu {seconds[0]:6.3f} s, {by[0]:.2f} x plain   wall {seconds[1]:6.3f} s, {by[1]:.2f} x plain")
+        print(
+            f"{name:30s} cpu {seconds[0]:6.3f} s, {by[0]:.2f} x plain   wall {seconds[1]:6.3f} s, {by[1]:.2f} x plain"
+        )
     found = {
         "supervised / plain (cpu)": ratio("supervised bf16", "plain fp32 NCHW", 0),
         "supervised / plain (wall)": ratio("supervised bf16", "plain fp32 NCHW", 1),

@@ -39,8 +39,7 @@ from segue.data.training import TrainingData
 from segue.data.transforms import SIMCLR, ColorJitter
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first, write_atomically
 from segue.evaluation import pixel_embeddings, semantic
-from segue.losses import pixel_contrast, pixel_contrast_negatives
-from segue.losses_ce import pixel_cross_entropy
+from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
 from segue.prediction import predict

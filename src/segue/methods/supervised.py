@@ -21,7 +21,7 @@ from segue.data.images import RandomViews, Whole
 from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
 from segue.evaluation import Samples, semantic
-from segue.losses_ce import pixel_cross_entropy
+from segue.losses import pixel_cross_entropy
 from segue.metrics import Confusion
 from segue.models.heads import LinearProbe
 from segue.weights import Model, new_segmenter
