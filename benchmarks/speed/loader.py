@@ -3,9 +3,9 @@ whether it keeps the network fed.
 
     python benchmarks/speed/loader.py FOLDER [--images 60] [--rounds 5]
 
-FOLDER is a data set (CamVid's 480 x 360 pictures in the figures of docs/log.md). Both sides decode image and mask, scale
-them by a factor from [0.5, 2], crop 256 x 256, flip, and change brightness, contrast, saturation and hue; in turn, in
-one process with one thread, CPU time, medians.
+FOLDER is a data set (CamVid's 480 x 360 pictures in the figures of docs/log.md). Both sides decode image and mask,
+scale them by a factor from [0.5, 2], crop 256 x 256, flip, and change brightness, contrast, saturation and hue; in
+turn, in one process with one thread, CPU time, medians.
 """
 
 import argparse

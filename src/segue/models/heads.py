@@ -43,7 +43,7 @@ class LinearProbe(nn.Module):
 
 
 def projection_head(channels: int, embedding: int) -> nn.Sequential:
-    """Three 1 x 1 convolutions, batch norm and ReLU between them: (B, C, h, w) -> (B, D, h, w), not yet of unit length."""
+    """Three 1 x 1 convolutions with batch norm and ReLU between: (B, C, h, w) -> (B, D, h, w), of any length."""
     return nn.Sequential(
         nn.Conv2d(channels, embedding, 1, bias=False),
         nn.BatchNorm2d(embedding),
