@@ -169,19 +169,23 @@ def run_training(
     arms = [(method, config, run)]
     if compare and method != "supervised":
         arms.append(("supervised", control(config), run.child(BASELINE)))
+    trained = False
     for name, settings, arm in arms:
         if (arm.out / "evaluation.json").is_file():
             run.say(f"{name}: finished before")
             continue
+        trained = True
         started = time.monotonic()
         model = methods.load(name).train(settings, arm, data)
         if rank_and_world()[0] == 0:
             _finish(name, model, arm, data, time.monotonic() - started)
     if rank_and_world()[0] == 0:
-        from segue.report import write_report
+        report = out / "report.html"
+        if trained or not report.is_file():
+            from segue.report import write_report
 
-        path = write_report(out)
-        run.say(f"model: {out / 'model'}   report: {path}")
+            write_report(out)
+        run.say(f"model: {out / 'model'}   report: {report}")
     return out
 
 

@@ -54,7 +54,8 @@ class Config:
 
     Args:
         steps: optimiser steps of all stages together.
-        contrast_share: share of the steps spent on contrast, in (0, 1).
+        contrast_share: share of each round's steps spent on contrast, in (0, 1).
+        first_round: share of the steps before pseudo-labels are made, in (0, 1); with unlabelled images only.
         contrast_lr: peak learning rate of contrast; 0.1 in the paper.
         finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper, over 50,000 steps and more.
         weight_decay: of all weights; 4e-5 in the paper.
@@ -74,6 +75,7 @@ class Config:
     views: Views = field(default_factory=Views)
     steps: int = 600
     contrast_share: float = 0.5
+    first_round: float = 0.5
     contrast_lr: float = 0.1
     finetune_lr: float = 0.1
     weight_decay: float = 4e-5
@@ -254,18 +256,19 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
     torch.manual_seed(run.seed)
     network = new_segmenter(config.network, data.listing, say=run.say)
-    if not 0 < config.contrast_share < 1:
-        raise DataError(f"--contrast_share {config.contrast_share} must lie between 0 and 1")
+    for name in ("contrast_share", "first_round"):
+        if not 0 < getattr(config, name) < 1:
+            raise DataError(f"--{name} {getattr(config, name)} must lie between 0 and 1")
     if config.views.batch < 4 or config.views.batch % 2:
         raise DataError(f"--batch {config.views.batch} must be even and at least 4: half of it in two views")
     thresholds = class_thresholds(config, data.classes)
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = data.val or data.labelled
     run.keep("embeddings_before", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
-    rounds = 2 if data.unlabelled else 1
-    steps = config.steps // rounds
+    first = round(config.steps * config.first_round)
+    rounds = [first, config.steps - first] if data.unlabelled else [config.steps]
     sets: list[tuple[tuple[Pair, ...], Decoder]] = [(data.labelled, data.decoder)]
-    for number in range(rounds):
+    for number, steps in enumerate(rounds):
         suffix = "" if number == 0 else "_pseudo"
         if number:
             pseudo = label_images(network, data.unlabelled, thresholds, run)
