@@ -22,7 +22,7 @@ from PIL import Image
 
 from segue import report
 from segue.data.images import Decoder, Whole
-from segue.data.listing import open_listing
+from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec

@@ -21,7 +21,7 @@ from torchvision import io, tv_tensors
 from torchvision.transforms import v2
 
 from segue.data.images import Decoder, RandomViews, mask_image
-from segue.data.listing import open_listing
+from segue.data.layouts import open_listing
 from segue.data.sample import open_image, to_rgb
 from segue.data.transforms import SIMCLR, ColorJitter, cut, draw_window, recolored
 from segue.engine import endless, mix

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from segue.config import UsageError, build
 from segue.data import synthetic
-from segue.data.listing import open_listing
+from segue.data.layouts import open_listing
 from segue.engine import write_atomically
 from segue.prediction import write_predictions
 from segue.verbs import BASELINE, evaluate, method_module, run_training

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segue.data.listing import Pair, images_in, open_images
+from segue.data.layouts import open_images
+from segue.data.listing import Pair, images_in
 from segue.data.sample import IMAGE_SUFFIXES, Array, Color, DataError, open_image, to_rgb, write_label_map
 from segue.weights import Model
 

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from segue.data.images import Decoder, Whole
-from segue.data.listing import Pair, open_listing
+from segue.data.layouts import open_listing
+from segue.data.listing import Pair
 from segue.data.sample import Array, Color, DataError
 from segue.data.training import parse_map
 from segue.engine import Run, write_atomically

@@ -22,7 +22,7 @@ import segue
 from segue import methods
 from segue.config import UsageError, did_you_mean, flat
 from segue.data.images import Decoder, Whole
-from segue.data.listing import open_listing
+from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.data.training import TrainingData, open_training
 from segue.engine import Run, only_first, rank_and_world, write_atomically

@@ -13,7 +13,7 @@ from PIL import Image
 
 from segue.config import Data
 from segue.data.check import Finding, check
-from segue.data.listing import open_listing
+from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.data.training import open_training
 

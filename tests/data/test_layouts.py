@@ -9,7 +9,7 @@ from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
 
 from segue.data.images import Decoder, Whole
-from segue.data.listing import open_images, open_listing
+from segue.data.layouts import open_images, open_listing
 from segue.data.sample import IGNORE, DataError
 from segue.data.voc import voc_color
 

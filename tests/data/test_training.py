@@ -119,7 +119,7 @@ def test_mapped_values_reach_the_masks(dataset: Path) -> None:
 def test_committed_splits_are_what_the_seed_chooses() -> None:
     import os
 
-    from segue.data.listing import open_listing
+    from segue.data.layouts import open_listing
 
     root = Path(os.environ.get("SEGUE_MIRROR") or "gone", "camvid")
     if not root.is_dir():

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from segue.config import Data
 from segue.data.check import Finding, check
 from segue.data.images import Decoder
-from segue.data.listing import Listing, Pair, open_images, open_listing
+from segue.data.layouts import open_images, open_listing
+from segue.data.listing import Listing, Pair
 from segue.data.sample import IGNORE, DataError
 from segue.data.splits import choose
 

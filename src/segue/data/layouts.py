@@ -1,0 +1,81 @@
+"""Opening a set: which layout it has, and what that layout finds.
+
+A layout is a class with ``matches(root)`` and ``read(root)``, in a file of its own; `LAYOUTS` lists them.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from segue.data.camvid import CamVid
+from segue.data.cityscapes import Cityscapes
+from segue.data.folder import Folder
+from segue.data.listing import Listing, Pair, images_in
+from segue.data.sample import IMAGE_SUFFIXES, DataError
+from segue.data.voc import Voc
+
+
+class Layout(Protocol):
+    """How one kind of data set lies on disk."""
+
+    @staticmethod
+    def matches(root: Path) -> bool:
+        """Whether ``root`` looks like this layout; looks at names only."""
+
+    @staticmethod
+    def read(root: Path) -> Listing:
+        """The set in ``root``."""
+
+
+# The most particular first: the first that matches is taken.
+LAYOUTS: dict[str, type[Layout]] = {"cityscapes": Cityscapes, "voc": Voc, "camvid": CamVid, "folder": Folder}
+
+
+def split_address(address: str) -> tuple[Path, str | None]:
+    """``DIR:split`` as (DIR, split); the split is None where none is named."""
+    folder, colon, split = address.rpartition(":")
+    if colon and folder and not Path(address).exists() and "/" not in split:
+        return Path(folder), split
+    return Path(address), None
+
+
+def open_listing(address: str, layout: str = "auto") -> Listing:
+    """The data set in a folder; ``DIR:split`` keeps that split alone.
+
+    Raises:
+        DataError: the folder is missing, or no layout fits what is in it.
+    """
+    root, split = split_address(address)
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(f"{root} {what}; name a folder with images/ and labels/")
+    known = LAYOUTS
+    if layout != "auto" and layout not in known:
+        raise DataError(f"unknown layout {layout!r}; known are {', '.join(known)}")
+    name = layout if layout != "auto" else next((n for n, kind in known.items() if kind.matches(root)), None)
+    if name is None:
+        inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+        raise DataError(
+            f"{root} holds no data set that Segue knows (in it: {inside}); "
+            "expected images/ and labels/ with the same file names, and a classes.txt"
+        )
+    listing = known[name].read(root)
+    return replace(listing, splits={split: listing.split(split)}) if split else listing
+
+
+def open_images(address: str) -> tuple[Pair, ...]:
+    """An unlabelled set: every image of a plain folder, or of a data set's split; masks are left alone.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    root, split = split_address(address)
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist or is no folder; name a folder of images")
+    if split is not None:
+        return tuple(Pair(pair.name, pair.image) for pair in open_listing(address).split(split))
+    folder = root / "images" if (root / "images").is_dir() else root
+    pairs = tuple(Pair(name, path) for name, path in images_in(folder).items())
+    if not pairs:
+        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return pairs
