@@ -16,7 +16,8 @@ by (5), and both stages run again on labelled and pseudo-labelled images togethe
 Departs from the paper: a step of either stage passes ``batch`` crops through the network, so contrast takes half as
 many crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N
 matrix. ``negatives others`` takes the authors' released form, whose denominator holds one positive and the negatives
-only. Images on which (5) keeps nothing are left out of the second round.
+only. Images on which (5) keeps nothing are left out of the second round, and labelled images are repeated in it:
+drawn as they come, 18 of 367, rare classes of which no pseudo-label is kept would be unlearnt.
 """
 
 import json
@@ -286,10 +287,11 @@ Sets = Sequence[tuple[tuple[Pair, ...], Decoder]]
 
 
 def _views(sets: Sets, config: Config, second: ColorJitter | None) -> Dataset[Any]:
-    """Training views of labelled and pseudo-labelled images, all alike."""
+    """Training views; labelled images are repeated until they are drawn about as often as pseudo-labelled ones."""
     crop, scale = config.views.crop, config.views.scale
     parts = [RandomViews(pairs, decoder, crop, scale, second=second) for pairs, decoder in sets]
-    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    labelled, pseudo = parts[0], parts[1:]
+    return ConcatDataset([*[labelled] * max(1, round(sum(map(len, pseudo)) / len(labelled))), *pseudo])
 
 
 def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: int, stage: str) -> None:
