@@ -14,7 +14,7 @@ from PIL import Image
 
 from segue.data.images import Decoder, first_unknown, mask_image
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, Array, DataError, open_image, to_rgb
+from segue.data.sample import IGNORE, ORIENTATION, Array, DataError, open_image, to_rgb
 
 SHOWN = 3  # example paths in a message
 SAMPLE = 1000  # pairs whose pixels the cheap check reads
@@ -109,8 +109,8 @@ def inspect(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts, *, pix
             continue
         try:
             with Image.open(path) as header:
-                upright = header.getexif().get(0x0112, 1) < 5
-                sizes.append(header.size if upright else header.size[::-1])
+                lies = header.getexif().get(ORIENTATION, 1) >= 5
+                sizes.append(header.size[::-1] if lies else header.size)
             if pixels and path == pair.image:
                 to_rgb(open_image(path), path)
         except DataError as error:

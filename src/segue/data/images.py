@@ -40,7 +40,8 @@ class Decoder:
         if not self.by_color:
             if stored.ndim == 3:
                 stored = stored[..., 0]
-            found: Array = self.table[np.clip(stored, 0, len(self.table) - 1)]
+            inside = stored if stored.dtype == np.uint8 else np.clip(stored, 0, len(self.table) - 1)
+            found: Array = self.table[inside]
             return found
         keys = (stored[..., 0].astype(np.int64) << 16) + (stored[..., 1].astype(np.int64) << 8) + stored[..., 2]
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 IGNORE = 255
+ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 Sample = dict[str, Any]
@@ -34,7 +35,8 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            is_upright = image.getexif().get(ORIENTATION, 1) == 1
+            return image if is_upright else ImageOps.exif_transpose(image)  # which copies even an upright one
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
