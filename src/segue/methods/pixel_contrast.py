@@ -75,10 +75,10 @@ class Config:
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
     steps: int = 600
-    contrast_share: float = 0.5
+    contrast_share: float = 0.25
     first_round: float = 0.5
     contrast_lr: float = 0.1
-    finetune_lr: float = 0.1
+    finetune_lr: float = 0.03
     weight_decay: float = 4e-5
     temperature: float = 0.07
     embedding: int = 256

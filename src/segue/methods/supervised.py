@@ -46,7 +46,7 @@ class Config:
     network: Network = field(default_factory=Network)
     views: Views = field(default_factory=Views)
     steps: int = 600
-    lr: float = 0.1
+    lr: float = 0.03
     weight_decay: float = 4e-5
     balance: Literal["none", "auto"] = "none"
     linear_probe: bool = False
