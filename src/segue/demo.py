@@ -48,7 +48,6 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         "crop": 96,
         "scale": (0.5, 1.5),
         "decoder_channels": 128,
-        "contrast_lr": 0.02 if has_weights else 0.1,  # ImageNet features do not survive 0.1
     }
     config = build(method_module("pixel_contrast").Config, values)
     run = run_training(

@@ -203,6 +203,7 @@ def start_encoder(model: Segmenter, state: Mapping[str, Tensor]) -> None:
         if fitted[name].shape != own[name].shape:
             raise DataError(f"the weights' {name!r} is {tuple(tensor.shape)}, the encoder's {tuple(own[name].shape)}")
     inner.load_state_dict(fitted, strict=False)
+    model.is_pretrained = True
 
 
 def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3) -> Segmenter:

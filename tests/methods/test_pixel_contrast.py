@@ -190,3 +190,17 @@ def test_contrast_draws_classes_together(dataset: Path, tmp_path: Path, precisio
         return float(between / within)
 
     assert separation("embeddings_after") > 1.5 * separation("embeddings_before")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(True, 0.02), (False, 0.1)])
+def test_contrast_is_gentle_with_given_weights(dataset: Path, tmp_path: Path, given: bool, expected: float) -> None:
+    from segue.weights import save_model
+
+    values = {**TINY, "data": str(dataset)}
+    if given:
+        run, config = Run(tmp_path / "first", quiet=True), build(Config, values)
+        save_model(train(config, run, open_training(config.data, seed=0)), tmp_path / "model", method="x", metrics={})
+        values["init"] = str(tmp_path / "model")
+    run, config = Run(tmp_path / "run", quiet=True), build(Config, values)
+    train(config, run, open_training(config.data, seed=0))
+    assert run.read_log()[0]["lr"] == pytest.approx(expected)

@@ -57,7 +57,8 @@ class Config:
         steps: optimiser steps of all stages together.
         contrast_share: share of each round's steps spent on contrast, in (0, 1).
         first_round: share of the steps before pseudo-labels are made, in (0, 1); with unlabelled images only.
-        contrast_lr: peak learning rate of contrast; 0.1 in the paper.
+        contrast_lr: peak learning rate of contrast; 0 takes the paper's 0.1 for an encoder of random weights, and 0.02
+            for one of given weights, whose features 0.1 destroys.
         finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper, over 50,000 steps and more.
         weight_decay: of all weights; 4e-5 in the paper.
         temperature: t; 0.07 in the paper.
@@ -77,7 +78,7 @@ class Config:
     steps: int = 600
     contrast_share: float = 0.25
     first_round: float = 0.5
-    contrast_lr: float = 0.1
+    contrast_lr: float = 0.0
     finetune_lr: float = 0.03
     weight_decay: float = 4e-5
     temperature: float = 0.07
@@ -299,7 +300,8 @@ def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: in
     torch.manual_seed(mix(run.seed, stage))
     method = Contrast(network, config, fast=run.precision == "bf16")
     weights = [*network.encoder.parameters(), *network.decoder.parameters(), *method.projection.parameters()]
-    optimizer = torch.optim.SGD(weights, config.contrast_lr, momentum=0.9, weight_decay=config.weight_decay)
+    lr = config.contrast_lr or (0.02 if network.is_pretrained else 0.1)
+    optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=config.weight_decay)
     views = _views(sets, config, SIMCLR.scaled(config.distortion))
 
     def batches(start: int) -> Iterator[dict[str, Any]]:

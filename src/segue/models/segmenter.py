@@ -49,6 +49,7 @@ class Segmenter(nn.Module):
     """
 
     kind = "segmenter"
+    is_pretrained = False  # whether the encoder started from given weights
     mean: Tensor
     std: Tensor
 
