@@ -89,7 +89,7 @@ def test_a_crop_without_labels_counts_for_nothing() -> None:
     leaf = first.clone().requires_grad_()
     loss = within_image(leaf, second, labels, temperature=T)
     loss.backward()
-    assert float(loss) == 0
+    assert float(loss.detach()) == 0
     assert leaf.grad is not None
     assert leaf.grad.abs().sum() == 0
 
@@ -143,6 +143,7 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
         "unlabeled": ("rest",),
         "threshold": 0.0,
         "evaluate_every": 1,
+        "contrast_share": 0.5,
     }
     config = build(Config, values)
     run = Run(tmp_path / "run", quiet=True)
