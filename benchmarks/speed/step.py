@@ -64,7 +64,7 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
                 value = loss()
             value.backward()
             optimizer.step()
-            return float(value)
+            return float(value.detach())
 
         return step
 

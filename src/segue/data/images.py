@@ -154,8 +154,8 @@ def _sizes(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
 
 
 def _tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """uint8 (3, H, W), laid out as Pillow does: collating copies it anyway."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 __all__ = ["IGNORE", "Decoder", "RandomViews", "Whole", "first_unknown", "mask_image"]
