@@ -88,7 +88,7 @@ def hue_rotation(turns: float) -> Array:
 
 def recolored(image: Image.Image, jitter: ColorJitter) -> Image.Image:
     """``image`` under a random colour change; mode RGB."""
-    mean = np.asarray(image.resize((8, 8), Image.Resampling.BOX), np.float64).mean((0, 1))
+    mean = np.asarray(image.reduce(max(1, min(image.size) // 8)), np.float64).mean((0, 1))
     return image.convert("RGB", tuple(color_matrix(jitter, mean).ravel().tolist()))
 
 
