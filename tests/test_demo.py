@@ -23,7 +23,7 @@ def test_the_demo_goes_the_whole_path_and_is_safe_to_repeat(
     status, output, errors = segue("demo", "--out", out, "--steps", 8, "--json", "--device", "cpu")
     assert status == 0, errors
     assert json.loads(output) == scores
-    assert errors.count("finished before") == 2
+    assert "finished before" in errors
     assert (out / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 

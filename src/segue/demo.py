@@ -34,6 +34,9 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         mIoU on the test scenes, in [0, 1], of ``pixel_contrast`` and ``supervised``.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if (out / "scores.json").is_file():
+        console.print(f"finished before: {out} (name another --out to run it again)", markup=False)
+        return _tell(out, console)
     data = draw_scenes(out, seed)
     console.print(
         f"{LABELLED} labelled street scenes, {UNLABELLED} without labels, {TEST} to test on: {data}", markup=False
@@ -61,17 +64,8 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         workers=workers,
         command=("demo", "--out", str(out)),
     )
-    if not (out / "scores.json").is_file():
-        _score(data, run, out, device)
-    scores: dict[str, float] = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    console.print(
-        f"on {TEST} test scenes: plain training mIoU {100 * scores['supervised']:.1f}, "
-        f"pixel contrast and pseudo-labels {100 * scores['pixel_contrast']:.1f} (same steps, one seed)\n"
-        f"look at: {run / 'report.html'}, {out / 'predictions'}\n"
-        f"next: segue predict {run} YOUR_IMAGES --out OUT, or segue train YOUR_DATA --out RUN",
-        markup=False,
-    )
-    return scores
+    _score(data, run, out, device)
+    return _tell(out, console)
 
 
 def draw_scenes(out: Path, seed: int) -> Path:
@@ -99,3 +93,16 @@ def _score(data: Path, run: Path, out: Path, device: str) -> None:
     model = load_model(str(run))
     write_predictions(model, open_listing(str(data)).split("test")[:SHOWN], out / "predictions", maps=True)
     write_atomically(out / "scores.json", json.dumps(scores).encode())
+
+
+def _tell(out: Path, console: Console) -> dict[str, float]:
+    """Says what came out, and gives the scores."""
+    scores: dict[str, float] = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    console.print(
+        f"on {TEST} test scenes: plain training mIoU {100 * scores['supervised']:.1f}, "
+        f"pixel contrast and pseudo-labels {100 * scores['pixel_contrast']:.1f} (same steps, one seed)\n"
+        f"look at: {out / 'run' / 'report.html'}, {out / 'predictions'}\n"
+        f"next: segue predict {out / 'run'} YOUR_IMAGES --out OUT, or segue train YOUR_DATA --out RUN",
+        markup=False,
+    )
+    return scores
