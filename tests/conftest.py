@@ -1,6 +1,11 @@
 """Fixtures: small sets of pictures in the canonical layout, and settings that train in seconds."""
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +82,12 @@ def segue(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def options(**changes: object) -> list[str]:
     """`TINY` with changes, as command-line options."""
     return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine; one such launch at a time, so that launches do not take each other's port."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (Path(tempfile.gettempdir()) / "segue-torchrun.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)

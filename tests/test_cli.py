@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import options, write_set
+from conftest import options, torchrun, write_set
 from PIL import Image
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -199,10 +199,8 @@ def test_fields_of_a_method_are_listed_with_their_meaning(segue: Segue, dataset:
 @pytest.mark.slow
 def test_two_processes_train_through_the_command_line(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "segue"]
     fields = options(labels=3, unlabeled="rest", threshold=0.0)
-    command = [*launch, "train", str(dataset), "--out", str(out), "--device", "cpu", "--compare", *fields]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = torchrun("-m", "segue", "train", str(dataset), "--out", str(out), "--device", "cpu", "--compare", *fields)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("validation images, after") == 2  # one process speaks, for both arms
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import torchrun
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -223,8 +224,8 @@ RANKS = """
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(textwrap.dedent(RANKS.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = torchrun(str(script))
+    assert done.returncode == 0, done.stderr
     two = torch.load(tmp_path / "two" / "train.pt", weights_only=True)["method"]["layer.weight"]
     torch.testing.assert_close(two, trained(tmp_path / "one", batch=4).layer.weight, rtol=1e-5, atol=1e-7)
 
