@@ -107,16 +107,12 @@ def _no_command(of: Parser) -> int:
 
 def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue train``."""
-    from segue.verbs import run_training
+    from segue.verbs import method_module, run_training
 
     name = arguments.method
-    if name not in methods.names("train"):
-        known = methods.names("train")
-        raise UsageError(f"unknown method {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+    kind = method_module(name).Config
     prog = f"segue train --method {name}"
-    config = parse_fields(
-        methods.load(name).Config, ["--help"] if arguments.fields else rest, prog, data=arguments.data
-    )
+    config = parse_fields(kind, ["--help"] if arguments.fields else rest, prog, data=arguments.data)
     out = run_training(
         name,
         config,

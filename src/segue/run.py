@@ -121,11 +121,6 @@ class Run:
         path = self.out / f"{stage}.pt"
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
-    def finished(self, stage: str) -> bool:
-        """Whether ``stage`` has run to its end."""
-        checkpoint = self.checkpoint(stage)
-        return checkpoint is not None and bool(checkpoint["done"])
-
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Writes the checkpoint of ``stage`` atomically: after a crash the file is the old one or the new one."""
         if rank_and_world()[0] == 0:

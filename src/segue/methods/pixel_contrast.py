@@ -276,7 +276,6 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
             pseudo = label_images(network, data.unlabelled, thresholds, run)
             if not pseudo:
                 run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
-                pseudo = data.labelled[:0]
             sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False)))
         contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
         run.keep(f"embeddings_after{suffix}", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
