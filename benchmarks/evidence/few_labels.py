@@ -118,8 +118,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--jobs", type=int, default=2, help="arms trained at once, one thread each")
-    parser.add_argument("extra", nargs="*", help="further fields for every arm, after --")
-    options = parser.parse_args()
+    parser.epilog = "Further fields for every arm follow a --, as: -- --evaluate_every 500"
+    own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
+    options = parser.parse_args(own.split())
     data = options.data if options.full else shrink(options.data, options.out / "data")
     cells = list(itertools.product(options.labels, options.init, options.steps))
     jobs = [(cell, arm, seed) for seed in options.seeds for cell in cells for arm in options.arms]
@@ -127,7 +128,7 @@ def main() -> None:
     def work(job: tuple[tuple[str, str, int], str, int]) -> None:
         (labels, init, steps), arm, seed = job
         folder = options.out / folder_name(labels, init, steps, arm, seed)
-        run_arm(data, folder, arm, labels, init, seed, steps, options.full, options.extra)
+        run_arm(data, folder, arm, labels, init, seed, steps, options.full, extra.split())
         print(f"{folder}: test mIoU {score(folder):.1f}, val {score(folder, 'evaluation.json'):.1f}", flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
