@@ -21,7 +21,8 @@ from conftest import CLASSES, COLORS, write_set
 from PIL import Image
 
 from segue import report
-from segue.data.images import Decoder, Whole
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.evaluation import measure

@@ -20,7 +20,8 @@ import torch
 from torchvision import io, tv_tensors
 from torchvision.transforms import v2
 
-from segue.data.images import Decoder, RandomViews, mask_image
+from segue.data.decoder import Decoder, mask_image
+from segue.data.images import RandomViews
 from segue.data.layouts import open_listing
 from segue.data.sample import open_image, to_rgb
 from segue.data.transforms import SIMCLR, ColorJitter, cut, draw_window, recolored
@@ -67,13 +68,13 @@ def main() -> None:
             transform(image, tv_tensors.Mask(io.decode_image(io.read_file(str(pair.mask)))))
 
     opened = [open_image(pair.image) for pair in pairs]
-    masks = [mask_image(pair.mask) for pair in pairs]
+    masks = [mask_image(pair) for pair in pairs]
     torch.manual_seed(0)
     windows = [draw_window(image.width, image.height, CROP, (0.5, 2.0)) for image in opened]
     pieces = [cut(image, window, CROP, smooth=True) for image, window in zip(opened, windows, strict=True)]
     stages: dict[str, Callable[[], Any]] = {
         "decode the JPEG": lambda: [to_rgb(open_image(pair.image), pair.image) for pair in pairs],
-        "decode the PNG mask": lambda: [np.asarray(mask_image(pair.mask)) for pair in pairs],
+        "decode the PNG mask": lambda: [np.asarray(mask_image(pair)) for pair in pairs],
         "crop and scale the image": lambda: [
             cut(i, w, CROP, smooth=True) for i, w in zip(opened, windows, strict=True)
         ],

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segue.data.images import Decoder, Whole
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.sample import Array, Color, DataError

@@ -21,7 +21,8 @@ import yaml
 import segue
 from segue import methods
 from segue.config import UsageError, did_you_mean, flat
-from segue.data.images import Decoder, Whole
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.data.training import TrainingData, open_training

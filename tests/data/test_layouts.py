@@ -1,6 +1,7 @@
 """Each layout is read as it lies on disk, on three pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
 
-from segue.data.images import Decoder, Whole
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
 from segue.data.sample import IGNORE, DataError
 from segue.data.voc import voc_color
@@ -75,8 +77,8 @@ def test_colour_coded_masks_without_colours_say_what_to_write(tmp_path: Path) ->
     photo(tmp_path / "images" / "a.png")
     save(tmp_path / "labels" / "a.png", np.array(COLORS, np.uint8)[draw(0)[1]])
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"E104 .*a.png.*'name r g b'.*90, 90, 90"):
-        open_listing(str(tmp_path))
+    (fault,) = open_listing(str(tmp_path)).faults
+    assert re.match(r"E104 .*90, 90, 90.*a.png.*'name r g b'", str(fault))
 
 
 def test_palette_masks_are_read_by_index(tmp_path: Path) -> None:
@@ -159,7 +161,6 @@ def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(da
         (lambda root: (root / "dataset.json").write_text("[]"), "must hold an object"),
         (lambda root: (root / "dataset.json").write_text('{"classes": ["a", "a"]}'), "'a' twice"),
         (lambda root: (root / "dataset.json").unlink(), "no class list"),
-        (lambda root: photo(root / "images" / "train_000.jpg"), "E118 .*same name"),
         (
             lambda root: (root / "dataset.json").write_text(
                 json.dumps({"classes": CLASSES, "splits": {"train": ["gone"]}})

@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, pair_up
-from segue.data.sample import IGNORE, Color, DataError
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color, DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 Classes = tuple[tuple[str, ...], list[Color] | None]
@@ -39,26 +40,36 @@ class Folder:
         """
         if not (root / "images").is_dir():
             raise DataError(f"{root}/images does not exist; put the images there")
-        images = images_in(root / "images")
+        faults: list[Finding] = []
+        images = images_in(root / "images", faults)
         if not images:
             raise DataError(f"{root / 'images'} holds no image")
         folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), root / MASK_FOLDERS[0])
-        masks = images_in(folder) if folder.is_dir() else {}
-        pairs, stray = pair_up(images, masks)
+        masks = images_in(folder, faults) if folder.is_dir() else {}
         described = _described(root)
         classes, colors = _classes(root, described, next(iter(masks.values()), None))
+        things = _things(root, described, len(classes))
+        ids = identity(len(classes))
+        if not folder.is_dir() and (root / "instances").is_dir() and (len(classes), things) == (2, (1,)):
+            masks = images_in(root / "instances", faults)  # one kind of thing on a background: an id is a class
+            ids = {0: 0, **{i: 1 for i in range(1, 1 << 16)}}
+        pairs, stray = pair_up(images, masks)
         if described.get("ignore") not in (None, IGNORE):
             raise DataError(f"{root / 'dataset.json'}: ignore is {described['ignore']!r}; Segue's is {IGNORE}")
+        by_color = _is_colored(masks)
+        if by_color and colors is None:
+            faults.append(_colorless(masks, root))
         return Listing(
             root=root,
             layout="folder",
             classes=classes,
             colors=colors_or_palette(colors, len(classes)),
             splits=_splits(root, described, pairs),
-            ids=identity(len(classes)),
-            by_color=_is_colored(masks, root, colors),
+            ids=ids,
+            by_color=by_color,
             stray=stray,
-            things=tuple(described.get("things") or ()),
+            things=things,
+            faults=tuple(faults),
         )
 
 
@@ -69,7 +80,7 @@ def _described(root: Path) -> dict[str, Any]:
         return {}
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise DataError(f"{path} is no valid JSON: {error}") from None
     if not isinstance(described, dict):
         raise DataError(f"{path} must hold an object with classes and splits, not a {type(described).__name__}")
@@ -79,9 +90,8 @@ def _described(root: Path) -> dict[str, Any]:
 def _classes(root: Path, described: dict[str, Any], example: Path | None) -> Classes:
     """Names and colours of the classes, from the first list that is there."""
     if described.get("classes"):
-        colors = described.get("colors")
-        found: Classes = tuple(map(str, described["classes"])), [tuple(c) for c in colors] if colors else None
         origin = root / "dataset.json"
+        found = _described_classes(origin, described)
     elif (root / "classes.txt").is_file():
         origin = root / "classes.txt"
         found = _parse_lines(origin, [line.rsplit(maxsplit=3) for line in _lines(origin)])
@@ -106,9 +116,28 @@ def _classes(root: Path, described: dict[str, Any], example: Path | None) -> Cla
     return found
 
 
+def _described_classes(origin: Path, described: dict[str, Any]) -> Classes:
+    """Names and colours as dataset.json gives them."""
+    names, colors = described["classes"], described.get("colors")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{origin}: classes must be a list of names")
+    if not colors:
+        return tuple(names), None
+    sound = isinstance(colors, list) and all(
+        isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colors
+    )
+    if not sound:
+        raise DataError(f"{origin}: colors must be a list of [r, g, b], each from 0 to 255")
+    return tuple(names), [(c[0], c[1], c[2]) for c in colors]
+
+
 def _lines(path: Path) -> list[str]:
     """Lines that say something."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a list of lines in UTF-8: {error}") from None
+    lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -122,33 +151,47 @@ def _parse_lines(path: Path, rows: list[list[str]]) -> Classes:
 
 def _guess(example: Path | None) -> str:
     """The values of one mask, to help somebody write the class list."""
-    if example is None:
+    if example is None or not example.is_file():
         return ""
     try:
-        with Image.open(example) as image:
+        with Image.open(example, formats=FORMATS) as image:
             counted = image.getcolors(maxcolors=256) or []
-    except (OSError, Image.DecompressionBombError):
+    except UNREADABLE:
         return ""
     values = sorted((value for _, value in counted), key=str)[:12]
     return f" ({example.name} holds the values {', '.join(map(str, values))})" if values else ""
 
 
-def _is_colored(masks: dict[str, Path], root: Path, colors: list[Color] | None) -> bool:
+def _is_colored(masks: dict[str, Path]) -> bool:
     """Whether the first mask is an RGB picture; then the class list must give colours."""
     first = next(iter(masks.values()), None)
-    if first is None:
+    if first is None or not first.is_file():
         return False
     try:
-        with Image.open(first) as image:
-            colored = image.mode in ("RGB", "RGBA")
-    except (OSError, Image.DecompressionBombError):
+        with Image.open(first, formats=FORMATS) as image:
+            return image.mode in ("RGB", "RGBA")
+    except UNREADABLE:
         return False  # the check names unreadable files
-    if colored and colors is None:
-        raise DataError(
-            f"E104 {first} is an RGB picture; give each class its colour in {root / 'classes.txt'}: "
-            f"one line 'name r g b' a class{_guess(first)}"
-        )
-    return colored
+
+
+def _colorless(masks: dict[str, Path], root: Path) -> Finding:
+    """E104: coloured masks, and no colour for any class."""
+    first = next(iter(masks.values()))
+    return Finding(
+        "E104",
+        f"masks are RGB pictures and the class list has no colours{_guess(first)}",
+        (str(first),),
+        "A colour does not say which class it is.",
+        f"Give each class its colour in {root / 'classes.txt'}: one line 'name r g b' a class.",
+    )
+
+
+def _things(root: Path, described: dict[str, Any], count: int) -> tuple[int, ...]:
+    """Ids of countable classes, as dataset.json gives them."""
+    things = described.get("things") or []
+    if not isinstance(things, list) or not all(isinstance(i, int) and 0 <= i < count for i in things):
+        raise DataError(f"{root / 'dataset.json'}: things must be a list of class ids from 0 to {count - 1}")
+    return tuple(things)
 
 
 def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> dict[str, tuple[Pair, ...]]:
@@ -157,7 +200,10 @@ def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> d
     lists: dict[str, list[str]] = {}
     if described.get("splits"):
         origin = str(root / "dataset.json")
-        lists = {str(name): list(map(str, names)) for name, names in described["splits"].items()}
+        given = described["splits"]
+        if not isinstance(given, dict) or not all(isinstance(names, list) for names in given.values()):
+            raise DataError(f"{origin}: splits must be an object of lists of names")
+        lists = {str(name): list(map(str, names)) for name, names in given.items()}
     elif (root / "splits").is_dir():
         origin = str(root / "splits")
         lists = {path.stem: _lines(path) for path in sorted((root / "splits").glob("*.txt"))}

@@ -1,6 +1,6 @@
 """Data sets of pictures on disk: as they are, for evaluation, or as random training views."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,73 +8,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, Array, Color, DataError, Sample, open_image, to_rgb
+from segue.data.decoder import Decoder, mask_image
+from segue.data.listing import Pair
+from segue.data.sample import DataError, Sample, open_image, to_rgb
 from segue.data.transforms import PLAIN, ColorJitter, blank_outside, cut, draw_window, recolored
-
-UNKNOWN = -1
-
-
-class Decoder:
-    """From what a label map stores, ids or colours, to class ids."""
-
-    def __init__(self, ids: Mapping[int, int], colors: Sequence[Color], by_color: bool) -> None:
-        self.by_color = by_color
-        if by_color:
-            keys = np.array([(r << 16) + (g << 8) + b for r, g, b in colors])
-            self.order = np.argsort(keys)
-            self.keys = keys[self.order]
-        else:
-            self.table = np.full(1 << 16, UNKNOWN, np.int16)
-            for raw, index in ids.items():
-                if raw >= 0:
-                    self.table[raw] = index
-
-    @classmethod
-    def of(cls, listing: Listing) -> "Decoder":
-        """The decoder of a listing's label maps."""
-        return cls(listing.ids, listing.colors, listing.by_color)
-
-    def __call__(self, stored: Array) -> Array:
-        """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""
-        if not self.by_color:
-            if stored.ndim == 3:
-                stored = stored[..., 0]
-            inside = stored if stored.dtype == np.uint8 else np.clip(stored, 0, len(self.table) - 1)
-            found: Array = self.table[inside]
-            return found
-        keys = (stored[..., 0].astype(np.int64) << 16) + (stored[..., 1].astype(np.int64) << 8) + stored[..., 2]
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, self.order[place], UNKNOWN).astype(np.int16)
-
-    def known(self, stored: Array, where: object) -> Array:
-        """Class ids uint8 (H, W).
-
-        Raises:
-            DataError: a value that belongs to no class; the message names ``where``, the value and its pixels.
-        """
-        decoded = self(stored)
-        if (decoded < 0).any():
-            value, count = first_unknown(stored, decoded)
-            raise DataError(
-                f"E101 {where} holds {value} in {count} pixels, which is no class of the list; "
-                f"mend the mask, add the class, or map it: --map {value}:ignore"
-            )
-        return decoded.astype(np.uint8)
-
-
-def first_unknown(stored: Array, decoded: Array) -> tuple[str, int]:
-    """The commonest stored value that belongs to no class, as text, and how many pixels hold it."""
-    values, counts = np.unique(stored[decoded < 0], axis=0, return_counts=True)
-    top = counts.argmax()
-    value = values[top]
-    return (",".join(map(str, value.tolist())) if value.ndim else str(int(value))), int(counts[top])
-
-
-def mask_image(path: object) -> Image.Image:
-    """The label map at ``path`` in a mode whose pixels are its stored values."""
-    image = open_image(path)  # type: ignore[arg-type]
-    return image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr", "LA") else image
 
 
 class Whole(Dataset[Sample]):
@@ -91,7 +28,7 @@ class Whole(Dataset[Sample]):
         image = to_rgb(open_image(pair.image), pair.image)
         sample: Sample = {"image": _tensor(image), "name": pair.name}
         if pair.mask is not None:
-            mask = self.decoder.known(np.asarray(mask_image(pair.mask)), pair.mask)
+            mask = self.decoder.known(np.asarray(mask_image(pair)), pair.mask)
             if mask.shape != (image.height, image.width):
                 raise DataError(_sizes(pair, image.size, (mask.shape[1], mask.shape[0])))
             sample["mask"] = torch.from_numpy(mask)
@@ -126,9 +63,7 @@ class RandomViews(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        if pair.mask is None:
-            raise DataError(f"E106 {pair.image} has no mask")
-        image, mask = open_image(pair.image), mask_image(pair.mask)
+        image, mask = open_image(pair.image), mask_image(pair)
         if image.size != mask.size:
             raise DataError(_sizes(pair, image.size, mask.size))
         window = draw_window(image.width, image.height, self.crop, self.scale)
@@ -156,6 +91,3 @@ def _sizes(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
 def _tensor(image: Image.Image) -> torch.Tensor:
     """uint8 (3, H, W), laid out as Pillow does: collating copies it anyway."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-__all__ = ["IGNORE", "Decoder", "RandomViews", "Whole", "first_unknown", "mask_image"]

@@ -6,19 +6,31 @@ data sets in `segue.data.images`.
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segue.data.finding import Finding
+from segue.data.outlines import Outline, Segment
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, palette
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the label map that belongs to it, or None where it has none."""
+    """An image and the label map that belongs to it.
+
+    Args:
+        name: unique in the set.
+        image: its file.
+        mask: the file with its labels, None where it has none.
+        segments: ``mask`` is a panoptic PNG of these segments.
+        outlines: ``mask`` is an annotation file that gives these objects; class 0 is all that they leave free.
+    """
 
     name: str
     image: Path
     mask: Path | None = None
+    segments: tuple[Segment, ...] | None = None
+    outlines: tuple[Outline, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Listing:
         by_color: masks are RGB pictures whose colours name the classes.
         stray: masks that no image belongs to.
         things: ids of countable classes.
+        faults: what was wrong with names and annotation files.
     """
 
     root: Path
@@ -46,7 +59,7 @@ class Listing:
     by_color: bool = False
     stray: tuple[Path, ...] = ()
     things: tuple[int, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    faults: tuple[Finding, ...] = ()
 
     def split(self, name: str) -> tuple[Pair, ...]:
         """The pairs of one split.
@@ -70,21 +83,35 @@ def identity(count: int) -> dict[int, int]:
     return {**{i: i for i in range(count)}, IGNORE: IGNORE}
 
 
-def images_in(folder: Path) -> dict[str, Path]:
+def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Path]:
     """Image files below ``folder`` by their path without suffix, sorted; hidden files are passed over.
+
+    Args:
+        folder: searched with its subfolders; links to folders are not followed.
+        faults: takes what is wrong; the first fault is raised where there is no list for it.
 
     Raises:
         DataError: two files differ in their suffix only, so a mask would belong to both.
     """
     found: dict[str, Path] = {}
+    twice: list[str] = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in relative.parts):
             continue
+        if path.is_dir():
+            continue
         name = relative.with_suffix("").as_posix()
         if name in found:
-            raise DataError(f"E118 {found[name]} and {path} have the same name; rename or remove one of them")
-        found[name] = path
+            twice.append(f"{found[name]} and {path}")
+        else:
+            found[name] = path
+    if twice:
+        same = Finding("E118", "two files have the same name", tuple(twice), "A mask would belong to both.",
+                       "Rename or remove one of them.")  # fmt: skip
+        if faults is None:
+            raise DataError(str(same))
+        faults.append(same)
     return found
 
 

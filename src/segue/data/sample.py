@@ -17,9 +17,15 @@ IGNORE = 255
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others are never opened: some of them start programs
+
 Sample = dict[str, Any]
 Array = npt.NDArray[Any]
 Color = tuple[int, int, int]
+
+
+# What Pillow raises for files that are no sound picture; `DataError` is among them.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -32,8 +38,9 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, empty, no image, cut short or larger than Pillow's limit of pixels.
     """
+    _refuse_special(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             is_upright = image.getexif().get(ORIENTATION, 1) == 1
             return image if is_upright else ImageOps.exif_transpose(image)  # which copies even an upright one
@@ -45,6 +52,30 @@ def open_image(path: Path) -> Image.Image:
         size = path.stat().st_size
         what = "is empty (0 bytes)" if size == 0 else f"cannot be read as an image ({error}; {size} bytes)"
         raise DataError(f"{path} {what}; export it again or take it out of the folder") from None
+
+
+def _refuse_special(path: Path) -> None:
+    """Pipes and devices are never opened: reading one may never end.
+
+    Raises:
+        DataError: ``path`` is one.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no plain file but a folder, pipe or device")
+
+
+def orientation(header: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, of an image that is opened and need not be decoded."""
+    if header.format == "PNG" and "exif" not in header.info:
+        return 1  # Pillow would decode the whole file to look for the tag behind its pixels
+    return int(header.getexif().get(ORIENTATION, 1))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, by its header alone."""
+    _refuse_special(path)
+    with Image.open(path, formats=FORMATS) as header:
+        return (header.height, header.width) if orientation(header) >= 5 else header.size
 
 
 def read_image(path: Path) -> Array:

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from segue.config import Data, Network, Views
-from segue.data.images import Decoder, RandomViews, Whole
+from segue.data.decoder import Decoder
+from segue.data.images import RandomViews, Whole
 from segue.data.listing import Pair, identity
 from segue.data.sample import IGNORE, Array, DataError, write_label_map
 from segue.data.training import TrainingData

@@ -1,0 +1,84 @@
+"""From what a label map stores to class ids. No torch here: the check of a data set starts without it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from segue.data.listing import Listing, Pair
+from segue.data.outlines import class_map, draw, segment_ids
+from segue.data.sample import Array, Color, DataError, open_image, picture_size
+
+UNKNOWN = -1
+
+
+class Decoder:
+    """From what a label map stores, ids or colours, to class ids."""
+
+    def __init__(self, ids: Mapping[int, int], colors: Sequence[Color], by_color: bool) -> None:
+        self.by_color = by_color
+        if by_color:
+            keys = np.array([(r << 16) + (g << 8) + b for r, g, b in colors])
+            self.order = np.argsort(keys)
+            self.keys = keys[self.order]
+        else:
+            self.table = np.full(1 << 16, UNKNOWN, np.int16)
+            for raw, index in ids.items():
+                if raw >= 0:
+                    self.table[raw] = index
+
+    @classmethod
+    def of(cls, listing: Listing) -> "Decoder":
+        """The decoder of a listing's label maps."""
+        return cls(listing.ids, listing.colors, listing.by_color)
+
+    def __call__(self, stored: Array) -> Array:
+        """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""
+        if not self.by_color:
+            if stored.ndim == 3:
+                stored = stored[..., 0]
+            inside = stored if stored.dtype == np.uint8 else np.clip(stored, 0, len(self.table) - 1)
+            found: Array = self.table[inside]
+            return found
+        keys = (stored[..., 0].astype(np.int64) << 16) + (stored[..., 1].astype(np.int64) << 8) + stored[..., 2]
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[place] == keys, self.order[place], UNKNOWN).astype(np.int16)
+
+    def known(self, stored: Array, where: object) -> Array:
+        """Class ids uint8 (H, W).
+
+        Raises:
+            DataError: a value that belongs to no class; the message names ``where``, the value and its pixels.
+        """
+        decoded = self(stored)
+        if (decoded < 0).any():
+            value, count = first_unknown(stored, decoded)
+            raise DataError(
+                f"E101 {where} holds {value} in {count} pixels, which is no class of the list; "
+                f"mend the mask, add the class, or map it: --map {value}:ignore"
+            )
+        return decoded.astype(np.uint8)
+
+
+def first_unknown(stored: Array, decoded: Array) -> tuple[str, int]:
+    """The commonest stored value that belongs to no class, as text, and how many pixels hold it."""
+    values, counts = np.unique(stored[decoded < 0], axis=0, return_counts=True)
+    top = counts.argmax()
+    value = values[top]
+    return (",".join(map(str, value.tolist())) if value.ndim else str(int(value))), int(counts[top])
+
+
+def mask_image(pair: Pair) -> Image.Image:
+    """The label map of ``pair`` in a mode whose pixels are its stored values; class ids where it is drawn.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if pair.mask is None:
+        raise DataError(f"E106 {pair.image} has no mask")
+    if pair.outlines is not None:
+        return draw(picture_size(pair.image), pair.outlines, background=0)
+    image = open_image(pair.mask)
+    if pair.segments is not None:
+        return class_map(segment_ids(image), pair.segments)
+    return image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr", "LA") else image

@@ -1,0 +1,48 @@
+"""One kind of fault of a data set, with every place it was found in; and paths that can be printed."""
+
+from dataclasses import dataclass
+
+SHOWN = 3  # example paths in a message
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault and every place it was found in.
+
+    Args:
+        code: E101 and so on where training must not start, W115 and so on where it may; stable.
+        what: the fault, with its value.
+        where: the files.
+        why: what would happen if it went unnoticed.
+        fix: the command or the act that mends it.
+    """
+
+    code: str
+    what: str
+    where: tuple[str, ...]
+    why: str
+    fix: str
+
+    @property
+    def stop(self) -> bool:
+        """Whether training must not start."""
+        return self.code.startswith("E")
+
+    def __str__(self) -> str:
+        more = f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else ""
+        return printable(f"{self.code} {self.what}: {', '.join(self.where[:SHOWN])}{more}. {self.why} {self.fix}")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and in characters that every terminal and file takes: names on disk need not be UTF-8."""
+    sound = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in sound)
+
+
+def merged(findings: list[Finding]) -> list[Finding]:
+    """Findings that differ in their places only as one, the stopping ones first, in the order of their codes."""
+    places: dict[tuple[str, str, str, str], list[str]] = {}
+    for found in findings:
+        places.setdefault((found.code, found.what, found.why, found.fix), []).extend(found.where)
+    rows = [Finding(code, what, tuple(where), why, fix) for (code, what, why, fix), where in places.items()]
+    return sorted(rows, key=lambda finding: (not finding.stop, finding.code))
