@@ -7,11 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from segue.data.ade20k import Ade20k
+from segue.data.bdd100k import Bdd100k
 from segue.data.camvid import CamVid
 from segue.data.cityscapes import Cityscapes
+from segue.data.coco_instances import CocoInstances
+from segue.data.coco_panoptic import CocoPanoptic
 from segue.data.folder import Folder
+from segue.data.gta5 import Gta5
 from segue.data.listing import Listing, Pair, images_in
+from segue.data.mapillary import Mapillary
 from segue.data.sample import IMAGE_SUFFIXES, DataError
+from segue.data.synthia import Synthia
 from segue.data.voc import Voc
 
 
@@ -28,7 +35,19 @@ class Layout(Protocol):
 
 
 # The most particular first: the first that matches is taken.
-LAYOUTS: dict[str, type[Layout]] = {"cityscapes": Cityscapes, "voc": Voc, "camvid": CamVid, "folder": Folder}
+LAYOUTS: dict[str, type[Layout]] = {
+    "cityscapes": Cityscapes,
+    "voc": Voc,
+    "camvid": CamVid,
+    "ade20k": Ade20k,
+    "mapillary": Mapillary,
+    "bdd100k": Bdd100k,
+    "synthia": Synthia,
+    "gta5": Gta5,
+    "coco_panoptic": CocoPanoptic,
+    "coco_instances": CocoInstances,
+    "folder": Folder,
+}
 
 
 def split_address(address: str) -> tuple[Path, str | None]:

@@ -1,0 +1,125 @@
+"""COCO instances: a JSON of objects as polygons or run lengths; class 0 is the background that they leave free.
+
+Lin et al., *Microsoft COCO: Common Objects in Context*, ECCV 2014.
+
+    annotations/instances_{train,val}2017.json   {train,val}2017/*.jpg      COCO
+    annotations/NAME.json                        images/*.jpg               exports of many tools; NAME is the split
+    {train,valid,test}/_annotations.coco.json    beside its images          Roboflow
+
+Captions, keypoints and panoptic files are passed over, and so is a split whose images are not there. Larger objects are
+drawn first, so that they cover no smaller ones; crowds are ignored. Images that a JSON lists without an object are all
+background; others have no mask.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from segue.data.annotations import Categories, Entry, Found, inside, is_file, outline_area, outline_of, split_names
+from segue.data.listing import Listing, Pair, identity
+from segue.data.outlines import Outline
+from segue.data.sample import IGNORE, DataError
+
+OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
+OTHER_KINDS = ("panoptic_", "captions_", "person_keypoints_", "stuff_", "image_info_")  # of COCO's own files
+BACKGROUND = ("background", "_background_", "__background__")
+SOME = 100  # images by which the folder of a split is known
+
+
+class CocoInstances:
+    """JSON files in ``annotations/``, or ``_annotations.coco.json`` beside the images."""
+
+    @staticmethod
+    def matches(root: Path) -> bool:
+        """Whether there is such a JSON, and no class list of the canonical folder."""
+        return bool(_sources(root)) and not any((root / name).exists() for name in OTHER_LISTS)
+
+    @staticmethod
+    def read(root: Path) -> Listing:
+        """The set in ``root``.
+
+        Raises:
+            DataError: an annotation file is unsound, or no split has its images.
+        """
+        sources = _sources(root)
+        contents = {stem: Entry.of(path) for stem, path in sources.items()}
+        folders = {s: place for s in sources if (place := _image_folder(root, s, sources[s], contents[s])) is not None}
+        if not folders:
+            wanted = " and ".join(str(root / stem) for stem in sources) or f"{root}/images"
+            raise DataError(f"{root} has none of the images that its annotations name; put them into {wanted}")
+        names, found = split_names(folders), dict[str, Found]()
+        lists = {stem: Categories.of(contents[stem].entries("categories")) for stem in folders}
+        first = next(iter(lists.values()))
+        for stem, folder in folders.items():
+            if (lists[stem].names, lists[stem].positions) != (first.names, first.positions):
+                other = sources[next(iter(lists))]
+                raise DataError(f"{sources[stem]} and {other} have different categories; make them the same")
+            found[names[stem]] = _read(contents[stem], folder, _labels(first), names[stem])
+            if list(folders.values()).count(folder) == 1 and folder != root:
+                found[names[stem]].add_bare(folder, names[stem])
+        kept = [i for i, name in enumerate(first.names) if name not in BACKGROUND]
+        classes = ("background", *(first.names[i] for i in kept))
+        return Listing(
+            root=root,
+            layout="coco_instances",
+            classes=classes,
+            colors=((0, 0, 0), *(first.colors[i] for i in kept)),
+            splits={split: one.sorted() for split, one in found.items()},
+            ids=identity(len(classes)),
+            things=tuple(range(1, len(classes))),
+            faults=tuple(fault for one in found.values() for fault in one.findings()),
+        )
+
+
+def _sources(root: Path) -> dict[str, Path]:
+    """Annotation files by the name of their split, before a year is cut off."""
+    paths = sorted((root / "annotations").glob("*.json"))
+    official = [path for path in paths if path.name.startswith("instances_")]
+    others = [path for path in paths if not path.name.startswith(OTHER_KINDS)]
+    found = {path.stem.removeprefix("instances_"): path for path in official or others}
+    beside = {path.parent.name: path for path in sorted(root.glob("*/_annotations.coco.json"))}
+    return found or {"val" if name == "valid" else name: path for name, path in beside.items()}
+
+
+def _image_folder(root: Path, stem: str, source: Path, content: Entry) -> Path | None:
+    """Where the images of a split lie: the first folder that holds one of them."""
+    names = [entry.text("file_name") for entry in content.entries("images")[:SOME]]
+    candidates = (root / stem, root / "images" / stem, root / "images", source.parent, root)
+    return next((f for f in candidates if any(is_file(inside(f, name, source)) for name in names)), None)
+
+
+def _labels(categories: Categories) -> dict[int, int]:
+    """Class ids by category id; a category that is the background is class 0."""
+    objects = [n for n, place in categories.positions.items() if categories.names[place] not in BACKGROUND]
+    return {**dict.fromkeys(categories.positions, 0), **{number: i for i, number in enumerate(objects, 1)}}
+
+
+def _read(content: Entry, folder: Path, labels: dict[int, int], split: str) -> Found:
+    """The pairs of one annotation file and what is wrong with it."""
+    found, source = Found(), Path(content.where)
+    images = content.by_id("images")
+    shapes: dict[Any, list[tuple[float, Outline]]] = {key: [] for key in images}
+    for entry in content.entries("annotations"):
+        key, category = entry.key("image_id"), entry.integer("category_id")
+        if key not in images:
+            found.places["image"].append(f"{entry.where} (image_id {key!r})")
+            continue
+        where = f"{source} (image {images[key].text('file_name')}, annotation {entry.values.get('id')!r:.40}"
+        if category not in labels:
+            found.places["category"].append(f"{where}, category_id {category})")
+        elif not entry.values.get("segmentation"):
+            found.places["shape"].append(f"{where}, segmentation)")
+        else:
+            is_crowd = bool(entry.flag("iscrowd"))
+            outline = outline_of(entry, images[key], IGNORE if is_crowd else labels[category], is_crowd)
+            shapes[key].append((entry.number("area") or outline_area(outline), outline))
+    for key, entry in images.items():
+        name = entry.text("file_name")
+        path = inside(folder, name, entry.where)
+        outlines = sorted(shapes[key], key=lambda sized: (not sized[1].is_crowd, -sized[0]))
+        if is_file(path):
+            stem = PurePosixPath(name).with_suffix("")
+            pair = Pair(f"{split}/{stem}", path, source, outlines=tuple(outline for _, outline in outlines))
+            found.add(pair, entry.where)
+        else:
+            found.places["image"].append(f"{source} (image {name}, file_name)")
+    return found
