@@ -6,10 +6,13 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from segue import __version__, methods
 from segue.config import UsageError, did_you_mean, parse_fields
+
+if TYPE_CHECKING:
+    from segue.data.audit import Audit
 
 USAGE_EXIT = 2
 
@@ -54,6 +57,8 @@ def parser() -> Parser:
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
+    _check_options(command("check", check_command, "every fault of a data set, with the command that mends it"))
+
     evaluate = command("evaluate", evaluate_command, "score a model on a labelled split")
     evaluate.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
     evaluate.add_argument("--data", default="", help="the set's folder; that of the run if absent")
@@ -77,8 +82,14 @@ def parser() -> Parser:
     demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
     _surroundings(demo)
 
-    data = command("data", lambda arguments: _no_command(data), "public data sets: list, get")
-    of_data = data.add_subparsers(dest="data_command", metavar="list|get")
+    data = command("data", lambda arguments, rest: _no_command(data), "data sets: list, get, convert")
+    _data_commands(data)
+    return top
+
+
+def _data_commands(data: Parser) -> None:
+    """The commands below ``segue data``."""
+    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert")
     listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
     listing.set_defaults(run=list_command)
     listing.add_argument("--json", action="store_true")
@@ -86,7 +97,28 @@ def parser() -> Parser:
     get.set_defaults(run=get_command)
     get.add_argument("name")
     get.add_argument("--out", required=True, metavar="FOLDER")
-    return top
+    convert = of_data.add_parser("convert", help="bring a set of any layout into the canonical folder")
+    convert.set_defaults(run=convert_command)
+    convert.add_argument("source", metavar="SRC", help="the set's folder, or FOLDER:split")
+    convert.add_argument("out", metavar="DST", help="an empty or new folder")
+    convert.add_argument("--layout", default="auto", help="how the set lies on disk")
+    convert.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    convert.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _check_options(check: Parser) -> None:
+    """The options of ``segue check``."""
+    check.add_argument("data", nargs="*", metavar="DATA", help="folders, or FOLDER:split; without labels too")
+    check.add_argument("--source", default="", help="labelled set of a pair of domains; with --target")
+    check.add_argument("--target", default="", help="set of the domain that matters; with --source")
+    check.add_argument("--maps", default="", metavar="FILE", help="write the proposed class map of the domains there")
+    check.add_argument("--model", default="", metavar="RUN", help="also compare the classes with a model's")
+    check.add_argument("--layout", default="auto", help="how the set lies on disk")
+    check.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    check.add_argument("--allow_missing", "--allow-missing", action="store_true", help="images may lack masks")
+    check.add_argument("--json", action="store_true", help="print every occurrence as JSON")
+    check.add_argument("--html", default="", metavar="FILE", help="write a page with pictures of what was found")
+    check.add_argument("--fix", default="", metavar="OUT", help="write a mended copy into a new folder")
 
 
 def _surroundings(command: Parser) -> None:
@@ -127,6 +159,107 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.json:
         found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
         print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201
+    return 0
+
+
+CHECK_OPTIONS = [
+    *("--source", "--target", "--maps", "--model", "--layout", "--map"),
+    *("--allow_missing", "--json", "--html", "--fix"),
+]
+
+
+def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue check``."""
+    from segue.data.audit import as_json, audit, audit_domains
+    from segue.progress import track
+
+    _refuse_rest(rest, "segue check", CHECK_OPTIONS)
+    if bool(arguments.source) != bool(arguments.target):
+        raise UsageError("segue check: --source and --target are given together")
+    domains = [arguments.source, arguments.target] if arguments.source else []
+    addresses = [*arguments.data, *domains]
+    if not addresses:
+        raise UsageError("segue check: name a data set: segue check DATA, or --source A --target B")
+    if arguments.fix and len(addresses) != 1:
+        raise UsageError("segue check: --fix mends one set; name one")
+    quiet = arguments.json
+    audits = [
+        audit(
+            address, layout=arguments.layout, mapping=arguments.map, allow_missing=arguments.allow_missing,
+            track=lambda what, total: track(what, total, quiet=quiet),
+        )
+        for address in addresses
+    ]  # fmt: skip
+    further, text = audit_domains(audits[-2], audits[-1], _path(arguments.maps)) if domains else ([], "")
+    if arguments.model:
+        from segue.data.domains import model_faults
+        from segue.weights import describe
+
+        classes = describe(arguments.model)["spec"]["classes"]
+        further += [
+            f for one in audits if one.listing.classes for f in model_faults(one.listing, arguments.model, classes)
+        ]
+    if arguments.json:
+        print(as_json(audits, further))  # noqa: T201
+    else:
+        lines = [line for one in audits for line in one.lines()] + [str(finding) for finding in further]
+        print("\n".join([*lines, *text.splitlines()]))  # noqa: T201
+    if arguments.html:
+        from segue.data.page import write_page
+
+        write_page(Path(arguments.html), audits, further)
+    if arguments.fix:
+        return fix_command(audits[0], Path(arguments.fix), quiet=quiet)
+    return USAGE_EXIT if any(one.stops for one in audits) or any(f.stop for f in further) else 0
+
+
+def _path(text: str) -> Path | None:
+    """The path, or None for none."""
+    return Path(text) if text else None
+
+
+def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
+    """``segue check --fix``: writes the mended copy and checks it again."""
+    from segue.data.audit import audit
+    from segue.data.convert import convert
+    from segue.data.mend import mended, reader
+    from segue.progress import track
+
+    mend = mended(found.listing, found.findings, found.facts)
+    with track("write", sum(map(len, mend.listing.splits.values())), quiet=quiet) as tick:
+        written = convert(mend.listing, out, read=reader(mend.listing), tick=tick)
+    again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
+    lines = [f"mended: {act}" for act in mend.acts]
+    lines += [
+        f"left out of the copy, {why}: {', '.join(files[:3])} ({len(files)})" for why, files in mend.dropped.items()
+    ]
+    dropped = sum(map(len, mend.dropped.values()))
+    lines.append(f"{written['written']} pairs written to {out}, {dropped + written['left_out']} files left out")
+    lines += (
+        again.lines() if again.stops else [f"the copy has no fault that stops training: segue train {out} --out RUN"]
+    )
+    print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
+    return USAGE_EXIT if again.stops else 0
+
+
+def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data convert``."""
+    from segue.data.convert import convert
+    from segue.data.layouts import open_listing
+    from segue.data.training import parse_map
+    from segue.progress import track
+
+    _refuse_rest(rest, "segue data convert", ["--layout", "--map", "--json"])
+    listing = open_listing(arguments.source, arguments.layout)
+    listing = listing.extended(parse_map(arguments.map, listing))
+    total = sum(map(len, listing.splits.values()))
+    with track("convert", total, quiet=arguments.json) as tick:
+        written = convert(listing, Path(arguments.out), tick=tick)
+    if arguments.json:
+        print(json.dumps({**written, "out": arguments.out}))  # noqa: T201
+    else:
+        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in written.items())
+        print(f"{arguments.source} ({listing.layout}) to {arguments.out}: {told}")  # noqa: T201
     return 0
 
 

@@ -28,8 +28,9 @@ class Data:
         unlabeled: folders of unlabelled images, or ``rest`` for the training images not chosen by ``labels``.
         val: split to validate on; ``auto`` takes ``val`` if there is one, or else a fifth of the labelled images.
         layout: how the set lies on disk; ``auto`` looks.
-        map: stored mask values to map, as ``77:ignore,255:1``.
+        map: stored mask values to map, as ``77:ignore,255:1``; a range as ``1-19:0``.
         allow_missing: go on although some images have no mask, or masks no image.
+        skip_bad: go on without pairs that cannot be read or whose sizes differ.
     """
 
     data: str = ""
@@ -39,6 +40,7 @@ class Data:
     layout: str = "auto"
     map: str = ""
     allow_missing: bool = False
+    skip_bad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

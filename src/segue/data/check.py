@@ -1,50 +1,31 @@
 """The named faults of a data set: each with a code, where it is, why it matters and what mends it.
 
-A finding whose ``stop`` is true keeps every training command from starting. The reader of one pair is `inspect`; what
-can only be said of the whole set is in `_whole`; both give plain findings, so a new fault is one more function.
+`segue.data.inspection` looks at one pair at a time; what can only be said of the whole set is here. All of it comes in
+one pass, in parallel processes where asked for, and what is kept of a pair does not grow with its pixels. A fault whose
+code begins with E keeps every training command from starting.
 """
 
+import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from segue.data.images import Decoder, first_unknown, mask_image
+from segue.data import leaks
+from segue.data.decoder import Decoder
+from segue.data.finding import Finding, merged
+from segue.data.inspection import MANY_VALUES, Inspector, Seen
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, ORIENTATION, Array, DataError, open_image, to_rgb
+from segue.data.sample import IGNORE, Array, DataError
 
-SHOWN = 3  # example paths in a message
-SAMPLE = 1000  # pairs whose pixels the cheap check reads
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of fault and every place it was found in.
-
-    Args:
-        code: E101 and so on; stable.
-        what: the fault, with its value.
-        where: the files.
-        why: what would happen if it went unnoticed.
-        fix: the command or the act that mends it.
-        stop: training must not start.
-    """
-
-    code: str
-    what: str
-    where: tuple[str, ...]
-    why: str
-    fix: str
-    stop: bool = True
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.where[:SHOWN]) + (
-            f" and {len(self.where) - SHOWN} more" if len(self.where) > SHOWN else ""
-        )
-        return f"{self.code} {self.what}: {shown}. {self.why} {self.fix}"
+SAMPLE = 1000  # pairs whose masks the check before training reads
+CHUNK = 64  # pairs that a process looks at before it reports
+BAD_FILES = ("E108", "E110", "E111", "E112", "E113", "E130")  # of single pairs: --skip_bad goes on without them
 
 
 @dataclass
@@ -52,239 +33,241 @@ class Facts:
     """What was read of the pairs.
 
     Args:
-        pixels: labelled pixels of each class.
-        images: images in which each class occurs.
-        stored: how many masks hold each set of stored values.
-        read: pairs whose pixels were read.
-        sizes: how many images have each (width, height).
+        pixels: labelled pixels of each class (K,).
+        images: images in which each class occurs (K,).
+        by_split: images in which each class occurs, by split (K,).
+        read: masks whose pixels were read.
+        blank: of those, masks without a labelled pixel.
+        values: masks in which each stored value occurs.
+        many: masks with more values than `MANY_VALUES`.
+        sizes: images of each (width, height).
+        modes: images of each Pillow mode.
+        turned: images that EXIF turns.
+        bad: codes of `BAD_FILES` by the image of the pair that has them.
+        digests, looks: hashes by image path, where asked for.
+        deep: percentiles of each image deeper than 8 bits, by mode.
     """
 
     pixels: Array
     images: Array
-    stored: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    by_split: dict[str, Array] = field(default_factory=dict)
     read: int = 0
+    blank: int = 0
+    values: Counter[int] = field(default_factory=Counter)
+    many: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    turned: list[str] = field(default_factory=list)
+    bad: dict[Path, set[str]] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    looks: dict[str, int] = field(default_factory=dict)
+    deep: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, ...]]:
+        """Percentiles 0, 1, 50, 99, 100 of images deeper than 8 bits, by mode: extremes of all, medians of the rest."""
+        found = {}
+        for mode, rows in self.deep.items():
+            table = np.array(rows)
+            found[mode] = (table[:, 0].min(), *np.median(table[:, 1:4], axis=0).tolist(), table[:, 4].max())
+        return found
 
 
 def check(
-    listing: Listing, *, allow_missing: bool = False, sample: int = SAMPLE, tick: Callable[[], None] = lambda: None
+    listing: Listing,
+    *,
+    allow_missing: bool = False,
+    skip_bad: bool = False,
+    sample: int | None = SAMPLE,
+    hashes: bool = False,
+    workers: int = 0,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], Facts]:
-    """Every fault of the set that can be found in its names, its headers and the pixels of ``sample`` pairs.
+    """Every fault of the set that shows in its names, its headers and its masks.
 
     Args:
         listing: the set.
         allow_missing: images without masks and masks without images are all right.
-        sample: pairs to read in full, evenly spread over each split.
+        skip_bad: unreadable pairs are warned of, since whoever asks goes on without them.
+        sample: masks to read in full, evenly spread over the set; None reads all.
+        hashes: look for the same or nearly the same image in two places.
+        workers: processes; 0 looks in this one.
         tick: called after each pair.
+
+    Raises:
+        DataError: a process died.
     """
-    pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
-    ordered = list(pairs.values())
-    every = max(1, -(-len(ordered) // sample))
-    facts = Facts(np.zeros(len(listing.classes), np.int64), np.zeros(len(listing.classes), np.int64))
-    decoder = Decoder.of(listing)
-    gathered: dict[tuple[str, str, str, str, bool], list[str]] = {}
-    for i, pair in enumerate(ordered):
-        for found in inspect(pair, decoder, listing, facts, pixels=i % every == 0):
-            key = (found.code, found.what, found.why, found.fix, found.stop)
-            gathered.setdefault(key, []).extend(found.where)
+    pairs = list({pair.image: pair for split in listing.splits.values() for pair in split}.values())
+    split_of = {str(pair.image): name for name, split in listing.splits.items() for pair in split}
+    owner: dict[Path, list[str]] = {}
+    for name, split in listing.splits.items():
+        for pair in split:
+            owner.setdefault(pair.image, []).append(name)
+    every = 1 if sample is None else max(1, -(-len(pairs) // sample))
+    root, zeros = str(listing.root), np.zeros(len(listing.classes), np.int64)
+    facts = Facts(zeros.copy(), zeros.copy(), {name: zeros.copy() for name in listing.splits})
+    findings = list(listing.faults)
+    inspector = Inspector(root, Decoder.of(listing), listing.classes, hashes)
+    for seen in _look(inspector, pairs, every, workers):
+        findings += seen.findings
+        _count(facts, seen, owner[seen.pair.image])
         tick()
-    findings = [
-        Finding(code, what, tuple(where), why, fix, stop) for (code, what, why, fix, stop), where in gathered.items()
-    ]
-    return sorted(
-        [*_whole(listing, ordered, facts, allow_missing), *_merged(findings, facts, listing)], key=_order
-    ), facts
+    findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
+    findings += _classes(facts, listing) + _modes(facts) + _few(listing)
+    findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
+    if hashes:
+        findings += leaks.equal_images(facts.digests, split_of, root)
+        distinct = {facts.digests[path]: (path, look) for path, look in facts.looks.items()}
+        findings += leaks.near_images(dict(distinct.values()), split_of)
+    if skip_bad:
+        findings = [_skipped(f) if f.code in BAD_FILES else f for f in findings]
+    return merged(findings), facts
 
 
-def _order(finding: Finding) -> tuple[bool, str]:
-    return not finding.stop, finding.code
+def _skipped(finding: Finding) -> Finding:
+    """The same fault as a warning, for whoever goes on without such files."""
+    return Finding("W" + finding.code[1:], finding.what, finding.where, finding.why, "Left out, as asked.")
 
 
-def inspect(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts, *, pixels: bool) -> list[Finding]:
-    """The faults of one pair; adds what it saw to ``facts``."""
-    sizes = []
-    found = []
-    for path in (pair.image, pair.mask):
-        if path is None:
-            continue
-        try:
-            with Image.open(path) as header:
-                lies = header.getexif().get(ORIENTATION, 1) >= 5
-                sizes.append(header.size[::-1] if lies else header.size)
-            if pixels and path == pair.image:
-                to_rgb(open_image(path), path)
-        except DataError as error:
-            return [_unreadable(path, str(error))]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return [_unreadable(path, str(error))]
-    facts.sizes[sizes[0]] += 1
-    if pair.mask is None:
-        return []
-    if sizes[0] != sizes[1]:
-        found.append(
-            Finding(
-                "E108",
-                f"image {sizes[0][0]}x{sizes[0][1]}, mask {sizes[1][0]}x{sizes[1][1]}",
-                (f"{pair.image} and {pair.mask}",),
-                "Labels would lie beside what they name.",
-                "Export the mask at the size of its image.",
-            )
-        )
-    return found + (_mask_faults(pair, decoder, listing, facts) if pixels else [])
-
-
-def _unreadable(path: Path, reason: str) -> Finding:
-    size = path.stat().st_size if path.exists() else 0
-    if "decompression bomb" in reason.lower():
-        return Finding(
-            "E112",
-            "image is larger than the limit of pixels",
-            (f"{path} ({reason})",),
-            "It could exhaust the machine.",
-            "Cut it into pieces, or take it out.",
-        )
-    code = "E110" if "truncated" in reason.lower() or "broken" in reason.lower() else "E111"
-    what = "file is empty" if size == 0 else ("file is cut short" if code == "E110" else "file is no image Segue reads")
-    return Finding(
-        code,
-        what,
-        (f"{path} ({size} bytes)",),
-        f"It holds no whole picture ({reason}).",
-        "Export it again, or take it out of the folder.",
-    )
-
-
-def _mask_faults(pair: Pair, decoder: Decoder, listing: Listing, facts: Facts) -> list[Finding]:
-    """Faults of one mask's pixels."""
+def _look(inspector: Inspector, pairs: Sequence[Pair], every: int, workers: int) -> Iterator[Seen]:
+    """What each pair shows, in the order of ``pairs``."""
+    if workers < 2 or len(pairs) < 2 * CHUNK:
+        for i, pair in enumerate(pairs):
+            yield inspector(pair, pixels=i % every == 0)
+        return
+    chunks = [list(enumerate(pairs[i : i + CHUNK], i)) for i in range(0, len(pairs), CHUNK)]
+    context = multiprocessing.get_context("forkserver")
     try:
-        stored = np.asarray(mask_image(pair.mask))
-    except DataError as error:
-        return [_unreadable(Path(str(pair.mask)), str(error))]
-    facts.read += 1
-    decoded = decoder(stored)
-    if not decoder.by_color:
-        facts.stored[tuple(np.unique(stored).tolist())] += 1
-    found = []
-    if (decoded < 0).any():
-        value, count = first_unknown(stored, decoded)
-        found.append(
-            Finding(
-                "E101",
-                f"the value {value} is no class (classes are 0-{len(listing.classes) - 1})"
-                if not decoder.by_color
-                else f"the colour {value} is no class",
-                (f"{pair.mask} ({count} pixels)",),
-                "It would be trained as something it is not.",
-                f"Mend the mask, add the class, or map it: --map {value}:ignore"
-                if not decoder.by_color
-                else "Mend the mask, or add the class with its colour.",
-            )
-        )
-    counts = np.bincount(decoded[(decoded >= 0) & (decoded != IGNORE)].ravel(), minlength=len(listing.classes))
-    facts.pixels += counts[: len(listing.classes)]
-    facts.images += counts[: len(listing.classes)] > 0
-    if not found and counts.sum() == 0:
-        found.append(
-            Finding(
-                "W116",
-                "every pixel is ignored",
-                (str(pair.mask),),
-                "Nothing is learnt from it.",
-                "Label it, or take it out.",
-                stop=False,
-            )
-        )
-    return found
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(inspector, every)) as pool:
+            for seen in pool.map(_look_at, chunks):
+                yield from seen
+    except BrokenProcessPool as error:
+        raise DataError(f"a process that looked at {inspector.root} died (out of memory?): {error}") from None
 
 
-def _merged(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:
-    """Faults of single masks that are one fault of the whole set: 0/255, ids that start at 1, nothing labelled."""
-    values = sorted({value for held in facts.stored for value in held})
-    count = len(listing.classes)
+_work: dict[str, Any] = {}  # of a process of the pool: what `_begin` gave it
+
+
+def _begin(inspector: Inspector, every: int) -> None:
+    """Prepares a process of the pool; the parent alone answers Ctrl-C."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _work.update(inspector=inspector, every=every)
+
+
+def _look_at(chunk: list[tuple[int, Pair]]) -> list[Seen]:
+    """What the pairs of a chunk show."""
+    return [_work["inspector"](pair, pixels=i % _work["every"] == 0) for i, pair in chunk]
+
+
+def _count(facts: Facts, seen: Seen, splits: Sequence[str]) -> None:
+    """Adds one pair to the facts."""
+    path = str(seen.pair.image)
+    if codes := {found.code for found in seen.findings} & set(BAD_FILES):
+        facts.bad[seen.pair.image] = codes
+    if seen.size is not None:
+        facts.sizes[seen.size] += 1
+        facts.modes[seen.mode] += 1
+    if seen.range:
+        facts.deep.setdefault(seen.mode, []).append(seen.range)
+    if seen.is_turned:
+        facts.turned.append(path)
+    if seen.digest:
+        facts.digests[path] = seen.digest
+    if seen.look is not None and seen.digest:
+        facts.looks[path] = seen.look
+    if seen.counts is not None:
+        facts.read += 1
+        facts.pixels += seen.counts
+        facts.images += seen.counts > 0
+        for name in splits:
+            facts.by_split[name] += seen.counts > 0
+        facts.blank += not seen.counts.any()
+        facts.values.update(seen.stored.keys())
+        facts.many += len(seen.stored) > MANY_VALUES
+
+
+def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:
+    """Faults of single masks that are one fault of the whole set: 0/255, ids from 1 on, instance ids, no label."""
+    count, root = len(listing.classes), str(listing.root)
+    mended = f"A mended copy: segue check {root} --fix OUT"
+
+    def replaced(whole: Finding, *codes: str) -> list[Finding]:
+        return [whole, *(found for found in findings if found.code not in codes)]
+
+    if any(found.code == "E104" for found in findings):
+        return [found for found in findings if found.code not in ("E101", "E105")]
+    values = sorted(facts.values)
     if values == [0, IGNORE] and listing.ids.get(IGNORE) == IGNORE:
-        whole = Finding(
-            "E102",
-            "masks hold only 0 and 255, and 255 is the ignore value",
-            (str(listing.root),),
-            "All of the foreground would be ignored.",
-            "If 255 is the second class, map it: --map 255:1",
-        )
-        return [whole, *(f for f in findings if f.code != "W116")]
+        whole = Finding("E102", "masks hold only 0 and 255, and 255 is the ignore value", (root,),
+                        "All of the foreground would be ignored.",
+                        f"If 255 is the second class: --map 255:1. {mended}")  # fmt: skip
+        return replaced(whole, "W116")
     ids = [value for value in values if value != IGNORE]
-    unknown = any(finding.code == "E101" for finding in findings)
-    if unknown and ids == list(range(1, count + 1)):
-        shift = ",".join(f"{i}:{i - 1}" for i in range(1, count + 1))
-        whole = Finding(
-            "E103",
-            f"ids are 1-{count} with {count} classes",
-            (str(listing.root),),
-            "Every label would name the class after its own.",
-            f"If 1 is the first class: --map {shift}",
-        )
-        return [whole, *(f for f in findings if f.code != "E101")]
-    if facts.read and facts.pixels.sum() == 0 and not unknown:
-        blank = [f for f in findings if f.code == "W116"]
-        where = blank[0].where if blank else (str(listing.root),)
-        whole = Finding(
-            "E116",
-            "every pixel of every mask is ignored",
-            where,
-            "There is nothing to learn from.",
-            "Check that the masks hold class ids.",
-        )
-        return [whole, *(f for f in findings if f.code != "W116")]
+    if ids and ids[0] >= 1 and ids[-1] == count and listing.ids.get(count) is None:
+        whole = Finding("E103", f"ids are {ids[0]}-{count} with {count} classes", (root,),
+                        "Every label would name the class after its own.",
+                        f"If 1 is the first class: --map 1-{count}:0. {mended}")  # fmt: skip
+        return replaced(whole, "E101")
+    if facts.read and facts.many > facts.read / 2 and count <= MANY_VALUES:
+        whole = Finding("E151", f"masks hold up to {len(values)} ids, more than the {count} classes", (root,),
+                        "They look like instance ids, where class ids are expected.",
+                        "Put them into instances/ and class ids into labels/, or export class masks.")  # fmt: skip
+        return replaced(whole, "E101", "E105")
+    unknown = any(found.code in ("E101", "E105") for found in findings)
+    if facts.read and not facts.pixels.any() and not unknown:
+        where = next((found.where for found in findings if found.code == "W116"), (root,))
+        whole = Finding("E116", "every pixel of every mask is ignored", where, "There is nothing to learn from.",
+                        "Check that the masks hold class ids.")  # fmt: skip
+        return replaced(whole, "W116")
     return findings
 
 
-def _whole(listing: Listing, pairs: Sequence[Pair], facts: Facts, allow_missing: bool) -> list[Finding]:
-    """Faults of the set as a whole."""
-    found = []
-    labelled_splits = [split for split in listing.splits.values() if any(pair.mask for pair in split)]
-    bare = [str(pair.image) for split in labelled_splits for pair in split if pair.mask is None]
-    if pairs and not labelled_splits:
+def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> list[Finding]:
+    """Images without masks, masks without images, splits without either."""
+    found, root = [], str(listing.root)
+    labelled = [split for split in listing.splits.values() if any(pair.mask for pair in split)]
+    bare = [str(pair.image) for split in labelled for pair in split if pair.mask is None]
+    renamed = likely_names(pairs, listing.stray)
+    mend = f"A copy with the names put right: segue check {root} --fix OUT"
+    if pairs and not labelled:
+        guess = f"{mend}. " if renamed else ""
         found.append(
-            Finding(
-                "E107",
-                f"{len(pairs)} images and not one mask with the same name",
-                (str(listing.root),),
-                "There is nothing to learn from.",
-                _nearest(listing, pairs),
-            )
-        )
+            Finding("E107", f"{len(pairs)} images and not one mask with the same name", (root,),
+                    "There is nothing to learn from.", guess + _nearest(listing, pairs))
+        )  # fmt: skip
     elif bare and not allow_missing:
+        hint = f"{len(renamed)} look renamed. {mend}. " if renamed else ""
         found.append(
-            Finding(
-                "E106",
-                f"{len(bare)} of {len(pairs)} images have no mask",
-                tuple(bare),
-                "They would be left out.",
-                "Label them, or say so: --allow-missing true",
-            )
-        )
+            Finding("E106", f"{len(bare)} of {len(pairs)} images have no mask", tuple(bare), "They would be left out.",
+                    f"{hint}Label them, or say so: --allow-missing")
+        )  # fmt: skip
     if listing.stray and not allow_missing:
         found.append(
-            Finding(
-                "E106",
-                f"{len(listing.stray)} masks have no image",
-                tuple(map(str, listing.stray)),
-                "They would be left out.",
-                "Add the images, remove the masks, or say so: --allow-missing true",
-            )
-        )
-    if facts.read and facts.pixels.sum():
-        never = [listing.classes[i] for i in np.flatnonzero(facts.images == 0)]
-        if never:
-            found.append(
-                Finding(
-                    "W115",
-                    "classes that no mask read holds",
-                    tuple(never),
-                    "They cannot be learnt.",
-                    "Add images of them, or take them off the class list.",
-                    stop=False,
-                )
-            )
+            Finding("E106", f"{len(listing.stray)} masks have no image", tuple(map(str, listing.stray)),
+                    "They would be left out.",
+                    "Add the images, remove the masks, or say so: --allow-missing")
+        )  # fmt: skip
+    for name in (name for name, split in listing.splits.items() if not split):
+        found.append(
+            Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",
+                    (f"{root}:{name}",), "There is nothing to train on or to measure.",
+                    f"Take the split out, and one is made by seed; or a copy: segue check {root} --fix OUT")
+        )  # fmt: skip
     return found
+
+
+def likely_names(pairs: Sequence[Pair], stray: Sequence[Path]) -> dict[Path, Path]:
+    """Image by mask, for masks left over whose name is an image's with one ending that all of them share."""
+    bare = sorted((pair for pair in pairs if pair.mask is None), key=lambda pair: -len(pair.image.stem))
+    found, endings = {}, set()
+    for mask in stray:
+        owner = next((pair for pair in bare if mask.stem.startswith(pair.image.stem)), None)
+        if owner is not None:
+            found[mask] = owner.image
+            endings.add(mask.stem.removeprefix(owner.image.stem))
+    return found if len(endings) == 1 and len(set(found.values())) == len(found) else {}
 
 
 def _nearest(listing: Listing, pairs: Sequence[Pair]) -> str:
@@ -293,3 +276,68 @@ def _nearest(listing: Listing, pairs: Sequence[Pair]) -> str:
         mask, image = listing.stray[0].name, pairs[0].image.name
         return f"Masks are named like {mask}, images like {image}; give them the same names."
     return f"Put the masks into {listing.root / 'labels'}, each with the name of its image."
+
+
+def _classes(facts: Facts, listing: Listing) -> list[Finding]:
+    """W115: classes that no mask holds, or that only some of the splits hold."""
+    if not facts.read or not facts.pixels.any():
+        return []
+    found, names = [], listing.classes
+    never = tuple(names[i] for i in np.flatnonzero(facts.images == 0))
+    if never:
+        found.append(
+            Finding("W115", "classes that no mask read holds", never, "They cannot be learnt.",
+                    "Add images of them, or take them off the class list.")
+        )  # fmt: skip
+    held = {name: seen > 0 for name, seen in facts.by_split.items() if seen.any()}
+    if "train" in held:
+        for other in sorted(set(held) & {"val", "test"}):
+            only = tuple(names[i] for i in np.flatnonzero(held["train"] & ~held[other]))
+            unseen = tuple(names[i] for i in np.flatnonzero(held[other] & ~held["train"]))
+            if only:
+                found.append(
+                    Finding("W115", f"classes that {other} does not hold", only, "Their IoU cannot be measured there.",
+                            "The mean is over the other classes and says so; move some images if that matters.")
+                )  # fmt: skip
+            if unseen:
+                found.append(
+                    Finding("W115", f"classes that {other} holds and train does not", unseen, "They cannot be learnt.",
+                            f"Move images of them from {other} to train.")
+                )  # fmt: skip
+    return found
+
+
+def _modes(facts: Facts) -> list[Finding]:
+    """W109 and W114: what is done to images that are turned or not RGB."""
+    found = []
+    if facts.turned:
+        found.append(
+            Finding("W109", f"{len(facts.turned)} images are turned by EXIF", tuple(facts.turned),
+                    "They are read upright, as a viewer shows them.", "Nothing to do.")
+        )  # fmt: skip
+    if len(facts.modes) > 1:
+        counted = tuple(f"{mode} ({count} images)" for mode, count in facts.modes.most_common())
+        found.append(
+            Finding("W114", "images of different modes", counted, "All are read as 8-bit RGB; alpha is dropped.",
+                    "Nothing to do, if that is meant.")
+        )  # fmt: skip
+    return found
+
+
+def _few(listing: Listing) -> list[Finding]:
+    """E126 and W126: too few labelled images to train on or to measure with."""
+    found = []
+    train = listing.splits.get("train", ())
+    labelled = sum(pair.mask is not None for pair in train)
+    if train and labelled == 1:
+        found.append(
+            Finding("E126", "1 labelled image to train on; at least 2 are needed", (str(listing.root),),
+                    "One more is needed to validate on, and two to train on.", "Label at least two more images.")
+        )  # fmt: skip
+    for name in ("val", "test"):
+        if len(listing.splits.get(name, ())) == 1:
+            found.append(
+                Finding("W126", f"the split {name} has one image", (f"{listing.root}:{name}",),
+                        "A score on one image is chance.", "Move some images there.")
+            )  # fmt: skip
+    return found

@@ -1,11 +1,13 @@
 """A data set opened for training: what is labelled, what is not, what is for validation, and what was left out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from segue.config import Data
-from segue.data.check import Finding, check
-from segue.data.images import Decoder
+from segue.data.check import check
+from segue.data.decoder import Decoder
+from segue.data.finding import Finding
 from segue.data.layouts import open_images, open_listing
 from segue.data.listing import Listing, Pair
 from segue.data.sample import IGNORE, DataError
@@ -72,7 +74,7 @@ class TrainingData:
 
 
 def parse_map(text: str, listing: Listing) -> dict[int, int]:
-    """``77:ignore,255:1,3:road`` as stored value -> class id.
+    """``77:ignore,255:1,3:road,1-19:0`` as stored value -> class id; a range goes to as many classes.
 
     Raises:
         DataError: a part is no ``value:class``.
@@ -81,10 +83,16 @@ def parse_map(text: str, listing: Listing) -> dict[int, int]:
     for part in filter(None, text.split(",")):
         raw, _, target = part.partition(":")
         names = {"ignore": IGNORE, **{name: i for i, name in enumerate(listing.classes)}}
-        index = names.get(target, int(target) if target.isdigit() else -1)
-        if not raw.strip().isdigit() or not (0 <= index < len(listing.classes) or index == IGNORE):
-            raise DataError(f"--map {part!r} is no value:class; write 77:ignore or 255:1 or 3:{listing.classes[0]}")
-        found[int(raw)] = index
+        index = names.get(target, int(target) if target.isdecimal() else -1)
+        first, dash, last = raw.strip().partition("-")
+        last = last if dash else first
+        span = int(last) - int(first) if first.isdecimal() and last.isdecimal() else -1
+        fits = index == IGNORE or 0 <= index < len(listing.classes) - span
+        if span < 0 or not fits:
+            raise DataError(
+                f"--map {part!r} is no value:class; write 77:ignore, 255:1, 3:{listing.classes[0]} or 1-19:0"
+            )
+        found.update({int(first) + i: IGNORE if index == IGNORE else index + i for i in range(span + 1)})
     return found
 
 
@@ -98,10 +106,11 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
         raise DataError("no data set named; give its folder: segue train DATA --out RUN")
     listing = open_listing(config.data, config.layout)
     listing = listing.extended(parse_map(config.map, listing))
-    findings, _ = check(listing, allow_missing=config.allow_missing)
+    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad)
     stops = [finding for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(str(finding) for finding in stops))
+    listing, bad = _without_bad(listing, facts.bad)
     train = listing.splits.get("train") or _only(listing)
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
@@ -111,7 +120,9 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     bare = tuple(pair for pair in train if pair.mask is None)
     unlabelled: tuple[Pair, ...] = ()
     dropped: dict[str, int] = {}
-    found = len(train) + len(listing.stray)
+    found = len(train) + len(listing.stray) + bad
+    if bad:
+        dropped["unreadable (--skip_bad)"] = bad
     if listing.stray:
         dropped["masks without an image"] = len(listing.stray)
     for source in config.unlabeled:
@@ -134,6 +145,15 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
         dropped["of the training split kept for validation"] = split_off
     warnings = tuple(finding for finding in findings if not finding.stop)
     return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings)
+
+
+def _without_bad(listing: Listing, bad: Collection[Path]) -> tuple[Listing, int]:
+    """The set without pairs that have a fault of their own, and how many those are in the splits that training uses."""
+    if not bad:
+        return listing, 0
+    splits = {name: tuple(p for p in split if p.image not in bad) for name, split in listing.splits.items()}
+    used: list[str] = [name for name in ("train", "val") if name in splits] or list(splits)
+    return replace(listing, splits=splits), sum(len(listing.splits[name]) - len(splits[name]) for name in used)
 
 
 def _only(listing: Listing) -> tuple[Pair, ...]:

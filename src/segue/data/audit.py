@@ -1,0 +1,171 @@
+"""What ``segue check`` does: opens sets, looks at everything in them, and tells it as lines, JSON or a page."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue.data import domains
+from segue.data.check import Facts, check
+from segue.data.finding import Finding, merged, printable
+from segue.data.layouts import open_images, open_listing
+from segue.data.listing import Listing
+from segue.data.sample import DataError
+from segue.data.training import parse_map
+
+Track = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+SUFFIXES_SHOWN = 4
+
+
+@dataclass
+class Audit:
+    """One set and all that was found in it."""
+
+    address: str
+    listing: Listing
+    findings: list[Finding]
+    facts: Facts
+
+    @property
+    def stops(self) -> bool:
+        """Whether training must not start."""
+        return any(finding.stop for finding in self.findings)
+
+    def account(self) -> dict[str, int]:
+        """Images and masks that were found, and what becomes of them: used + dropped == found."""
+        images = {pair.image: pair for split in self.listing.splits.values() for pair in split}
+        bad = len(self.facts.bad.keys() & images.keys())
+        bare = sum(pair.mask is None and image not in self.facts.bad for image, pair in images.items())
+        labelled = any(pair.mask is not None for pair in images.values())
+        dropped = bad + (bare if labelled else 0) + len(self.listing.stray)
+        found = len(images) + len(self.listing.stray)
+        return {"found": found, "used": found - dropped, "dropped": dropped}
+
+    def plain(self) -> dict[str, Any]:
+        """Everything, with every occurrence, ready for JSON."""
+        facts, classes = self.facts, self.listing.classes
+        return {
+            "data": self.address,
+            "layout": self.listing.layout,
+            "classes": list(classes),
+            "splits": {name: len(pairs) for name, pairs in self.listing.splits.items()},
+            **self.account(),
+            "masks_read": facts.read,
+            "pixels": dict(zip(classes, facts.pixels.tolist(), strict=True)),
+            "images": dict(zip(classes, facts.images.tolist(), strict=True)),
+            "sizes": {f"{w}x{h}": n for (w, h), n in facts.sizes.most_common()},
+            "modes": dict(facts.modes),
+            "ranges": {mode: list(values) for mode, values in facts.ranges.items()},
+            "findings": [_told(finding) for finding in self.findings],
+        }
+
+    def lines(self) -> list[str]:
+        """The findings for a person: what was understood first, then each fault, then what to do next."""
+        account = self.account()
+        splits = ", ".join(f"{name} {len(pairs)}" for name, pairs in self.listing.splits.items())
+        sizes = self.facts.sizes.most_common(SUFFIXES_SHOWN)
+        more = f" and {len(self.facts.sizes) - len(sizes)} more" if len(self.facts.sizes) > len(sizes) else ""
+        lines = [
+            f"{self.address} ({self.listing.layout}): {splits}; {len(self.listing.classes)} classes"
+            + (": " + ", ".join(self.listing.classes[:30]) if self.listing.classes else ", no labels"),
+            f"using {account['used']} of {account['found']} files found (images, and masks without one), "
+            f"{account['dropped']} left out; {self.facts.read} masks read; sizes "
+            + (", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes) or "none")
+            + more,
+        ]
+        if self.facts.read and self.facts.pixels.any():
+            shares = 100 * self.facts.pixels / self.facts.pixels.sum()
+            named = zip(self.listing.classes, shares, self.facts.images, strict=True)
+            lines.append("share of the labelled pixels: " + ", ".join(f"{n} {s:.3g} % in {i}" for n, s, i in named))
+        for mode, values in self.facts.ranges.items():
+            lines.append(f"{mode} images: percentiles 0, 1, 50, 99, 100 are {', '.join(f'{v:g}' for v in values)}")
+        stops = sum(finding.stop for finding in self.findings)
+        lines += [str(finding) for finding in self.findings]
+        if stops:
+            lines.append(
+                f"STOP: {stops} kinds of faults keep training from starting, {len(self.findings) - stops} notes"
+            )
+        elif not self.listing.classes:
+            lines.append(f"no labels found; as unlabelled images: segue train LABELLED --unlabeled {self.address}")
+        else:
+            lines.append(f"sound: {len(self.findings)} notes. Next: segue train {self.address} --out RUN")
+        return [printable(line) for line in lines]
+
+
+def _told(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON that any reader takes, whatever bytes the names hold."""
+    told = {**asdict(finding), "stop": finding.stop}
+    return {k: [printable(w) for w in v] if k == "where" else v for k, v in told.items()}
+
+
+def audit(
+    address: str, *, layout: str, mapping: str, allow_missing: bool, track: Track, workers: int | None = None
+) -> Audit:
+    """Looks at every file of one set.
+
+    Args:
+        address: its folder, or ``FOLDER:split``; a folder without labels is looked at as unlabelled images.
+        layout, mapping, allow_missing: as of training.
+        track: a progress bar.
+        workers: processes; all cores if None.
+    """
+    listing = open_any(address, layout)
+    listing = listing.extended(parse_map(mapping, listing)) if mapping else listing
+    total = len({pair.image for split in listing.splits.values() for pair in split})
+    with track(f"check {address}", total) as tick:
+        findings, facts = check(
+            listing, allow_missing=allow_missing or not listing.classes, sample=None, hashes=True,
+            workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
+        )  # fmt: skip
+    if not listing.classes:
+        findings = [finding for finding in findings if finding.code != "E107"]
+    return Audit(address, listing, findings, facts)
+
+
+def open_any(address: str, layout: str = "auto") -> Listing:
+    """A labelled set, or a folder of images as a listing without classes."""
+    try:
+        return open_listing(address, layout)
+    except DataError:
+        root = Path(address)
+        labelled = not root.is_dir() or layout != "auto" or any((root / name).exists() for name in ("labels", "masks"))
+        if labelled or (root / "images").is_dir() or (root / "dataset.json").exists():
+            raise
+        pairs = open_images(address)
+        return Listing(root, "images", (), (), {"images": pairs}, {})
+
+
+def audit_domains(source: Audit, target: Audit, maps: Path | None) -> tuple[list[Finding], str]:
+    """What is said of two domains, and the proposed class map as text; ``maps`` is where it is written to.
+
+    Raises:
+        DataError: the file is there already.
+    """
+    findings = domains.domain_faults(source.listing, target.listing, source.facts, target.facts)
+    text = ""
+    if target.listing.classes and source.listing.classes != target.listing.classes:
+        proposal = domains.proposed_map(source.listing.classes, target.listing.classes)
+        text = domains.map_text(proposal, source.address, target.address)
+        if maps is not None:
+            if maps.exists():
+                raise DataError(f"--maps {maps} is there already; name another file")
+            maps.write_text(text, encoding="utf-8")
+    return merged(findings), text
+
+
+def as_json(audits: Sequence[Audit], further: Sequence[Finding]) -> str:
+    """All audits as one JSON text."""
+    told = {"sets": [audit.plain() for audit in audits], "findings": [_told(f) for f in further]}
+    return json.dumps(told, indent=1, default=_number)
+
+
+def _number(value: object) -> object:
+    """NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is no JSON")

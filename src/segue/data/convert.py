@@ -1,0 +1,149 @@
+"""Any listing as a canonical folder: images byte for byte, masks as 8-bit palette PNGs, instances as 16-bit PNGs.
+
+``dataset.json`` is written last; ``.partial`` marks the folder until then, and the next conversion into it starts anew.
+What could not be read is left out and named there, under ``left_out``.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segue.data.archive import check_path
+from segue.data.decoder import Decoder, mask_image
+from segue.data.listing import Listing, Pair
+from segue.data.outlines import Outline, Segment, draw, segment_ids
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, DataError, open_image, write_label_map
+
+PARTIAL, NOTE = ".partial", b"segue: an unfinished conversion; the same command starts it anew\n"
+FOLDERS = ("images", "labels", "instances")
+
+
+def convert(
+    listing: Listing,
+    out: Path,
+    *,
+    read: Callable[[Pair], Array] | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, int]:
+    """Writes the set into ``out``: how many pictures and stray masks were found, written and left out, and why.
+
+    Args:
+        listing: the set.
+        out: an absent or empty folder, or one that an interrupted conversion left.
+        read: gives class ids uint8 (H, W) of a pair; by default by the listing's own decoder.
+        tick: called after each picture.
+
+    Raises:
+        DataError: ``out`` holds something else or cannot be written, no pair can be read, or the set has no class or
+            more than 8 bits hold.
+    """
+    if not 1 <= len(listing.classes) <= IGNORE:
+        raise DataError(f"{listing.root} has {len(listing.classes)} classes; 8-bit masks hold 1 to {IGNORE}")
+    pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
+    names, taken = dict[Path, str](), set[str]()
+    left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}
+    decoder = Decoder.of(listing)
+    read = read or (lambda pair: decoder.known(np.asarray(mask_image(pair)), pair.mask))
+    try:
+        _start(out)
+        for image, pair in pairs.items():
+            reason = "unsafe_name"
+            try:
+                name = _name(pair, taken)
+                reason = "unreadable_image"
+                size = open_image(image).size
+                reason = "unusable_mask"
+                mask = None if pair.mask is None else read(pair)
+                if mask is not None and mask.shape != size[::-1]:
+                    raise DataError(f"E108 {pair.mask} is {mask.shape[1]}x{mask.shape[0]}, {image} {size[0]}x{size[1]}")
+                instances = None if mask is None else _instances(pair, size, listing)
+            except UNREADABLE as error:
+                left_out[str(image)] = reason, str(error)
+            else:
+                names[image] = name
+                shutil.copyfile(image, _ready(out / "images" / f"{name}{image.suffix.lower()}"))
+                if mask is not None:
+                    write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
+                if mask is not None and instances is not None and instances.shape == mask.shape:
+                    Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
+            tick()
+        if not names:
+            _, why = next(iter(left_out.values()), ("", "it lists no image"))
+            raise DataError(f"nothing of {listing.root} can be converted: {why}")
+        _finish(listing, out, names, {file: message for file, (_, message) in left_out.items()})
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error}); the same command starts anew") from None
+    reasons = Counter(reason for reason, _ in left_out.values())
+    return {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out), **reasons}
+
+
+def _start(out: Path) -> None:
+    """The marker and empty folders; removes what an interrupted conversion left, and nothing else."""
+    held = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"} if out.exists() else set()
+    is_ours = PARTIAL in held and held <= {PARTIAL, "dataset.json", *FOLDERS} and (out / PARTIAL).read_bytes() == NOTE
+    if held and held != {PARTIAL} and not is_ours:
+        raise DataError(f"{out} is not an empty folder; name another")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PARTIAL).write_bytes(NOTE)
+    (out / "dataset.json").unlink(missing_ok=True)
+    for name in held.intersection(FOLDERS):
+        shutil.rmtree(out / name)
+
+
+def _finish(listing: Listing, out: Path, names: dict[Path, str], left_out: dict[str, str]) -> None:
+    """``dataset.json`` in place of the marker."""
+    splits = {split: [names[p.image] for p in pairs if p.image in names] for split, pairs in listing.splits.items()}
+    used = {split: found for split, found in splits.items() if found}
+    head = {"classes": listing.classes, "colors": listing.colors, "things": listing.things, "ignore": IGNORE}
+    described = {**head, "splits": used, "left_out": left_out}
+    (out / "dataset.json").write_text(json.dumps(described, indent=1), encoding="ascii")
+    (out / PARTIAL).unlink()
+
+
+def _name(pair: Pair, taken: set[str]) -> str:
+    """The pair's name, numbered where another has it: some file systems know no upper and lower case."""
+    hidden = any(part.startswith(".") for part in check_path(pair.name, str(pair.image)).split("/"))
+    if hidden or pair.image.suffix.lower() not in IMAGE_SUFFIXES:
+        raise DataError(f"{pair.image} ({pair.name!r}) would be passed over: it is hidden, or of another suffix")
+    name, number = pair.name, 2
+    while name.lower() in taken:
+        name, number = f"{pair.name}_{number}", number + 1
+    taken.add(name.lower())
+    return name
+
+
+def _ready(path: Path) -> Path:
+    """``path`` in a folder that exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
+    """Ids of single things uint16 (H, W), from 1 on and 0 elsewhere; None where the annotation tells none apart."""
+    kept = listing.root / "instances" / f"{pair.name}.png"
+    if listing.layout == "folder" and kept.is_file():
+        return np.asarray(open_image(kept)).astype(np.uint16)
+    parts: Sequence[Segment | Outline] = pair.segments or pair.outlines or ()
+    if not parts or not listing.things or pair.mask is None:
+        return None
+    single = [i for i, part in enumerate(parts, 1) if part.label in listing.things and not part.is_crowd]
+    if len(parts) >= 1 << 16:
+        raise DataError(f"{pair.mask} has {len(parts)} objects; 16-bit masks hold {(1 << 16) - 1}")
+    numbers = np.zeros(len(parts) + 1, np.uint16)
+    numbers[single] = np.arange(1, len(single) + 1)
+    if pair.segments:
+        ids = segment_ids(open_image(pair.mask))
+        values, place = np.unique(ids, return_inverse=True)
+        order = {segment.id: i for i, segment in enumerate(pair.segments, 1)}
+        return numbers[[order.get(int(value), 0) for value in values]][place].reshape(ids.shape)
+    low, high = (  # the place of each object, in two bytes
+        np.asarray(draw(size, [replace(o, label=i >> shift & 255) for i, o in enumerate(pair.outlines or (), 1)], 0))
+        for shift in (0, 8)
+    )
+    return numbers[low + 256 * high.astype(np.int64)]

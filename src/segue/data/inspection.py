@@ -1,0 +1,308 @@
+"""What one image and its label map show: sizes, modes, values, and the faults of this pair alone.
+
+Images are read by their headers and their last bytes; label maps in full. Nothing here imports torch or keeps pixels,
+so that many pairs can be looked at in parallel processes whose memory does not grow.
+"""
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segue.data.decoder import UNKNOWN, Decoder, first_unknown, mask_image
+from segue.data.finding import Finding
+from segue.data.listing import Pair
+from segue.data.outlines import segment_ids
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, open_image, orientation
+
+BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
+MANY_VALUES = 40  # stored values in a mask that hint at instance ids
+TAIL = 1024  # last bytes of a file, where JPEG and PNG say that they are whole
+REEXPORT = "Export it again as PNG, without smoothing (nearest neighbour)"
+
+
+@dataclass
+class Seen:
+    """What one pair showed.
+
+    Args:
+        pair: the pair.
+        findings: its own faults.
+        size: (width, height) of the upright image; None where it cannot be read.
+        mode: Pillow's mode of the image; empty where it cannot be read.
+        is_turned: EXIF turns the image.
+        stored: pixels by stored value of the mask; empty for coloured and drawn masks.
+        counts: labelled pixels by class (K,); None where no mask was read.
+        digest: of the image's bytes; empty where it was not asked for.
+        look: 64-bit difference hash of the picture; None where it was not asked for.
+        range: percentiles 0, 1, 50, 99, 100 of an image deeper than 8 bits.
+    """
+
+    pair: Pair
+    findings: list[Finding] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    mode: str = ""
+    is_turned: bool = False
+    stored: Counter[int] = field(default_factory=Counter)
+    counts: Array | None = None
+    digest: bytes = b""
+    look: int | None = None
+    range: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Looks at pairs of one set.
+
+    Args:
+        root: the set's folder, as written in the commands that mend.
+        decoder: of its masks.
+        classes: their names.
+        hashes: also take the digest and the look of every image.
+    """
+
+    root: str
+    decoder: Decoder
+    classes: tuple[str, ...]
+    hashes: bool = False
+
+    def __call__(self, pair: Pair, *, pixels: bool = True) -> Seen:
+        """What ``pair`` shows; with ``pixels`` its mask is read in full, else by its header."""
+        seen = Seen(pair)
+        for path in (pair.image, pair.mask):
+            if path is not None and (fault := place_fault(path)) is not None:
+                seen.findings.append(fault)
+        if seen.findings or not self._image(seen):
+            return seen
+        if pair.mask is None or not self._size(seen):
+            return seen
+        if pixels:
+            try:
+                self._mask(seen)
+            except UNREADABLE as error:
+                seen.findings.append(unreadable(pair.mask, str(error), self.root))
+        return seen
+
+    def _image(self, seen: Seen) -> bool:
+        """Header and end of the image; whether both are sound."""
+        path = seen.pair.image
+        try:
+            with Image.open(path, formats=FORMATS) as header:
+                turn = orientation(header)
+                seen.size = header.size[::-1] if turn >= 5 else header.size
+                seen.mode, seen.is_turned = header.mode, turn != 1
+                pixels = header.width * header.height
+                if pixels > 2 * (Image.MAX_IMAGE_PIXELS or pixels):
+                    raise Image.DecompressionBombError(f"{header.width}x{header.height} pixels, a decompression bomb?")
+                if self.hashes:
+                    seen.look = difference_hash(header)
+            if not (seen.look is not None or ends_whole(path)):
+                open_image(path)
+            if seen.mode.startswith(("I", "F")):
+                self._deep(seen)
+            if self.hashes:
+                seen.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        except UNREADABLE as error:
+            seen.size = None
+            seen.findings.append(unreadable(path, str(error), self.root))
+        return seen.size is not None
+
+    def _deep(self, seen: Seen) -> None:
+        """Images of more than 8 bits: not a number, or what range they use."""
+        values = np.asarray(open_image(seen.pair.image), np.float64)
+        if np.isfinite(values).all():
+            seen.range = tuple(np.percentile(values, (0, 1, 50, 99, 100)).tolist())
+            return
+        seen.findings.append(
+            Finding("E113", "pixels that are no number (NaN or infinite)", (str(seen.pair.image),),
+                    "One of them ruins a training step.", self._fix("leaves such images out"))
+        )  # fmt: skip
+
+    def _fix(self, does: str) -> str:
+        return f"A mended copy {does}: segue check {self.root} --fix OUT"
+
+    def _size(self, seen: Seen) -> bool:
+        """Whether image and mask have one size, by their headers; an annotation file has none."""
+        pair, path = seen.pair, seen.pair.mask
+        if path is None or pair.outlines is not None:
+            return path is not None
+        try:
+            with Image.open(path, formats=FORMATS) as header:
+                size = header.size[::-1] if orientation(header) >= 5 else header.size
+                lossy = header.format in ("JPEG", "MPO", "WEBP")
+        except UNREADABLE as error:
+            seen.findings.append(unreadable(path, str(error), self.root))
+            return False
+        if lossy:
+            seen.findings.append(
+                Finding("E105", "mask is saved with loss (JPEG or WebP)", (str(path),),
+                        "Compression changes class ids along every edge.",
+                        f"{REEXPORT}. {self._fix('ignores the pixels that hold no class')}")
+            )  # fmt: skip
+        image = seen.size or size
+        if image == size:
+            return True
+        what = f"image {image[0]}x{image[1]}, mask {size[0]}x{size[1]}"
+        if image == size[::-1] and seen.is_turned:
+            what += " (the mask lies as the photo is stored, EXIF turns the photo)"
+        seen.findings.append(
+            Finding("E108", what, (f"{pair.image} and {path}",), "Labels would lie beside what they name.",
+                    f"Export the mask at the size of its image. {self._fix('resizes or turns it (nearest neighbour)')}")
+        )  # fmt: skip
+        return False
+
+    def _mask(self, seen: Seen) -> None:
+        """Values and classes of the mask."""
+        pair = seen.pair
+        if pair.segments is not None and pair.mask is not None:
+            seen.findings += segment_faults(pair, segment_ids(open_image(pair.mask)))
+        image = mask_image(pair)
+        drawn = pair.segments is not None or pair.outlines is not None
+        unknown: tuple[str, int, int] | None = None  # the commonest value that is no class, its pixels, how many values
+        if drawn or (not self.decoder.by_color and image.mode in ("L", "P")):
+            histogram = np.array(image.histogram()[:256])
+            values = np.flatnonzero(histogram)
+            table = values.astype(np.int16) if drawn else self.decoder.table[values]
+            if not drawn:
+                seen.stored.update(dict(zip(values.tolist(), histogram[values].tolist(), strict=True)))
+            seen.counts = np.zeros(len(self.classes), np.int64)
+            known = (table >= 0) & (table != IGNORE)
+            np.add.at(seen.counts, table[known], histogram[values[known]])
+            if (table == UNKNOWN).any():
+                worst = values[table == UNKNOWN][histogram[values[table == UNKNOWN]].argmax()]
+                unknown = str(worst), int(histogram[worst]), int((table == UNKNOWN).sum())
+        else:
+            stored = np.asarray(image)
+            decoded = self.decoder(stored)
+            if not self.decoder.by_color:
+                values, pixels = np.unique(stored, return_counts=True)
+                seen.stored.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+            held = decoded[(decoded >= 0) & (decoded != IGNORE)]
+            seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
+            if (decoded == UNKNOWN).any():
+                value, count = first_unknown(stored, decoded)
+                unknown = value, count, len(np.unique(stored[decoded == UNKNOWN], axis=0))
+        self._values(seen, unknown)
+
+    def _values(self, seen: Seen, unknown: tuple[str, int, int] | None) -> None:
+        """Findings on the values of a mask that was read."""
+        path, by_color = str(seen.pair.mask), self.decoder.by_color
+        if unknown is not None and not any(found.code == "E105" for found in seen.findings):
+            value, pixels, kinds = unknown
+            if kinds >= BLURRED:
+                word = "colours" if by_color else "ids"
+                seen.findings.append(
+                    Finding("E105", f"mask holds {BLURRED} or more {word} that are no class", (f"{path} ({kinds})",),
+                            "It was saved as JPEG or resized with smoothing, which invents classes along edges.",
+                            f"{REEXPORT}. {self._fix('ignores those pixels')}")
+                )  # fmt: skip
+            elif by_color:
+                seen.findings.append(
+                    Finding("E101", f"the colour {value} is no class", (f"{path} ({pixels} pixels)",),
+                            "It would be trained as something it is not.",
+                            f"Add the class with its colour. {self._fix('ignores those pixels')}")
+                )  # fmt: skip
+            else:
+                what = f"the value {value} is no class (classes are 0-{len(self.classes) - 1})"
+                seen.findings.append(
+                    Finding("E101", what, (f"{path} ({pixels} pixels)",), "It would be trained as something it is not.",
+                            f"Mend the mask, add the class, or map it: --map {value}:ignore")
+                )  # fmt: skip
+        if unknown is None and seen.counts is not None and seen.counts.sum() == 0:
+            seen.findings.append(
+                Finding("W116", "every pixel is ignored", (path,), "Nothing is learnt from it.",
+                        "Label it, or take it out.")
+            )  # fmt: skip
+
+
+def place_fault(path: Path) -> Finding | None:
+    """Why ``path`` cannot be read as a plain file: a broken or leaving link, a device, a missing permission."""
+    try:
+        kind = path.stat()
+        if path.is_symlink() and not path.resolve().is_relative_to(_set_of(path)):
+            what = "a link leads out of the data set's folder"
+        elif not stat.S_ISREG(kind.st_mode):
+            what = "a device, pipe or folder stands where a file should be"
+        elif not os.access(path, os.R_OK):
+            what = "no permission to read the file"
+        else:
+            return None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        what = f"the file cannot be reached ({reason})"
+    return Finding("E130", what, (str(path),), "Its content is not the data set's.",
+                   "Put the file itself there, readable, or go on without it: --skip-bad")  # fmt: skip
+
+
+def _set_of(path: Path) -> Path:
+    """The folder that a link at ``path`` may not leave: the parent of the outermost folder of images or masks."""
+    parents = [p for p in path.parents if p.name in ("images", "labels", "masks", "annotations", "instances")]
+    return (parents[-1].parent if parents else path.parent).resolve()
+
+
+def unreadable(path: Path, reason: str, root: str) -> Finding:
+    """A file that gives no picture: E110 cut short, E111 no image, E112 too large."""
+    size = path.stat().st_size if path.exists() else 0
+    lower = reason.lower()
+    reason = reason.replace(f"{path} ", "").replace(f"{path}: ", "")
+    mend = f"Export it again, or go on without it: --skip-bad (or a copy: segue check {root} --fix OUT)"
+    if "decompression bomb" in lower:
+        # fmt: off
+        return Finding("E112", "image is larger than the limit of pixels", (f"{path} ({reason})",),
+                       "It could exhaust the machine.", "Cut it into pieces, or go on without it: --skip-bad")
+        # fmt: on
+    code = "E110" if size and ("truncated" in lower or "broken" in lower) else "E111"
+    what = "file is empty" if size == 0 else ("file is cut short" if code == "E110" else "file is no image Segue reads")
+    return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).", mend)
+
+
+def ends_whole(path: Path) -> bool:
+    """Whether the last bytes show that a JPEG or PNG is whole; False also where only decoding can tell."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        file.seek(0, os.SEEK_END)
+        file.seek(-min(TAIL, file.tell()), os.SEEK_END)
+        tail = file.read()
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail[-64:]
+    return head == b"\x89PNG\r\n\x1a\n" and tail[-8:-4] == b"IEND"
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits: whether each of 8 x 8 cells is darker than its right neighbour (a perceptual difference hash).
+
+    Pictures that differ in size, compression or a little in brightness share most bits; JPEGs are decoded small.
+    """
+    image.draft("L", (72, 64))
+    small = image.convert("L").resize((9, 8), Image.Resampling.BOX)
+    cells = np.asarray(small, np.int16)
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+
+
+def segment_faults(pair: Pair, ids: Array) -> list[Finding]:
+    """E122 and E124: ids and areas of a panoptic PNG that contradict its annotation."""
+    found, where = [], str(pair.mask)
+    values, pixels = np.unique(ids, return_counts=True)
+    held = {int(v): int(n) for v, n in zip(values, pixels, strict=True) if v}
+    stated = {segment.id: segment for segment in pair.segments or ()}
+    lost = [f"{where} (segment {i} of segments_info)" for i in stated if i not in held]
+    extra = [f"{where} (id {i}, {n} pixels)" for i, n in held.items() if i not in stated]
+    wrong = [
+        f"{where} (segment {i}: area {segment.area}, {held[i]} pixels)"
+        for i, segment in stated.items()
+        if i in held and segment.area is not None and segment.area != held[i]
+    ]
+    mend = "Write segments_info and PNG again from one source, or leave the pair out"
+    for code, what, places, why in (
+        ("E122", "segments_info names a segment that the PNG does not hold", lost, "An object would be lost."),
+        ("E122", "the PNG holds an id that segments_info does not name", extra, "Its pixels would have no class."),
+        ("E124", "area in segments_info is not that of the PNG", wrong, "PNG and JSON may not belong together."),
+    ):
+        if places:
+            found.append(Finding(code, what, tuple(places), why, mend))
+    return found
