@@ -13,6 +13,7 @@ from segue.data.camvid import CamVid
 from segue.data.cityscapes import Cityscapes
 from segue.data.coco_instances import CocoInstances
 from segue.data.coco_panoptic import CocoPanoptic
+from segue.data.exports import Cvat, LabelMe, LabelStudio
 from segue.data.folder import Folder
 from segue.data.gta5 import Gta5
 from segue.data.listing import Listing, Pair, images_in
@@ -45,6 +46,9 @@ LAYOUTS: dict[str, type[Layout]] = {
     "synthia": Synthia,
     "gta5": Gta5,
     "coco_panoptic": CocoPanoptic,
+    "cvat": Cvat,
+    "labelme": LabelMe,
+    "labelstudio": LabelStudio,
     "coco_instances": CocoInstances,
     "folder": Folder,
 }
