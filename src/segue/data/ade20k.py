@@ -126,7 +126,7 @@ def _panoptic(home: Path, split: str) -> tuple[Found, tuple[int, ...]]:
     content, pngs = Entry.of(source), source.with_suffix("")
     if not pngs.is_dir():
         raise DataError(f"{pngs} does not exist; put the PNGs of {source.name} there")
-    categories = Categories.of(content.entries("categories"))
+    categories = Categories.of(content)
     if list(categories.positions) != list(range(len(CLASSES))):
         raise DataError(
             f"{source}: categories must have the ids 0 to {len(CLASSES) - 1}, as Mask2Former's script writes"

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ TEXTS = {  # code, what, why, fix
               "Give each segment its own id, in the PNG and in segments_info."),
     "image": ("E123", "the annotation names an image that is not there", "Its labels would be lost.",
               "Put the image there, or take its annotation out of the JSON."),
-    "shape": ("E125", "segmentation of an object is empty or missing", "It would be learnt as background.",
+    "shape": ("E129", "segmentation of an object is empty or missing", "It would be learnt as background.",
               "Outline the object, or take its annotation out of the JSON; boxes are no masks."),
     "png": ("E123", "the annotation names a PNG that is not there", "Its image would have no labels.",
             "Put the PNG there, or take its annotation out of the JSON."),
@@ -201,17 +201,16 @@ class Categories:
     vague: tuple[str, ...]
 
     @classmethod
-    def of(cls, entries: list[Entry], official: list[Entry] | None = None) -> "Categories":
-        """The categories of an annotation file."""
+    def of(cls, content: Entry, official: Sequence[Entry] = ()) -> "Categories":
+        """The categories of an annotation file, or the official ones where it has none."""
+        entries = list(official) if official and "categories" not in content.values else content.entries("categories")
         by_id = {entry.integer("id"): entry for entry in entries}
         sorted_entries = [by_id[number] for number in sorted(by_id)]
         names = tuple(entry.text("name").strip() for entry in sorted_entries)
         if not 1 <= len(names) <= IGNORE or len(set(names)) < len(entries):
-            where = entries[0].where.rpartition("[")[0] if entries else "categories"
-            raise DataError(
-                f"{where}: {len(entries)} entries; 1 to {IGNORE} are possible, each with its own id and name"
-            )
-        known = {entry.text("name"): entry.color("color") for entry in official or []}
+            many = f"{content.where}: {len(entries)} categories"
+            raise DataError(f"{many}; 1 to {IGNORE} are possible, each with its own id and name")
+        known = {entry.text("name"): entry.color("color") for entry in official}
         given = [entry.color("color") or known.get(name) for entry, name in zip(sorted_entries, names, strict=True)]
         countable = [entry.flag("isthing") for entry in sorted_entries]
         return cls(
@@ -278,7 +277,9 @@ def outline_of(entry: Entry, image: Entry, label: int, is_crowd: bool) -> Outlin
     polygons: list[Any] = shape if isinstance(shape, list) else [None]
     for polygon in polygons:
         numbers: list[Any] = polygon if isinstance(polygon, list) else [None]
-        if len(numbers) % 2 or not all(is_number(value) and abs(value) <= FARTHEST for value in numbers):
+        if len(numbers) % 2 or not all(
+            type(value) in (int, float) and -FARTHEST <= value <= FARTHEST for value in numbers
+        ):
             raise entry.wrong("segmentation", f"a list of polygons [x, y, x, y, …] within {FARTHEST:,.0f} pixels")
     return Outline(label, tuple(tuple(map(float, polygon)) for polygon in polygons if len(polygon) >= 6), (), is_crowd)
 

@@ -6,6 +6,7 @@ code begins with E keeps every training command from starting.
 """
 
 import multiprocessing
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -136,7 +137,9 @@ def _look(inspector: Inspector, pairs: Sequence[Pair], every: int, workers: int)
             yield inspector(pair, pixels=i % every == 0)
         return
     chunks = [list(enumerate(pairs[i : i + CHUNK], i)) for i in range(0, len(pairs), CHUNK)]
-    context = multiprocessing.get_context("forkserver")
+    # A process with torch in it has threads, and forking it may hang; without, a fork is quick and needs no guard.
+    can_fork = sys.platform == "linux" and "torch" not in sys.modules
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(inspector, every)) as pool:
             for seen in pool.map(_look_at, chunks):

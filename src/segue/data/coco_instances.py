@@ -47,7 +47,7 @@ class CocoInstances:
             wanted = " and ".join(str(root / stem) for stem in sources) or f"{root}/images"
             raise DataError(f"{root} has none of the images that its annotations name; put them into {wanted}")
         names, found = split_names(folders), dict[str, Found]()
-        lists = {stem: Categories.of(contents[stem].entries("categories")) for stem in folders}
+        lists = {stem: Categories.of(contents[stem]) for stem in folders}
         first = next(iter(lists.values()))
         for stem, folder in folders.items():
             if (lists[stem].names, lists[stem].positions) != (first.names, first.positions):

@@ -86,9 +86,7 @@ def _image_folder(root: Path, stem: str) -> Path | None:
 def _categories(content: Entry, folders: tuple[Path, ...]) -> Categories:
     """The categories of an annotation file; the separate list gives what it leaves out."""
     path = next((folder / CATEGORIES for folder in folders if is_file(folder / CATEGORIES)), None)
-    official = None if path is None else Entry(str(path), {"list": load_json(path)}).entries("list")
-    listed = official if official and "categories" not in content.values else content.entries("categories")
-    return Categories.of(listed, official)
+    return Categories.of(content, Entry(str(path), {"list": load_json(path)}).entries("list") if path else ())
 
 
 def read_segments(content: Entry, images: Path, pngs: Path, positions: Mapping[int, int], split: str) -> Found:

@@ -1,13 +1,14 @@
 """From what a label map stores to class ids. No torch here: the check of a data set starts without it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
-from segue.data.sample import Array, Color, DataError, open_image, picture_size
+from segue.data.sample import FORMATS, UNREADABLE, Array, Color, DataError, open_image, picture_size
 
 UNKNOWN = -1
 
@@ -78,7 +79,28 @@ def mask_image(pair: Pair) -> Image.Image:
         raise DataError(f"E106 {pair.image} has no mask")
     if pair.outlines is not None:
         return draw(picture_size(pair.image), pair.outlines, background=0)
+    if pair.is_wide:
+        return class_ids(pair.mask)
     image = open_image(pair.mask)
     if pair.segments is not None:
         return class_map(segment_ids(image), pair.segments)
     return image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr", "LA") else image
+
+
+def class_ids(path: Path) -> Image.Image:
+    """The first channel of the label map at ``path``: of a PNG of 16-bit RGB its lower bytes, else as Pillow reads it.
+
+    PNG stores the upper byte first. A decoder told that the lower comes first keeps the second byte, not the first.
+
+    Raises:
+        DataError: the file is missing, no image or cut short.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if isinstance(image, ImageFile.ImageFile) and [tile.args for tile in image.tile] == ["RGB;16B"]:
+                image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+                return image.getchannel(0)
+    except UNREADABLE:
+        pass  # open_image says what is wrong
+    other = open_image(path)
+    return other.getchannel(0) if len(other.getbands()) > 1 else other

@@ -22,7 +22,7 @@ from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, open_image, or
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
 MANY_VALUES = 40  # stored values in a mask that hint at instance ids
-TAIL = 1024  # last bytes of a file, where JPEG and PNG say that they are whole
+TAIL = 64  # last bytes of a file, where JPEG and PNG say that they are whole
 REEXPORT = "Export it again as PNG, without smoothing (nearest neighbour)"
 
 
@@ -77,16 +77,27 @@ class Inspector:
         for path in (pair.image, pair.mask):
             if path is not None and (fault := place_fault(path)) is not None:
                 seen.findings.append(fault)
-        if seen.findings or not self._image(seen):
+        if seen.findings or not self._image(seen) or pair.mask is None:
             return seen
-        if pair.mask is None or not self._size(seen):
-            return seen
-        if pixels:
-            try:
-                self._mask(seen)
-            except UNREADABLE as error:
-                seen.findings.append(unreadable(pair.mask, str(error), self.root))
+        try:
+            if pair.outlines is not None:
+                if pixels:
+                    self._mask(seen, mask_image(pair))
+                return seen
+            with Image.open(pair.mask, formats=FORMATS) as mask:
+                if self._fits(seen, mask) and pixels:
+                    self._mask(seen, self._loaded(seen, mask))
+        except UNREADABLE as error:
+            seen.findings.append(unreadable(pair.mask, str(error), self.root))
         return seen
+
+    def _loaded(self, seen: Seen, mask: Image.Image) -> Image.Image:
+        """The mask in full; that of a panoptic PNG as class ids."""
+        if seen.pair.segments is not None:
+            seen.findings += segment_faults(seen.pair, segment_ids(mask))
+            return mask_image(seen.pair)
+        plain = mask.mode in ("L", "P") and orientation(mask) == 1
+        return mask if plain else mask_image(seen.pair)
 
     def _image(self, seen: Seen) -> bool:
         """Header and end of the image; whether both are sound."""
@@ -99,9 +110,10 @@ class Inspector:
                 pixels = header.width * header.height
                 if pixels > 2 * (Image.MAX_IMAGE_PIXELS or pixels):
                     raise Image.DecompressionBombError(f"{header.width}x{header.height} pixels, a decompression bomb?")
+                is_whole = ends_whole(header)
                 if self.hashes:
                     seen.look = difference_hash(header)
-            if not (seen.look is not None or ends_whole(path)):
+            if not is_whole and not self.hashes:
                 open_image(path)
             if seen.mode.startswith(("I", "F")):
                 self._deep(seen)
@@ -126,19 +138,11 @@ class Inspector:
     def _fix(self, does: str) -> str:
         return f"A mended copy {does}: segue check {self.root} --fix OUT"
 
-    def _size(self, seen: Seen) -> bool:
-        """Whether image and mask have one size, by their headers; an annotation file has none."""
+    def _fits(self, seen: Seen, mask: Image.Image) -> bool:
+        """Whether image and mask have one size, by their headers."""
         pair, path = seen.pair, seen.pair.mask
-        if path is None or pair.outlines is not None:
-            return path is not None
-        try:
-            with Image.open(path, formats=FORMATS) as header:
-                size = header.size[::-1] if orientation(header) >= 5 else header.size
-                lossy = header.format in ("JPEG", "MPO", "WEBP")
-        except UNREADABLE as error:
-            seen.findings.append(unreadable(path, str(error), self.root))
-            return False
-        if lossy:
+        size = mask.size[::-1] if orientation(mask) >= 5 else mask.size
+        if mask.format in ("JPEG", "MPO", "WEBP"):
             seen.findings.append(
                 Finding("E105", "mask is saved with loss (JPEG or WebP)", (str(path),),
                         "Compression changes class ids along every edge.",
@@ -156,32 +160,30 @@ class Inspector:
         )  # fmt: skip
         return False
 
-    def _mask(self, seen: Seen) -> None:
+    def _mask(self, seen: Seen, image: Image.Image) -> None:
         """Values and classes of the mask."""
         pair = seen.pair
-        if pair.segments is not None and pair.mask is not None:
-            seen.findings += segment_faults(pair, segment_ids(open_image(pair.mask)))
-        image = mask_image(pair)
         drawn = pair.segments is not None or pair.outlines is not None
         unknown: tuple[str, int, int] | None = None  # the commonest value that is no class, its pixels, how many values
         if drawn or (not self.decoder.by_color and image.mode in ("L", "P")):
-            histogram = np.array(image.histogram()[:256])
-            values = np.flatnonzero(histogram)
+            pixels = histogram(np.asarray(image))
+            values = np.flatnonzero(pixels)
             table = values.astype(np.int16) if drawn else self.decoder.table[values]
             if not drawn:
-                seen.stored.update(dict(zip(values.tolist(), histogram[values].tolist(), strict=True)))
+                seen.stored.update(dict(zip(values.tolist(), pixels[values].tolist(), strict=True)))
             seen.counts = np.zeros(len(self.classes), np.int64)
             known = (table >= 0) & (table != IGNORE)
-            np.add.at(seen.counts, table[known], histogram[values[known]])
+            np.add.at(seen.counts, table[known], pixels[values[known]])
             if (table == UNKNOWN).any():
-                worst = values[table == UNKNOWN][histogram[values[table == UNKNOWN]].argmax()]
-                unknown = str(worst), int(histogram[worst]), int((table == UNKNOWN).sum())
+                strange = values[table == UNKNOWN]
+                worst = strange[pixels[strange].argmax()]
+                unknown = str(worst), int(pixels[worst]), len(strange)
         else:
             stored = np.asarray(image)
             decoded = self.decoder(stored)
             if not self.decoder.by_color:
-                values, pixels = np.unique(stored, return_counts=True)
-                seen.stored.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+                values, counts = np.unique(stored, return_counts=True)
+                seen.stored.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             held = decoded[(decoded >= 0) & (decoded != IGNORE)]
             seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
             if (decoded == UNKNOWN).any():
@@ -223,18 +225,23 @@ class Inspector:
 def place_fault(path: Path) -> Finding | None:
     """Why ``path`` cannot be read as a plain file: a broken or leaving link, a device, a missing permission."""
     try:
+        if stat.S_ISREG(path.lstat().st_mode):
+            return None
         kind = path.stat()
         if path.is_symlink() and not path.resolve().is_relative_to(_set_of(path)):
             what = "a link leads out of the data set's folder"
         elif not stat.S_ISREG(kind.st_mode):
             what = "a device, pipe or folder stands where a file should be"
-        elif not os.access(path, os.R_OK):
-            what = "no permission to read the file"
         else:
             return None
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         what = f"the file cannot be reached ({reason})"
+    return _unreachable(path, what)
+
+
+def _unreachable(path: Path, what: str) -> Finding:
+    """E130."""
     return Finding("E130", what, (str(path),), "Its content is not the data set's.",
                    "Put the file itself there, readable, or go on without it: --skip-bad")  # fmt: skip
 
@@ -249,6 +256,8 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
     """A file that gives no picture: E110 cut short, E111 no image, E112 too large."""
     size = path.stat().st_size if path.exists() else 0
     lower = reason.lower()
+    if "permission denied" in lower:
+        return _unreachable(path, "no permission to read the file")
     reason = reason.replace(f"{path} ", "").replace(f"{path}: ", "")
     mend = f"Export it again, or go on without it: --skip-bad (or a copy: segue check {root} --fix OUT)"
     if "decompression bomb" in lower:
@@ -261,16 +270,26 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
     return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).", mend)
 
 
-def ends_whole(path: Path) -> bool:
-    """Whether the last bytes show that a JPEG or PNG is whole; False also where only decoding can tell."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        file.seek(0, os.SEEK_END)
-        file.seek(-min(TAIL, file.tell()), os.SEEK_END)
-        tail = file.read()
-    if head.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" in tail[-64:]
-    return head == b"\x89PNG\r\n\x1a\n" and tail[-8:-4] == b"IEND"
+def ends_whole(header: Image.Image) -> bool:
+    """Whether the last bytes of an opened JPEG or PNG show that it is whole; False where only decoding can tell."""
+    file = getattr(header, "fp", None)
+    if file is None or header.format not in ("JPEG", "PNG"):
+        return False
+    place = file.tell()
+    file.seek(0, os.SEEK_END)
+    file.seek(-min(TAIL, file.tell()), os.SEEK_END)
+    tail = file.read()
+    file.seek(place)
+    return b"\xff\xd9" in tail if header.format == "JPEG" else bool(tail[-8:-4] == b"IEND")
+
+
+def histogram(mask: Array) -> Array:
+    """Pixels of each value of an 8-bit mask: (256,). By runs: label maps are flat, and one look a run is enough."""
+    flat = mask.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    starts = np.concatenate([[0], ends + 1])
+    lengths = np.diff(starts, append=flat.size)
+    return np.bincount(flat[starts], weights=lengths, minlength=256).astype(np.int64)
 
 
 def difference_hash(image: Image.Image) -> int:

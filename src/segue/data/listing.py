@@ -24,6 +24,7 @@ class Pair:
         mask: the file with its labels, None where it has none.
         segments: ``mask`` is a panoptic PNG of these segments.
         outlines: ``mask`` is an annotation file that gives these objects; class 0 is all that they leave free.
+        is_wide: ``mask`` is a PNG of three 16-bit channels, the first of which holds class ids.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Pair:
     mask: Path | None = None
     segments: tuple[Segment, ...] | None = None
     outlines: tuple[Outline, ...] | None = None
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _refuse_special(path: Path) -> None:
 
 def orientation(header: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, of an image that is opened and need not be decoded."""
-    if header.format == "PNG" and "exif" not in header.info:
-        return 1  # Pillow would decode the whole file to look for the tag behind its pixels
+    if header.format != "TIFF" and header.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp")):
+        return 1  # of a PNG Pillow would decode all pixels, to look for the tag behind them
     return int(header.getexif().get(ORIENTATION, 1))
 
 

@@ -1,19 +1,18 @@
 """SYNTHIA-RAND-CITYSCAPES: ``RGB/*.png`` and ``GT/LABELS/*.png``, the 16 classes that it shares with Cityscapes.
 
 Ros et al., *The SYNTHIA Dataset: A Large Collection of Synthetic Images for Semantic Segmentation of Urban Scenes*,
-CVPR 2016. Labels are PNGs of three 16-bit channels: class id, instance id, nothing. Pillow keeps the upper 8 bits, all 0
-in class ids, so `class_ids` reads the lower 8. Parking, road works, terrain, trucks, trains and lane markings are
-ignored, as is usual.
+CVPR 2016. Labels are PNGs of three 16-bit channels: class id, instance id, nothing. Pillow keeps the upper 8 bits,
+all 0, so `segue.data.decoder.class_ids` reads the lower 8. Parking, road works, terrain, trucks, trains and lane
+markings are ignored, as is usual.
 """
 
+from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image, ImageFile
 
 from segue.data import cityscapes
 from segue.data.finding import Finding
 from segue.data.listing import Listing, images_in, pair_up
-from segue.data.sample import FORMATS, IGNORE, open_image
+from segue.data.sample import IGNORE
 
 LABEL_IDS = {  # of SYNTHIA by name in Cityscapes, in the order of Cityscapes
     "road": 3, "sidewalk": 4, "building": 2, "wall": 21, "fence": 5, "pole": 7, "traffic light": 15, "traffic sign": 9,
@@ -42,28 +41,9 @@ class Synthia:
             layout="synthia",
             classes=CLASSES,
             colors=COLORS,
-            splits={"train": pairs},
+            splits={"train": tuple(replace(pair, is_wide=True) for pair in pairs)},
             ids={**dict.fromkeys(range(23), IGNORE), **{raw: i for i, raw in enumerate(LABEL_IDS.values())}},
             stray=stray,
             things=tuple(CLASSES.index(name) for name in COUNTABLE),
             faults=tuple(faults),
         )
-
-
-def class_ids(path: Path) -> Image.Image:
-    """The first channel of the label map at ``path``: of a PNG of 16-bit RGB its lower bytes, else as Pillow reads it.
-
-    PNG stores the upper byte first. A decoder told that the lower comes first keeps the second byte, not the first.
-
-    Raises:
-        DataError: the file is missing, no image or cut short.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if isinstance(image, ImageFile.ImageFile) and [tile.args for tile in image.tile] == ["RGB;16B"]:
-                image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
-                return image.getchannel(0)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        pass  # open_image says what is wrong
-    other = open_image(path)
-    return other.getchannel(0) if len(other.getbands()) > 1 else other
