@@ -336,7 +336,7 @@ def test_the_page_shows_findings_and_pictures_and_runs_no_script(dataset: Path, 
     save_mask(dataset, np.where(draw(2)[1] == 2, 77, draw(2)[1]))
     segue("check", dataset, "--html", tmp_path / "check.html")
     page = (tmp_path / "check.html").read_text()
-    assert "E101" in page and page.count("<img") >= 16 and "<script" not in page
+    assert "<b>E101</b> train_002" in page and page.count("<img") >= 16 and "<script" not in page
     assert segue("check", dataset, "--html", tmp_path / "check.html")[0] == 2
 
 

@@ -19,7 +19,7 @@ from segue.data.sample import DataError
 from segue.data.training import parse_map
 
 Track = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-SUFFIXES_SHOWN = 4
+SIZES_SHOWN, CLASSES_SHOWN = 4, 30
 
 
 @dataclass
@@ -68,11 +68,11 @@ class Audit:
         """The findings for a person: what was understood first, then each fault, then what to do next."""
         account = self.account()
         splits = ", ".join(f"{name} {len(pairs)}" for name, pairs in self.listing.splits.items())
-        sizes = self.facts.sizes.most_common(SUFFIXES_SHOWN)
+        sizes = self.facts.sizes.most_common(SIZES_SHOWN)
         more = f" and {len(self.facts.sizes) - len(sizes)} more" if len(self.facts.sizes) > len(sizes) else ""
         lines = [
             f"{self.address} ({self.listing.layout}): {splits}; {len(self.listing.classes)} classes"
-            + (": " + ", ".join(self.listing.classes[:30]) if self.listing.classes else ", no labels"),
+            + (": " + ", ".join(self.listing.classes[:CLASSES_SHOWN]) if self.listing.classes else ", no labels"),
             f"using {account['used']} of {account['found']} files found (images, and masks without one), "
             f"{account['dropped']} left out; {self.facts.read} masks read; sizes "
             + (", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes) or "none")
@@ -80,8 +80,10 @@ class Audit:
         ]
         if self.facts.read and self.facts.pixels.any():
             shares = 100 * self.facts.pixels / self.facts.pixels.sum()
-            named = zip(self.listing.classes, shares, self.facts.images, strict=True)
-            lines.append("share of the labelled pixels: " + ", ".join(f"{n} {s:.3g} % in {i}" for n, s, i in named))
+            top = np.argsort(-shares, kind="stable")[:CLASSES_SHOWN]
+            named = [f"{self.listing.classes[i]} {shares[i]:.3g} % in {self.facts.images[i]}" for i in sorted(top)]
+            rest = f"; the largest {CLASSES_SHOWN} of {len(shares)}" if len(shares) > CLASSES_SHOWN else ""
+            lines.append("share of the labelled pixels, and images: " + ", ".join(named) + rest)
         for mode, values in self.facts.ranges.items():
             lines.append(f"{mode} images: percentiles 0, 1, 50, 99, 100 are {', '.join(f'{v:g}' for v in values)}")
         stops = sum(finding.stop for finding in self.findings)

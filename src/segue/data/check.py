@@ -252,7 +252,7 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
                     "They would be left out.",
                     "Add the images, remove the masks, or say so: --allow-missing")
         )  # fmt: skip
-    for name in (name for name, split in listing.splits.items() if not split):
+    for name in [name for name, split in listing.splits.items() if not split]:
         found.append(
             Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",
                     (f"{root}:{name}",), "There is nothing to train on or to measure.",

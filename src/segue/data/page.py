@@ -90,9 +90,8 @@ def _faulty(audit: Audit, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         for pair in named[:3]:
             if len(shown) < FAULTY and not finding.code.startswith("W109"):
                 picture = _picture(pair, audit.listing)
-                shown.append(
-                    {"code": finding.code, "name": printable(pair.name), **(picture or {"image": "", "mask": ""})}
-                )
+                bare = {"name": printable(pair.name), "image": "", "mask": ""}
+                shown.append({**(picture or bare), "code": finding.code})
     return shown
 
 
