@@ -101,6 +101,12 @@ def with_nan(root: Path) -> None:
     Image.fromarray(values, "F").save(root / "images" / "train_002.tif")
 
 
+def deep(root: Path) -> None:
+    for i, path in enumerate(sorted((root / "images").iterdir())):
+        values = np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) + 1000
+        Image.fromarray(np.roll(values, i - 2)).save(path)  # train_002 is not rolled
+
+
 def link_out(root: Path) -> None:
     path = root / "images" / "train_002.png"
     elsewhere = root.parent / "elsewhere.png"
@@ -160,6 +166,7 @@ STOPS = [
     Fault("E112", lambda r: (r / "images" / "train_002.png").write_bytes(png(30000, 30000, b"\0" * 1000)), IMAGE,
           "--skip-bad", {"skip_bad": True}),
     Fault("E113", with_nan, IMAGE, "--fix OUT", {"skip_bad": True}),
+    Fault("E114", deep, "(8 images)", "1023.03 black and 3279.97 white"),
     Fault("E116", lambda r: every_mask(r, lambda v: np.full_like(v, 255)), "labels", "class ids", copied=False),
     Fault("E117", lambda r: described(r, lambda t: t["splits"].update(val=[])), "set:val", "--fix OUT"),
     Fault("E118", lambda r: Image.fromarray(draw(2)[0]).save(r / "images" / "train_002.jpg"), IMAGE, "Rename"),
@@ -294,6 +301,15 @@ def test_a_turned_mask_is_turned_with_its_photo_in_the_copy(dataset: Path, tmp_p
     assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
     with Image.open(tmp_path / "copy" / "labels" / "train_002.png") as image:
         np.testing.assert_array_equal(np.array(image), np.rot90(draw(2)[1][:24], -1))
+
+
+def test_deep_images_are_scaled_by_one_rule_in_the_copy(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    deep(dataset)
+    assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
+    with Image.open(tmp_path / "copy" / "images" / "train_002.png") as image:
+        copied = np.array(image)
+    expected = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) + 1000 - 1023.03) / (3279.97 - 1023.03)
+    np.testing.assert_allclose(copied, 255 * expected.clip(0, 1), atol=0.51)
 
 
 def test_parallel_and_single_looks_agree(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def check(
         _count(facts, seen, owner[seen.pair.image])
         tick()
     findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
-    findings += _classes(facts, listing) + _modes(facts) + _few(listing)
+    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
     if hashes:
         findings += leaks.equal_images(facts.digests, split_of, root)
@@ -310,9 +310,16 @@ def _classes(facts: Facts, listing: Listing) -> list[Finding]:
     return found
 
 
-def _modes(facts: Facts) -> list[Finding]:
-    """W109 and W114: what is done to images that are turned or not RGB."""
+def _modes(facts: Facts, root: str) -> list[Finding]:
+    """W109, W114 and E114: what is done to images that are turned, not RGB, or deeper than 8 bits."""
     found = []
+    for mode, (_, low, _, high, _) in facts.ranges.items():
+        found.append(
+            Finding("E114", f"images of mode {mode} hold more than 8 bits",
+                    (f"{root} ({len(facts.deep[mode])} images)",), "A plain conversion would clip them.",
+                    f"A copy in 8 bits, {low:g} black and {high:g} white (percentiles 1 and 99): "
+                    f"segue check {root} --fix OUT")
+        )  # fmt: skip
     if facts.turned:
         found.append(
             Finding("W109", f"{len(facts.turned)} images are turned by EXIF", tuple(facts.turned),

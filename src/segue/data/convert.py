@@ -7,7 +7,7 @@ What could not be read is left out and named there, under ``left_out``.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,16 @@ from segue.data.archive import check_path
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import Outline, Segment, draw, segment_ids
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, DataError, open_image, write_label_map
+from segue.data.sample import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Array,
+    DataError,
+    eight_bit,
+    open_image,
+    write_label_map,
+)
 
 PARTIAL, NOTE = ".partial", b"segue: an unfinished conversion; the same command starts it anew\n"
 FOLDERS = ("images", "labels", "instances")
@@ -29,6 +38,7 @@ def convert(
     out: Path,
     *,
     read: Callable[[Pair], Array] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Writes the set into ``out``: how many pictures and stray masks were found, written and left out, and why.
@@ -37,6 +47,7 @@ def convert(
         listing: the set.
         out: an absent or empty folder, or one that an interrupted conversion left.
         read: gives class ids uint8 (H, W) of a pair; by default by the listing's own decoder.
+        ranges: what is black and what is white in images of these Pillow modes, which are written as 8-bit PNGs.
         tick: called after each picture.
 
     Raises:
@@ -57,7 +68,8 @@ def convert(
             try:
                 name = _name(pair, taken)
                 reason = "unreadable_image"
-                size = open_image(image).size
+                picture = open_image(image)
+                size = picture.size
                 reason = "unusable_mask"
                 mask = None if pair.mask is None else read(pair)
                 if mask is not None and mask.shape != size[::-1]:
@@ -67,7 +79,10 @@ def convert(
                 left_out[str(image)] = reason, str(error)
             else:
                 names[image] = name
-                shutil.copyfile(image, _ready(out / "images" / f"{name}{image.suffix.lower()}"))
+                if ranges and picture.mode in ranges:
+                    eight_bit(picture, *ranges[picture.mode]).save(_ready(out / "images" / f"{name}.png"))
+                else:
+                    shutil.copyfile(image, _ready(out / "images" / f"{name}{image.suffix.lower()}"))
                 if mask is not None:
                     write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
                 if mask is not None and instances is not None and instances.shape == mask.shape:

@@ -96,6 +96,13 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def eight_bit(image: Image.Image, low: float, high: float) -> Image.Image:
+    """A deep grey image as 8-bit grey: ``low`` and below black, ``high`` and above white, evenly between."""
+    values = np.asarray(image, np.float64)
+    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny)
+    return Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
+
+
 def read_label_map(path: Path) -> Array:
     """The label map as it is stored: (H, W) ids of an 8-bit, 16-bit or palette file, or (H, W, 3) colours."""
     image = open_image(path)
