@@ -69,28 +69,26 @@ def outcome(root: Path) -> int:
     return len(quiet.findings)
 
 
-@FAST
-@given(content=damaged(IMAGES))
-def test_any_bytes_as_an_image(root: Path, content: bytes) -> None:
-    path = root / "images" / "train_000.png"
+def with_content(path: Path, content: bytes, root: Path) -> None:
+    """Looks at the set while ``path`` holds ``content``."""
     before = path.read_bytes()
     try:
         path.write_bytes(content)
         outcome(root)
     finally:
         path.write_bytes(before)
+
+
+@FAST
+@given(content=damaged(IMAGES))
+def test_any_bytes_as_an_image(root: Path, content: bytes) -> None:
+    with_content(root / "images" / "train_000.png", content, root)
 
 
 @FAST
 @given(content=damaged(MASKS))
 def test_any_bytes_as_a_mask(root: Path, content: bytes) -> None:
-    path = root / "labels" / "train_000.png"
-    before = path.read_bytes()
-    try:
-        path.write_bytes(content)
-        outcome(root)
-    finally:
-        path.write_bytes(before)
+    with_content(root / "labels" / "train_000.png", content, root)
 
 
 ANYTHING = st.recursive(
