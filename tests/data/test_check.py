@@ -312,6 +312,21 @@ def test_deep_images_are_scaled_by_one_rule_in_the_copy(dataset: Path, tmp_path:
     np.testing.assert_allclose(copied, 255 * expected.clip(0, 1), atol=0.51)
 
 
+def test_the_copy_is_never_written_into_the_set_itself(dataset: Path, segue: Any) -> None:
+    before = sorted(dataset.rglob("*"))
+    for out in (dataset, dataset / "mended"):
+        status, _, errors = segue("check", dataset, "--fix", out)
+        assert status == 2
+        assert "lies in the data set itself" in errors
+    assert sorted(dataset.rglob("*")) == before
+
+
+def test_a_class_list_saved_by_windows_is_read(dataset: Path) -> None:
+    (dataset / "dataset.json").unlink()
+    (dataset / "classes.txt").write_bytes(b"\xef\xbb\xbfground\r\ndisc\r\nbar\r\n")
+    assert open_listing(str(dataset)).classes == ("ground", "disc", "bar")
+
+
 def test_parallel_and_single_looks_agree(tmp_path: Path) -> None:
     root = write_set(tmp_path / "many", train=140, val=4, test=0, size=16)
     (root / "images" / "train_003.png").write_text("no")

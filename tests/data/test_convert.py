@@ -227,7 +227,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(held: str, dataset: Pat
         with pytest.raises(DataError, match="not an empty folder"):
             convert(open_listing(str(dataset)), tmp_path / "out")
         assert mine.read_text() == "mine"
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="lies in the data set itself"):
         convert(open_listing(str(dataset)), dataset)
     with pytest.raises(DataError, match="not an empty folder"):
         convert(open_listing(str(dataset)), mine)

@@ -89,14 +89,18 @@ class Audit:
         stops = sum(finding.stop for finding in self.findings)
         lines += [str(finding) for finding in self.findings]
         if stops:
-            lines.append(
-                f"STOP: {stops} kinds of faults keep training from starting, {len(self.findings) - stops} notes"
-            )
+            notes = _counted(len(self.findings) - stops, "note")
+            lines.append(f"STOP: {_counted(stops, 'kind')} of fault that must be mended before training, {notes}")
         elif not self.listing.classes:
             lines.append(f"no labels found; as unlabelled images: segue train LABELLED --unlabeled {self.address}")
         else:
-            lines.append(f"sound: {len(self.findings)} notes. Next: segue train {self.address} --out RUN")
+            lines.append(f"sound: {_counted(len(self.findings), 'note')}. Next: segue train {self.address} --out RUN")
         return [printable(line) for line in lines]
+
+
+def _counted(number: int, what: str) -> str:
+    """``1 note``, ``2 notes``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _told(finding: Finding) -> dict[str, Any]:

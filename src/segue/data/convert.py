@@ -56,6 +56,10 @@ def convert(
     """
     if not 1 <= len(listing.classes) <= IGNORE:
         raise DataError(f"{listing.root} has {len(listing.classes)} classes; 8-bit masks hold 1 to {IGNORE}")
+    if out.resolve().is_relative_to(listing.root.resolve()):
+        raise DataError(
+            f"{out} lies in the data set itself, which is left as it is; name a folder outside {listing.root}"
+        )
     pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
     names, taken = dict[Path, str](), set[str]()
     left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}

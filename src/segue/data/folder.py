@@ -79,7 +79,7 @@ def _described(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise DataError(f"{path} is no valid JSON: {error}") from None
     if not isinstance(described, dict):
@@ -134,7 +134,7 @@ def _described_classes(origin: Path, described: dict[str, Any]) -> Classes:
 def _lines(path: Path) -> list[str]:
     """Lines that say something."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as a list of lines in UTF-8: {error}") from None
     lines = (line.strip() for line in text.splitlines())
