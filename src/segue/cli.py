@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -225,6 +226,10 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     from segue.data.mend import mended, reader
     from segue.progress import track
 
+    if not found.listing.classes:
+        raise UsageError(
+            f"{found.address} has no labels, so there is no labelled copy to write; name the set's own folder"
+        )
     mend = mended(found.listing, found.findings, found.facts)
     with track("write", sum(map(len, mend.listing.splits.values())), quiet=quiet) as tick:
         written = convert(mend.listing, out, read=reader(mend.listing), ranges=mend.ranges, tick=tick)
@@ -233,6 +238,7 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     lines += [
         f"left out of the copy, {why}: {', '.join(files[:3])} ({len(files)})" for why, files in mend.dropped.items()
     ]
+    lines += left_out_lines(out)
     dropped = sum(map(len, mend.dropped.values()))
     lines.append(f"{written['written']} pairs written to {out}, {dropped + written['left_out']} files left out")
     lines += (
@@ -240,6 +246,12 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     )
     print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
     return USAGE_EXIT if again.stops else 0
+
+
+def left_out_lines(out: Path) -> list[str]:
+    """The files that a conversion into ``out`` left out, each with its reason."""
+    left_out = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["left_out"]
+    return [ascii(f"left out: {file}: {reason}")[1:-1] for file, reason in left_out.items()]
 
 
 def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -251,6 +263,9 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     _refuse_rest(rest, "segue data convert", ["--layout", "--map", "--json"])
     listing = open_listing(arguments.source, arguments.layout)
+    stops = [str(fault) for fault in listing.faults if fault.stop]
+    if stops:
+        raise UsageError("\n".join(stops))
     listing = listing.extended(parse_map(arguments.map, listing))
     total = sum(map(len, listing.splits.values()))
     with track("convert", total, quiet=arguments.json) as tick:
@@ -260,7 +275,9 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in written.items())
         print(f"{arguments.source} ({listing.layout}) to {arguments.out}: {told}")  # noqa: T201
-    return 0
+        for line in left_out_lines(Path(arguments.out)):
+            print(line, file=sys.stderr)  # noqa: T201
+    return USAGE_EXIT if written["left_out"] else 0
 
 
 def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -346,8 +363,6 @@ def demo_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue data list``."""
-    import os
-
     from segue.data.catalogue import catalogue
     from segue.data.fetch import in_mirror
 
@@ -408,6 +423,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_EXIT
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing more can be flushed to the old one
+        return 0
 
 
 if __name__ == "__main__":

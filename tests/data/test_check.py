@@ -327,6 +327,31 @@ def test_a_class_list_saved_by_windows_is_read(dataset: Path) -> None:
     assert open_listing(str(dataset)).classes == ("ground", "disc", "bar")
 
 
+def test_files_that_the_copy_cannot_hold_are_named(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    (dataset / "dataset.json").unlink()
+    (dataset / "classes.txt").write_text("a\nb\nc\n")
+    for kind in ("images", "labels"):
+        (dataset / kind / "train_000.png").rename(dataset / kind / "a:b.png")
+    for command in (("check", dataset, "--fix", tmp_path / "copy"), ("data", "convert", dataset, tmp_path / "other")):
+        status, output, errors = segue(*command)
+        assert "left out: " in output + errors and "a:b.png" in output + errors
+        assert status == (2 if command[0] == "data" else 0)
+
+
+@pytest.mark.parametrize("value", ["99999999999999999999:1", "65536:1", "0-65536:ignore"])
+def test_a_value_that_no_mask_stores_is_refused(dataset: Path, segue: Any, value: str) -> None:
+    status, _, errors = segue("check", dataset, "--map", value)
+    assert status == 2
+    assert "is no value:class" in errors
+
+
+def test_two_values_and_three_classes_are_not_mended_by_guess(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    every_mask(dataset, lambda v: np.where(v > 0, 255, 0))
+    assert "--fix" not in str(next(f for f in look(dataset) if f.code == "E102"))
+    assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 2
+    assert not (tmp_path / "copy").exists()
+
+
 def test_parallel_and_single_looks_agree(tmp_path: Path) -> None:
     root = write_set(tmp_path / "many", train=140, val=4, test=0, size=16)
     (root / "images" / "train_003.png").write_text("no")

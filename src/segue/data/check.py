@@ -205,7 +205,7 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
     if values == [0, IGNORE] and listing.ids.get(IGNORE) == IGNORE:
         whole = Finding("E102", "masks hold only 0 and 255, and 255 is the ignore value", (root,),
                         "All of the foreground would be ignored.",
-                        f"If 255 is the second class: --map 255:1. {mended}")  # fmt: skip
+                        "If 255 is the second class: --map 255:1." + (f" {mended}" if count == 2 else ""))  # fmt: skip
         return replaced(whole, "W116")
     ids = [value for value in values if value != IGNORE]
     if ids and ids[0] >= 1 and ids[-1] == count and listing.ids.get(count) is None:

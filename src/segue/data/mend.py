@@ -70,7 +70,7 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     if empty and "val" in empty and len(splits.get("train", ())) > 1:
         splits["val"], splits["train"] = choose(splits["train"], "20%", 0, "--val")
         acts.append(f"{len(splits['val'])} training images chosen by seed 0 for validation")
-    if codes & HOPELESS or not any(splits.values()):
+    if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()):
         raise DataError(f"no rule mends {listing.root}: " + "; ".join(str(f) for f in findings if f.stop))
     ranges = {mode: (low, high) for mode, (_, low, _, high, _) in facts.ranges.items()}
     acts += [f"images of mode {mode} written in 8 bits, {a:g} black, {b:g} white" for mode, (a, b) in ranges.items()]

@@ -14,6 +14,7 @@ from segue.data.sample import IGNORE, DataError
 from segue.data.splits import choose
 
 REST = "rest"
+STORED = 1 << 16  # values that a mask can store
 TWICE = "named twice, or also labelled or in validation"
 
 
@@ -86,7 +87,8 @@ def parse_map(text: str, listing: Listing) -> dict[int, int]:
         index = names.get(target, int(target) if target.isdecimal() else -1)
         first, dash, last = raw.strip().partition("-")
         last = last if dash else first
-        span = int(last) - int(first) if first.isdecimal() and last.isdecimal() else -1
+        sound = all(text.isdecimal() and len(text) <= len(str(STORED)) for text in (first, last))
+        span = int(last) - int(first) if sound and int(last) < STORED else -1
         fits = index == IGNORE or 0 <= index < len(listing.classes) - span
         if span < 0 or not fits:
             raise DataError(
