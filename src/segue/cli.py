@@ -250,8 +250,10 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
 
 def left_out_lines(out: Path) -> list[str]:
     """The files that a conversion into ``out`` left out, each with its reason."""
+    from segue.data.finding import printable
+
     left_out = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["left_out"]
-    return [ascii(f"left out: {file}: {reason}")[1:-1] for file, reason in left_out.items()]
+    return [printable(f"left out: {file}: {reason}") for file, reason in left_out.items()]
 
 
 def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -38,7 +38,6 @@ class Facts:
         images: images in which each class occurs (K,).
         by_split: images in which each class occurs, by split (K,).
         read: masks whose pixels were read.
-        blank: of those, masks without a labelled pixel.
         values: masks in which each stored value occurs.
         many: masks with more values than `MANY_VALUES`.
         sizes: images of each (width, height).
@@ -53,7 +52,6 @@ class Facts:
     images: Array
     by_split: dict[str, Array] = field(default_factory=dict)
     read: int = 0
-    blank: int = 0
     values: Counter[int] = field(default_factory=Counter)
     many: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -99,7 +97,6 @@ def check(
         DataError: a process died.
     """
     pairs = list({pair.image: pair for split in listing.splits.values() for pair in split}.values())
-    split_of = {str(pair.image): name for name, split in listing.splits.items() for pair in split}
     owner: dict[Path, list[str]] = {}
     for name, split in listing.splits.items():
         for pair in split:
@@ -117,6 +114,7 @@ def check(
     findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
     if hashes:
+        split_of = {str(image): names[-1] for image, names in owner.items()}
         findings += leaks.equal_images(facts.digests, split_of, root)
         distinct = {facts.digests[path]: (path, look) for path, look in facts.looks.items()}
         findings += leaks.near_images(dict(distinct.values()), split_of)
@@ -186,7 +184,6 @@ def _count(facts: Facts, seen: Seen, splits: Sequence[str]) -> None:
         facts.images += seen.counts > 0
         for name in splits:
             facts.by_split[name] += seen.counts > 0
-        facts.blank += not seen.counts.any()
         facts.values.update(seen.stored.keys())
         facts.many += len(seen.stored) > MANY_VALUES
 

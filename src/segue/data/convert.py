@@ -54,12 +54,7 @@ def convert(
         DataError: ``out`` holds something else or cannot be written, no pair can be read, or the set has no class or
             more than 8 bits hold.
     """
-    if not 1 <= len(listing.classes) <= IGNORE:
-        raise DataError(f"{listing.root} has {len(listing.classes)} classes; 8-bit masks hold 1 to {IGNORE}")
-    if out.resolve().is_relative_to(listing.root.resolve()):
-        raise DataError(
-            f"{out} lies in the data set itself, which is left as it is; name a folder outside {listing.root}"
-        )
+    _refuse(listing, out)
     pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
     names, taken = dict[Path, str](), set[str]()
     left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}
@@ -83,10 +78,7 @@ def convert(
                 left_out[str(image)] = reason, str(error)
             else:
                 names[image] = name
-                if ranges and picture.mode in ranges:
-                    eight_bit(picture, *ranges[picture.mode]).save(_ready(out / "images" / f"{name}.png"))
-                else:
-                    shutil.copyfile(image, _ready(out / "images" / f"{name}{image.suffix.lower()}"))
+                _copy(image, picture, out / "images" / name, ranges or {})
                 if mask is not None:
                     write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
                 if mask is not None and instances is not None and instances.shape == mask.shape:
@@ -100,6 +92,16 @@ def convert(
         raise DataError(f"{out} cannot be written ({error}); the same command starts anew") from None
     reasons = Counter(reason for reason, _ in left_out.values())
     return {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out), **reasons}
+
+
+def _refuse(listing: Listing, out: Path) -> None:
+    """Refuses classes that 8-bit masks cannot hold, and an ``out`` within the set."""
+    if not 1 <= len(listing.classes) <= IGNORE:
+        raise DataError(f"{listing.root} has {len(listing.classes)} classes; 8-bit masks hold 1 to {IGNORE}")
+    if out.resolve().is_relative_to(listing.root.resolve()):
+        raise DataError(
+            f"{out} lies in the data set itself, which is left as it is; name a folder outside {listing.root}"
+        )
 
 
 def _start(out: Path) -> None:
@@ -141,6 +143,14 @@ def _ready(path: Path) -> Path:
     """``path`` in a folder that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _copy(image: Path, picture: Image.Image, target: Path, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """The image byte for byte, or in 8 bits where ``ranges`` says how; ``target`` has no suffix yet."""
+    if picture.mode in ranges:
+        eight_bit(picture, *ranges[picture.mode]).save(_ready(target.with_name(f"{target.name}.png")))
+    else:
+        shutil.copyfile(image, _ready(target.with_name(target.name + image.suffix.lower())))
 
 
 def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:

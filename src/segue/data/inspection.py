@@ -107,9 +107,6 @@ class Inspector:
                 turn = orientation(header)
                 seen.size = header.size[::-1] if turn >= 5 else header.size
                 seen.mode, seen.is_turned = header.mode, turn != 1
-                pixels = header.width * header.height
-                if pixels > 2 * (Image.MAX_IMAGE_PIXELS or pixels):
-                    raise Image.DecompressionBombError(f"{header.width}x{header.height} pixels, a decompression bomb?")
                 is_whole = ends_whole(header)
                 if self.hashes:
                     seen.look = difference_hash(header)

@@ -11,7 +11,7 @@ from segue.data.check import Facts, likely_names
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, UNREADABLE, Array, DataError, picture_size
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, DataError, orientation, picture_size
 from segue.data.splits import choose
 
 HOPELESS = {"E104", "E116", "E126", "E151"}  # what a person has to mend
@@ -51,8 +51,7 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in splits.items()}
     if "E108" in codes:
         acts.append("masks resized or turned to their images' sizes (nearest neighbour)")
-    leaking = {path.partition(" = ")[0] for f in findings if f.code == "W119" for path in f.where if " = " in path}
-    splits = _without_leaks(splits, findings, dropped) if leaking else splits
+    splits = _without_leaks(splits, findings, dropped)
     ids = dict(listing.ids)
     count = len(listing.classes)
     if "E102" in codes and count == 2:
@@ -67,7 +66,7 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     for name in empty:
         del splits[name]
         acts.append(f"split {name} named no image and was taken out")
-    if empty and "val" in empty and len(splits.get("train", ())) > 1:
+    if "val" in empty and len(splits.get("train", ())) > 1:
         splits["val"], splits["train"] = choose(splits["train"], "20%", 0, "--val")
         acts.append(f"{len(splits['val'])} training images chosen by seed 0 for validation")
     if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()):
@@ -153,8 +152,6 @@ def _turn_of(image: Path) -> Image.Transpose:
     Raises:
         DataError: it asks for none.
     """
-    from segue.data.sample import FORMATS, orientation
-
     with Image.open(image, formats=FORMATS) as header:
         turn = orientation(header)
     turns = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
