@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from segue.verbs import train
 from segue.weights import load_model, save_model
 
 TRAINERS = methods.names("train")
+# How each verb opens its data, as `segue.verbs` does.
+OPENERS: dict[str, Callable[[Any, int], Any]] = {"train": lambda config, seed: open_training(config.data, seed=seed)}
+METHODS = [name for verb in OPENERS for name in methods.names(verb)]
 
 
 class CutError(Exception):
@@ -50,8 +53,12 @@ def settings(method: str, root: Path, **changes: Any) -> Any:
 
 
 def weights_after(method: str, config: Any, run: Run) -> dict[str, torch.Tensor]:
-    model = methods.load(method).train(config, run, open_training(config.data, seed=run.seed))
+    model = methods.load(method).train(config, run, OPENERS[methods.verb_of(method)](config, run.seed))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_every_verb_has_an_opener_here() -> None:
+    assert set(METHODS) == set(methods.names())
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -94,7 +101,7 @@ def test_losses_are_finite_and_the_saved_model_predicts_the_same(name: str, data
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset, steps=6 if name == "supervised" else 12, accumulate=2)
     whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True))
@@ -112,7 +119,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, datas
     assert steps == [(line["stage"], line["step"]) for line in Run(tmp_path / "whole").read_log()]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_same_seed_same_weights_and_another_seed_others(name: str, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset, steps=4)
     first, again, other = (
@@ -145,7 +152,7 @@ def test_every_run_folder_holds_what_the_design_names(runs: dict[str, Path]) -> 
 def test_fingerprint_changes_with_one_pixel(tmp_path: Path) -> None:
     from PIL import Image
 
-    from segue.verbs import fingerprint
+    from segue.launch import fingerprint
 
     root = write_set(tmp_path / "set")
     config = settings("supervised", root)

@@ -28,6 +28,8 @@ from segue.data.sample import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report import Arm, class_rows, confusion_table, count, duration, percent, points, separation, write_report
+from segue.run import Run
+from segue.sections import write_headline, write_section
 from segue.weights import save_model
 
 NASTY = "<script>alert(1)</script> & $\\frac$ \u6c34"
@@ -35,7 +37,7 @@ CONFUSION = [[60, 20, 0], [10, 10, 0], [0, 0, 0]]  # IoU 60/90, 10/40, and a cla
 
 
 def evaluation(method: str, confusion: list[list[int]], images: dict[str, float | None]) -> dict[str, Any]:
-    """What `segue.verbs` writes as evaluation.json, of a confusion matrix made up by hand."""
+    """What `segue.launch` writes as evaluation.json, of a confusion matrix made up by hand."""
     counts = np.array(confusion)
     hit, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
     ious = [float(h / u) if t else None for h, u, t in zip(hit, union, counts.sum(1), strict=True)]
@@ -67,7 +69,8 @@ def write_run(out: Path, *, data: Path | str = "gone", classes: tuple[str, ...] 
     described = {
         "root": str(data), "layout": "folder", "classes": classes, "found": 10, "labelled": 3, "unlabelled": 5,
         "validation": 0, "dropped": {"masks without an image": 2}, "labelled_names": ["a"], "warnings": [],
-        "fingerprint": "f00d", **account,
+        "fingerprint": "f00d", "validation_at": {"data": str(data), "layout": "auto", "map": "", "split": "val"},
+        **account,
     }  # fmt: skip
     config = {"data": str(data), "layout": "auto", "map": "", "val": "auto", "steps": 4}
     identity = {"verb": "train", "method": "pixel_contrast", "seed": 7, "precision": "fp32", "config": config}
@@ -440,3 +443,37 @@ def test_what_draws_is_imported_when_a_report_is_written_and_not_before() -> Non
     names = {alias.name for node in imports for alias in node.names} | {getattr(node, "module", "") for node in imports}
     assert "numpy" in names
     assert not {name.partition(".")[0] for name in names} & {"matplotlib", "sklearn", "jinja2", "markupsafe"}
+
+
+def test_a_section_shows_its_blocks_and_escapes_them(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(out / "seen.png")
+    blocks = [
+        {"text": NASTY}, {"warning": "mind this"},
+        {"table": {"head": ["Class", "IoU, %"], "rows": [["disc", "91.2"]]}},
+        {"lines": {"title": "credible", "x": "step", "y": "%", "series": {"disc": [[0, 1.0], [5, 2.0]]}}},
+        {"pictures": [["seen.png", "what it shows"], ["gone.png", "what is gone"]]},
+    ]  # fmt: skip
+    write_section(Run(out, quiet=True), "20_later", "Later", [{"text": "second"}])
+    write_section(Run(out, quiet=True), "10_health", "Health", blocks)
+    page = Page(write_report(out))
+    for expected in (NASTY, "mind this", "91.2", "what it shows", "gone.png"):
+        assert expected in page.words, expected
+    assert page.words.index("mind this") < page.words.index("second")
+    assert "<script" not in page.raw
+    assert page.raw.count("data:image/jpeg") == 1
+
+
+def test_a_headline_takes_the_place_of_the_usual_one(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run")
+    write_headline(Run(out, quiet=True), "The target is worse off.", is_warning=True)
+    page = Page(write_report(out))
+    assert "The target is worse off." in page.words
+    assert "nothing can be said of its accuracy" not in page.words
+    assert 'class="headline warn"' in page.raw
+
+
+def test_an_unknown_block_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of text, warning"):
+        write_section(Run(tmp_path / "run", quiet=True), "x", "X", [{"picture": []}])
+    assert not (tmp_path / "run").exists()

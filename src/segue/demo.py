@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from segue.config import UsageError, build
+from segue.config import UsageError
 from segue.data import synthetic
 from segue.data.layouts import open_listing
 from segue.engine import write_atomically
+from segue.launch import Surroundings
 from segue.prediction import write_predictions
-from segue.verbs import BASELINE, evaluate, method_module, run_training
+from segue.run import BASELINE
+from segue.verbs import config_from, evaluate, run_training
 from segue.weights import load_model
 
 LABELLED, UNLABELLED, VALIDATION, TEST = 20, 150, 30, 60
@@ -28,7 +30,7 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
     Args:
         out: holds ``data``, ``run``, ``predictions`` and ``scores.json`` afterwards; run again, it goes on.
         steps: optimiser steps of each arm.
-        seed, device, precision, workers: as of `segue.verbs.train`.
+        seed, device, precision, workers: as of `segue.launch.Surroundings`.
 
     Returns:
         mIoU on the test scenes, in [0, 1], of ``pixel_contrast`` and ``supervised``.
@@ -52,18 +54,9 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         "scale": (0.5, 1.5),
         "decoder_channels": 128,
     }
-    config = build(method_module("pixel_contrast").Config, values)
-    run = run_training(
-        "pixel_contrast",
-        config,
-        out / "run",
-        compare=True,
-        seed=seed,
-        device=device,
-        precision=precision,
-        workers=workers,
-        command=("demo", "--out", str(out)),
-    )
+    config = config_from("train", "pixel_contrast", values)
+    around = Surroundings(seed, device, precision, workers, command=("demo", "--out", str(out)))
+    run = run_training("pixel_contrast", config, out / "run", around, compare=True)
     _score(data, run, out, device)
     return _tell(out, console)
 

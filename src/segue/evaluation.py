@@ -52,6 +52,11 @@ class Measured:
         """Classes that the mean is over."""
         return int(np.isfinite(self.confusion.iou()).sum())
 
+    def line(self) -> str:
+        """Mean IoU in words."""
+        classes = f"{self.present()} of {len(self.classes)} classes"
+        return f"mIoU {100 * self.confusion.miou():.1f} over {classes} on {len(self.by_image)} images"
+
     def plain(self) -> dict[str, Any]:
         """Everything as JSON can hold it; NaN is null."""
         return {

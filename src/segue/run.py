@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes: (0, 1) unless ``torchrun`` started several."""

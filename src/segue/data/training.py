@@ -1,6 +1,6 @@
 """A data set opened for training: what is labelled, what is not, what is for validation, and what was left out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class TrainingData:
         found: pairs of the training split and unlabelled images that were found.
         dropped: why how many of them are not used; used + dropped == found.
         warnings: findings that did not stop.
+        validation_at: where the validation images are found again: ``data``, ``layout``, ``map``, ``split``.
     """
 
     listing: Listing
@@ -41,6 +42,7 @@ class TrainingData:
     found: int
     dropped: dict[str, int]
     warnings: tuple[Finding, ...]
+    validation_at: Mapping[str, str]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,7 +62,12 @@ class TrainingData:
             "dropped": self.dropped,
             "labelled_names": [pair.name for pair in self.labelled],
             "warnings": [str(finding) for finding in self.warnings],
+            "validation_at": dict(self.validation_at),
         }
+
+    def files(self) -> Iterator[tuple[str, tuple[Path | None, ...]]]:
+        """(name, files) of every pair that is trained or validated on."""
+        return ((pair.name, (pair.image, pair.mask)) for pair in (*self.labelled, *self.unlabelled, *self.val))
 
     def lines(self) -> list[str]:
         """What the command understood, for the person who waits."""
@@ -146,7 +153,10 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     if split_off:
         dropped["of the training split kept for validation"] = split_off
     warnings = tuple(finding for finding in findings if not finding.stop)
-    return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings)
+    wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
+    split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
+    at = {"data": config.data, "layout": config.layout, "map": config.map, "split": split}
+    return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings, at)
 
 
 def _without_bad(listing: Listing, bad: Collection[Path]) -> tuple[Listing, int]:

@@ -1,0 +1,60 @@
+"""The command line. Parsers are built from plain tables; torch is imported only by a command that needs it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from segue import __version__
+from segue.cli import data, learning, using
+from segue.cli.parsing import USAGE_EXIT, Parser
+from segue.config import UsageError, did_you_mean
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> Parser:
+    """Every command with its options; the fields of a method are added by the commands that train."""
+    top = Parser(
+        prog="segue", allow_abbrev=False, description="From images and few labels to a trained segmentation model."
+    )
+    top.add_argument("--version", action="version", version=f"segue {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str) -> Parser:
+        added: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    for group in (learning, data, using):
+        group.add_commands(command)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status."""
+    from segue.data.sample import DataError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    top = parser()
+    try:
+        commands = next(iter(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)))
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in (commands or {}):
+            raise UsageError(
+                f"segue: unknown command {arguments[0]!r}{did_you_mean(arguments[0], list(commands or {}))}"
+            )
+        known, rest = top.parse_known_args(arguments)
+        known.words = arguments
+        if known.command is None:
+            return data.print_help(top)
+        return int(known.run(known, rest))
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return USAGE_EXIT
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing more can be flushed to the old one
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

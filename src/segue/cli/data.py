@@ -1,0 +1,216 @@
+"""The commands about data sets: ``segue check`` and ``segue data``."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_rest
+from segue.config import UsageError
+
+if TYPE_CHECKING:
+    from segue.data.audit import Audit
+
+
+def add_commands(command: Command) -> None:
+    """Adds them to the parser."""
+    _check_options(command("check", check_command, "every fault of a data set, with the command that mends it"))
+    data = command("data", lambda arguments, rest: print_help(data), "data sets: list, get, convert")
+    _data_commands(data)
+
+
+def print_help(of: Parser) -> int:
+    """What there is below a command that needs another word."""
+    of.print_help()
+    return USAGE_EXIT
+
+
+def _data_commands(data: Parser) -> None:
+    """The commands below ``segue data``."""
+    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert")
+    listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
+    listing.set_defaults(run=list_command)
+    listing.add_argument("--json", action="store_true")
+    get = of_data.add_parser("get", help="download a set; SEGUE_MIRROR names a folder or URL to take it from instead")
+    get.set_defaults(run=get_command)
+    get.add_argument("name")
+    get.add_argument("--out", required=True, metavar="FOLDER")
+    convert = of_data.add_parser("convert", help="bring a set of any layout into the canonical folder")
+    convert.set_defaults(run=convert_command)
+    convert.add_argument("source", metavar="SRC", help="the set's folder, or FOLDER:split")
+    convert.add_argument("out", metavar="DST", help="an empty or new folder")
+    convert.add_argument("--layout", default="auto", help="how the set lies on disk")
+    convert.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    convert.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _check_options(check: Parser) -> None:
+    """The options of ``segue check``."""
+    check.add_argument("data", nargs="*", metavar="DATA", help="folders, or FOLDER:split; without labels too")
+    check.add_argument("--source", default="", help="labelled set of a pair of domains; with --target")
+    check.add_argument("--target", default="", help="set of the domain that matters; with --source")
+    check.add_argument("--maps", default="", metavar="FILE", help="write the proposed class map of the domains there")
+    check.add_argument("--model", default="", metavar="RUN", help="also compare the classes with a model's")
+    check.add_argument("--layout", default="auto", help="how the set lies on disk")
+    check.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    check.add_argument("--allow_missing", "--allow-missing", action="store_true", help="images may lack masks")
+    check.add_argument("--json", action="store_true", help="print every occurrence as JSON")
+    check.add_argument("--html", default="", metavar="FILE", help="write a page with pictures of what was found")
+    check.add_argument("--fix", default="", metavar="OUT", help="write a mended copy into a new folder")
+
+
+CHECK_OPTIONS = [
+    *("--source", "--target", "--maps", "--model", "--layout", "--map"),
+    *("--allow_missing", "--json", "--html", "--fix"),
+]
+
+
+def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue check``."""
+    from segue.data.audit import as_json, audit, audit_domains
+    from segue.progress import track
+
+    refuse_rest(rest, "segue check", CHECK_OPTIONS)
+    if bool(arguments.source) != bool(arguments.target):
+        raise UsageError("segue check: --source and --target are given together")
+    domains = [arguments.source, arguments.target] if arguments.source else []
+    addresses = [*arguments.data, *domains]
+    if not addresses:
+        raise UsageError("segue check: name a data set: segue check DATA, or --source A --target B")
+    if arguments.fix and len(addresses) != 1:
+        raise UsageError("segue check: --fix mends one set; name one")
+    quiet = arguments.json
+    audits = [
+        audit(
+            address, layout=arguments.layout, mapping=arguments.map, allow_missing=arguments.allow_missing,
+            track=lambda what, total: track(what, total, quiet=quiet),
+        )
+        for address in addresses
+    ]  # fmt: skip
+    further, text = audit_domains(audits[-2], audits[-1], _path(arguments.maps)) if domains else ([], "")
+    if arguments.model:
+        from segue.data.domains import model_faults
+        from segue.weights import describe
+
+        classes = describe(arguments.model)["spec"]["classes"]
+        further += [
+            f for one in audits if one.listing.classes for f in model_faults(one.listing, arguments.model, classes)
+        ]
+    if arguments.json:
+        print(as_json(audits, further))  # noqa: T201
+    else:
+        lines = [line for one in audits for line in one.lines()] + [str(finding) for finding in further]
+        print("\n".join([*lines, *text.splitlines()]))  # noqa: T201
+    if arguments.html:
+        from segue.data.page import write_page
+
+        write_page(Path(arguments.html), audits, further)
+    if arguments.fix:
+        return fix_command(audits[0], Path(arguments.fix), quiet=quiet)
+    return USAGE_EXIT if any(one.stops for one in audits) or any(f.stop for f in further) else 0
+
+
+def _path(text: str) -> Path | None:
+    """The path, or None for none."""
+    return Path(text) if text else None
+
+
+def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
+    """``segue check --fix``: writes the mended copy and checks it again."""
+    from segue.data.audit import audit
+    from segue.data.convert import convert
+    from segue.data.mend import mended, reader
+    from segue.progress import track
+
+    if not found.listing.classes:
+        raise UsageError(
+            f"{found.address} has no labels, so there is no labelled copy to write; name the set's own folder"
+        )
+    mend = mended(found.listing, found.findings, found.facts)
+    with track("write", sum(map(len, mend.listing.splits.values())), quiet=quiet) as tick:
+        written = convert(mend.listing, out, read=reader(mend.listing), ranges=mend.ranges, tick=tick)
+    again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
+    lines = [f"mended: {act}" for act in mend.acts]
+    lines += [
+        f"left out of the copy, {why}: {', '.join(files[:3])} ({len(files)})" for why, files in mend.dropped.items()
+    ]
+    lines += left_out_lines(out)
+    dropped = sum(map(len, mend.dropped.values()))
+    lines.append(f"{written['written']} pairs written to {out}, {dropped + written['left_out']} files left out")
+    lines += (
+        again.lines() if again.stops else [f"the copy has no fault that stops training: segue train {out} --out RUN"]
+    )
+    print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
+    return USAGE_EXIT if again.stops else 0
+
+
+def left_out_lines(out: Path) -> list[str]:
+    """The files that a conversion into ``out`` left out, each with its reason."""
+    from segue.data.finding import printable
+
+    left_out = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["left_out"]
+    return [printable(f"left out: {file}: {reason}") for file, reason in left_out.items()]
+
+
+def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data convert``."""
+    from segue.data.convert import convert
+    from segue.data.layouts import open_listing
+    from segue.data.training import parse_map
+    from segue.progress import track
+
+    refuse_rest(rest, "segue data convert", ["--layout", "--map", "--json"])
+    listing = open_listing(arguments.source, arguments.layout)
+    stops = [str(fault) for fault in listing.faults if fault.stop]
+    if stops:
+        raise UsageError("\n".join(stops))
+    listing = listing.extended(parse_map(arguments.map, listing))
+    total = sum(map(len, listing.splits.values()))
+    with track("convert", total, quiet=arguments.json) as tick:
+        written = convert(listing, Path(arguments.out), tick=tick)
+    if arguments.json:
+        print(json.dumps({**written, "out": arguments.out}))  # noqa: T201
+    else:
+        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in written.items())
+        print(f"{arguments.source} ({listing.layout}) to {arguments.out}: {told}")  # noqa: T201
+        for line in left_out_lines(Path(arguments.out)):
+            print(line, file=sys.stderr)  # noqa: T201
+    return USAGE_EXIT if written["left_out"] else 0
+
+
+def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data list``."""
+    from segue.data.catalogue import catalogue
+    from segue.data.fetch import in_mirror
+
+    refuse_rest(rest, "segue data list", ["--json"])
+    mirror = os.environ.get("SEGUE_MIRROR", "")
+    names = in_mirror(mirror) if mirror else ()
+    rows = [
+        {"name": e.name, "what": e.what, "licence": e.licence, "home": e.home, "in_mirror": e.name in names}
+        for e in catalogue()
+    ]
+    rows += [
+        {"name": name, "what": "a set of the mirror", "licence": "see its README", "home": mirror, "in_mirror": True}
+        for name in names
+        if name not in {row["name"] for row in rows}
+    ]
+    if arguments.json:
+        print(json.dumps(rows))  # noqa: T201
+        return 0
+    for row in rows:
+        there = "  (in the mirror)" if row["in_mirror"] else ""
+        print(f"{row['name']}{there}\n    {row['what']}\n    licence: {row['licence']}\n    {row['home']}")  # noqa: T201
+    return 0
+
+
+def get_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data get``."""
+    from segue.data.fetch import get
+
+    refuse_rest(rest, "segue data get", ["--out"])
+    path = get(arguments.name, Path(arguments.out))
+    print(f"{arguments.name} is in {path}")  # noqa: T201
+    return 0

@@ -1,0 +1,77 @@
+"""The commands that train: ``segue train`` and ``segue demo``."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segue import methods
+from segue.cli.parsing import Command, add_surroundings, refuse_rest, whole_number
+from segue.config import parse_fields
+
+if TYPE_CHECKING:
+    from segue.launch import Surroundings
+
+
+def add_commands(command: Command) -> None:
+    """Adds them to the parser."""
+    train = command("train", train_command, "learn from a labelled folder, and unlabelled images if there are any")
+    train.usage = "segue train DATA --out RUN [--method NAME] [--compare] [--FIELD VALUE ...]"
+    train.add_argument("data", metavar="DATA", help="folder of the labelled set, or FOLDER:split")
+    train.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    train.add_argument("--method", default="pixel_contrast", help=f"one of {', '.join(methods.names('train'))}")
+    train.add_argument(
+        "--compare", action="store_true", help="also train the plain method with the same steps and seed"
+    )
+    add_surroundings(train)
+    train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
+    train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
+    demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
+    demo.add_argument("--out", default="runs/demo", metavar="RUN")
+    demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
+    add_surroundings(demo)
+
+
+def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue train``."""
+    from segue.launch import method_module
+    from segue.verbs import run_training
+
+    name = arguments.method
+    kind = method_module(name, "train").Config
+    prog = f"segue train --method {name}"
+    config = parse_fields(kind, ["--help"] if arguments.fields else rest, prog, data=arguments.data)
+    out = run_training(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
+    if arguments.json:
+        print_result(out)
+    return 0
+
+
+def surroundings(arguments: argparse.Namespace) -> "Surroundings":
+    """What `add_surroundings` asked for."""
+    from segue.launch import Surroundings
+
+    return Surroundings(
+        arguments.seed, arguments.device, arguments.precision, arguments.workers, command=tuple(arguments.words)
+    )
+
+
+def print_result(out: Path) -> None:
+    """The result of a run as JSON."""
+    found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201
+
+
+def demo_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue demo``."""
+    from segue.demo import run_demo
+
+    refuse_rest(rest, "segue demo", ["--out", "--steps", "--seed", "--device", "--precision", "--workers", "--json"])
+    scores = run_demo(
+        Path(arguments.out), steps=arguments.steps, seed=arguments.seed, device=arguments.device,
+        precision=arguments.precision, workers=arguments.workers,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(scores))  # noqa: T201
+    return 0

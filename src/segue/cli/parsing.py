@@ -1,0 +1,45 @@
+"""What the commands share: a parser whose errors are one line with a hint, and options that several commands take."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from segue.config import UsageError, did_you_mean
+
+USAGE_EXIT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line with a hint, and whose exit status for them is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def whole_number(text: str) -> int:
+    """An argument that counts something."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+Command = Callable[[str, Callable[[argparse.Namespace, list[str]], int], str], Parser]
+"""Adds a command: (name, what it runs, what it does in words) gives its parser."""
+
+
+def add_surroundings(command: Parser) -> None:
+    """Options of every training command that are no field of a method."""
+    command.add_argument("--seed", type=whole_number, default=0, help="of everything random")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    command.add_argument("--precision", default="auto", help="auto, fp32, bf16")
+    command.add_argument(
+        "--workers", type=whole_number, default=-1, help="processes that load data; -1 decides by device"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def refuse_rest(rest: Sequence[str], prog: str, known: Sequence[str]) -> None:
+    """Unknown options of a command whose options are all known."""
+    if rest:
+        raise UsageError(f"{prog}: unknown {rest[0]!r}{did_you_mean(rest[0], list(known))}")

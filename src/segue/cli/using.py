@@ -1,0 +1,98 @@
+"""The commands that use a model: ``segue evaluate`` and ``segue predict``."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest
+from segue.config import UsageError
+
+
+def add_commands(command: Command) -> None:
+    """Adds them to the parser."""
+    evaluate = command("evaluate", evaluate_command, "score a model on a labelled split")
+    evaluate.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    evaluate.add_argument("--data", default="", help="the set's folder; that of the run if absent")
+    evaluate.add_argument("--split", default="val", help="which part of it")
+    evaluate.add_argument("--layout", default="auto", help="how the set lies on disk")
+    evaluate.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    predict = command("predict", predict_command, "class maps and overlays of images")
+    predict.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or globs")
+    predict.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder")
+    predict.add_argument("--maps", action="store_true", help="also write probability and uncertainty")
+    predict.add_argument("--no-overlays", action="store_true", help="write class maps alone")
+    predict.add_argument("--device", default="auto")
+    predict.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue evaluate``."""
+    from segue.verbs import evaluate
+
+    refuse_rest(rest, "segue evaluate", ["--data", "--split", "--layout", "--map", "--device", "--json"])
+    measured = evaluate(
+        arguments.model, arguments.data, split=arguments.split, layout=arguments.layout,
+        mapping=arguments.map, device=arguments.device,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(measured.plain()))  # noqa: T201
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    scores = measured.scores()
+    table = Table(title=f"{arguments.model} on {arguments.split}: {len(measured.by_image)} images")
+    table.add_column("class")
+    for column in ("IoU", "accuracy", "pixels"):
+        table.add_column(column, justify="right")
+    accuracy, pixels = measured.confusion.class_accuracy(), measured.confusion.counts.sum(1)
+    for i, name in enumerate(measured.classes):
+        table.add_row(name, percent(scores[f"iou/{name}"]), percent(accuracy[i]), f"{pixels[i]:,}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"mIoU {percent(scores['miou'])} over {measured.present()} of {len(measured.classes)} classes"
+        f" · pixel accuracy {percent(scores['accuracy'])} · calibration error {percent(scores['ece'])}",
+        highlight=False,
+    )
+    return 0
+
+
+def percent(value: float) -> str:
+    """A share in per cent; ``–`` where there is none."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue predict``."""
+    from segue.launch import pick_device
+    from segue.prediction import find_images, write_predictions
+    from segue.progress import track
+    from segue.tuning import tune
+    from segue.weights import load_model
+
+    refuse_rest(rest, "segue predict", ["--out", "--maps", "--no-overlays", "--device", "--json"])
+    out = Path(arguments.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+    pairs = find_images(arguments.images)
+    device = pick_device(arguments.device)
+    tune(device)
+    model = load_model(arguments.model, device=device)
+    with track("predict", len(pairs), quiet=arguments.json) as tick:
+        written, failed = write_predictions(
+            model, pairs, out, overlays=not arguments.no_overlays, maps=arguments.maps, tick=tick
+        )
+    for reason in failed.values():
+        print(f"segue predict: {reason}", file=sys.stderr)  # noqa: T201
+    if arguments.json:
+        print(json.dumps({"found": len(pairs), "written": written, "failed": failed, "out": str(out)}))  # noqa: T201
+    else:
+        print(f"{written} of {len(pairs)} images written to {out}; {len(failed)} could not be read")  # noqa: T201
+    return USAGE_EXIT if failed else 0

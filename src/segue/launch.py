@@ -1,0 +1,355 @@
+"""How every training verb runs: the folder is claimed, the data opened and described, each arm trained, measured and
+saved, and the report written. What the verbs do differently is theirs: `segue.verbs`."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+import yaml
+
+import segue
+from segue import methods
+from segue.config import UsageError, Views, did_you_mean, flat
+from segue.engine import Run, only_first, rank_and_world, write_atomically
+from segue.tuning import tune
+from segue.weights import Model, save_model
+
+
+class MethodData(Protocol):
+    """What a verb opens for its methods."""
+
+    def lines(self) -> list[str]:
+        """What the command understood, for the person who waits."""
+
+    def account(self) -> dict[str, Any]:
+        """What goes into ``run.json`` and the report; used + dropped == found."""
+
+    def files(self) -> Iterable[tuple[str, Sequence[Path | None]]]:
+        """(name, files) of everything trained or validated on."""
+
+
+class Scores(Protocol):
+    """What was measured of a model, as `segue.evaluation.Measured`."""
+
+    def scores(self) -> dict[str, float]:
+        """Numbers by name; NaN where one is not defined."""
+
+    def plain(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+
+    def line(self) -> str:
+        """The most important numbers in words."""
+
+
+D = TypeVar("D", bound=MethodData)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every training verb takes that is no field of a method.
+
+    Args:
+        seed: of everything random.
+        device: ``auto``, ``cpu``, ``cuda``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
+        quiet: print nothing.
+        command: the words of the command line; empty from Python.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = -1
+    quiet: bool = False
+    command: tuple[str, ...] = ()
+
+    def settled(self) -> "Surroundings":
+        """The same with every ``auto`` decided; joins the processes that ``torchrun`` started."""
+        device = join_processes(pick_device(self.device))
+        workers = self.workers if self.workers >= 0 else (4 if device.startswith("cuda") else 0)
+        return replace(self, device=device, precision=pick_precision(self.precision, device), workers=workers)
+
+
+@dataclass(frozen=True)
+class Arm(Generic[D]):
+    """One training of a run.
+
+    Args:
+        method: its name.
+        config: of the method.
+        data: what it learns from.
+        measure: gives scores of the trained model; None where there is nothing to measure on.
+        folder: below the run folder; empty for the run folder itself.
+    """
+
+    method: str
+    config: Any
+    data: D
+    measure: Callable[[Model], Scores | None] = lambda model: None
+    folder: str = ""
+
+
+def pick_device(name: str) -> str:
+    """``auto`` as cuda, mps or cpu; another name as it is.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; here is: cpu") from None
+    return name
+
+
+def pick_precision(name: str, device: str) -> str:
+    """``auto`` as bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        UsageError: no such precision.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {name}: give auto, fp32 or bf16")
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def join_processes(device: str) -> str:
+    """Joins the processes that ``torchrun`` started, if it did; the device of this one."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return device
+
+
+def method_module(name: str, verb: str) -> Any:
+    """The module of a method that serves ``verb``.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in methods.names(verb):
+        close = did_you_mean(name, methods.names(verb))
+        raise UsageError(f"unknown method {name!r}{close} (known: {', '.join(methods.names(verb))})")
+    return methods.load(name)
+
+
+def refuse_impossible(steps: int, views: Views) -> None:
+    """Refuses numbers that no method can use.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: give at least 1")
+    if views.crop < 32 or views.crop % 16:
+        raise UsageError(f"--crop {views.crop}: give a multiple of 16, at least 32")
+    if views.batch < 2:
+        raise UsageError(f"--batch {views.batch}: give at least 2; batch normalisation needs them")
+    if views.accumulate < 1:
+        raise UsageError(f"--accumulate {views.accumulate}: give at least 1")
+    if len(views.scale) != 2 or not 0 < views.scale[0] <= views.scale[1]:
+        raise UsageError(f"--scale {list(views.scale)}: give a smallest and a largest factor, as [0.5,2]")
+
+
+def launch(
+    verb: str,
+    config: Any,
+    out: Path,
+    around: Surroundings,
+    *,
+    method: str,
+    open_data: Callable[[], D],
+    arms: Callable[[D], Sequence[Arm[Any]]],
+    conclude: Callable[[Run], None] = lambda run: None,
+) -> Path:
+    """Runs a training verb; the run folder. A run of the same settings in it goes on where it stopped.
+
+    Args:
+        verb: its name.
+        config: of the method, as the user gave it.
+        out: the run folder.
+        around: seed, device and the like.
+        method: the method's name.
+        open_data: opens and checks the data; called once the folder is known to be free.
+        arms: the trainings, in their order; the one whose folder is empty is the run's own.
+        conclude: called when all arms are done, before the report is written.
+
+    Raises:
+        DataError: a fault of the data.
+        UsageError: ``out`` holds something else.
+    """
+    around = around.settled()
+    tuned = tune(around.device)
+    identity = {
+        "verb": verb, "method": method, "seed": around.seed, "precision": around.precision, "config": flat(config),
+    }  # fmt: skip
+    only_first(lambda: claim_folder(out, identity))
+    data = open_data()
+    records = describe_run(identity, data, around.command, tuned, around.device)
+    run = Run(
+        out, seed=around.seed, device=around.device, precision=around.precision, workers=around.workers,
+        quiet=around.quiet, records=records,
+    )  # fmt: skip
+    for line in data.lines():
+        run.say(line)
+    told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"
+    run.say(f"{verb}: {method}, {told}, into {out}")
+    trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
+    if rank_and_world()[0] == 0:
+        report = out / "report.html"
+        if any(trained) or not report.is_file():
+            conclude(run)
+            from segue.report import write_report
+
+            write_report(out)
+        run.say(f"model: {out / 'model'}   report: {report}")
+    return out
+
+
+def _train(arm: Arm[Any], run: Run) -> bool:
+    """Trains one arm, measures and saves it, unless that was done before; whether it was not."""
+    if (run.out / "evaluation.json").is_file():
+        run.say(f"{arm.method}: finished before")
+        return False
+    started = time.monotonic()
+    model = methods.load(arm.method).train(arm.config, run, arm.data)
+    if rank_and_world()[0] == 0:
+        _finish(arm, model.eval(), run, time.monotonic() - started)
+    return True
+
+
+def _finish(arm: Arm[Any], model: Model, run: Run, seconds: float) -> None:
+    """Measures and saves what a method gave."""
+    measured = arm.measure(model)
+    scores = measured.scores() if measured else {}
+    finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+    save_model(model, run.out / "model", method=arm.method, metrics=finite)
+    written = {
+        "method": arm.method,
+        "seconds": seconds,
+        "split": "validation",
+        **(measured.plain() if measured else {}),
+    }
+    write_metrics(run)
+    write_atomically(run.out / "evaluation.json", json.dumps(written).encode())
+    if measured:
+        run.say(f"{arm.method}: {measured.line()}, after {seconds:.0f} s")
+    else:
+        run.say(
+            f"{arm.method}: trained for {seconds:.0f} s; no validation images, so nothing is claimed of its accuracy"
+        )
+
+
+def claim_folder(out: Path, identity: dict[str, Any]) -> None:
+    """Makes sure that ``out`` is free or holds this very run.
+
+    Raises:
+        UsageError: it holds something else; the message says what differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    record = out / "run.json"
+    if not record.is_file():
+        raise UsageError(f"--out {out} is not empty and holds no run of Segue; name another folder")
+    try:
+        known = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        raise UsageError(f"{record} is damaged; name another folder for --out") from None
+    if known != identity:
+        differs = sorted(
+            f"{key}: {before!r} there, {now!r} here" for key, before, now in _pairs(known, identity) if before != now
+        )
+        raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")
+
+
+def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, value there, value here) of everything two identities state, config fields one by one."""
+    there = {**{k: v for k, v in known.items() if k != "config"}, **known.get("config", {})}
+    here = {**{k: v for k, v in identity.items() if k != "config"}, **identity["config"]}
+    return [(key, there.get(key), here.get(key)) for key in {*there, *here}]
+
+
+def describe_run(
+    identity: dict[str, Any], data: MethodData, command: Sequence[str], tuned: Sequence[str], device: str
+) -> dict[str, bytes]:
+    """``run.json`` and ``config.yaml``."""
+    described = {
+        "identity": identity,
+        "command": shlex.join(["segue", *command]) if command else "segue.train(...) from Python",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "git": _git(),
+        "device": device,
+        "tuning": list(tuned),
+        "data": {**data.account(), "fingerprint": fingerprint(data)},
+    }
+    return {
+        "config.yaml": yaml.safe_dump(identity["config"], sort_keys=False).encode(),
+        "run.json": json.dumps(described, indent=1).encode(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pillow")
+    return {"segue": segue.__version__, "python": sys.version.split()[0], **{name: version(name) for name in names}}
+
+
+def _git() -> str:
+    """The commit of the folder Segue was started in, ``+`` behind it where files differ; empty without git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def fingerprint(data: MethodData) -> str:
+    """A number that changes with any byte of any file used to train or validate."""
+    digest = hashlib.sha256()
+    for name, paths in data.files():
+        digest.update(name.encode())
+        for path in paths:
+            if path is not None:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def write_metrics(run: Run) -> None:
+    """``metrics.csv`` from the log: one row a number, with its stage and step."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("stage", "step", "name", "value"))
+    for line in run.read_log():
+        for name, value in line.items():
+            if name not in ("stage", "step", "seconds"):
+                writer.writerow((line["stage"], line["step"], name, value))
+    write_atomically(run.out / "metrics.csv", table.getvalue().encode())

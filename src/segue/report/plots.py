@@ -1,0 +1,146 @@
+"""The plots of a report: SVG whose inks are the page's CSS variables, so that they follow light and dark."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from segue.data.sample import Array, Color
+from segue.report.arm import Arm
+from segue.run import BASELINE
+
+FEW = 12  # points of a curve that are marked one by one
+NO_LOSS = {"stage", "step", "loss", "gradient_norm", "norm", "lr", "seconds", "refused"}
+# Matplotlib wants colours that it knows: these stand for CSS variables, and are replaced in the finished SVG.
+INKS = {f"#01020{i}": f"var(--{name})" for i, name in enumerate(("ink", "line", "paper", "method", "baseline"))}
+INK, LINE, PAPER, METHOD_INK, BASELINE_INK = INKS
+STROKES = {"method": (METHOD_INK, "-", "o"), BASELINE: (BASELINE_INK, "--", "s")}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "segue",
+    "text.parse_math": False,  # a class may be called $x$
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def svg(paint: Callable[[Any], None], *, height: float = 2.8) -> str:
+    """What ``paint`` draws on the axes it is given, as an SVG element; height in inches."""
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's font lacks: the browser has them
+        figure = Figure(figsize=(3.8, height), layout="constrained", facecolor="none")
+        paint(figure.subplots())
+        figure.savefig(buffer, format="svg", dpi=160)
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().decode(), flags=re.DOTALL)
+    head, tail = text[text.index("<svg") :].split(">", 1)
+    text = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + tail  # its box alone: the page gives the width
+    for ink, variable in INKS.items():
+        text = text.replace(ink, variable)
+    return Markup(text)  # matplotlib has escaped the names in it
+
+
+def curves(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """(title, SVG) of each named loss, and of the validation mIoU where it was logged, over the steps of each arm."""
+    names = [name for arm in arms for line in arm.log for name in line if name not in NO_LOSS and "/" not in name]
+    traces = [*dict.fromkeys(names), "val/miou"]
+    last = max((start + steps for arm in arms for start, steps in arm.stages().values()), default=1)
+
+    def panel(name: str) -> Callable[[Any], None]:
+        def paint(axes: Any) -> None:
+            for arm in arms:
+                color, line, marker = STROKES[arm.key]
+                for i, stage in enumerate(arm.trace(name)):
+                    steps, values = zip(*stage, strict=True)
+                    scaled = [100 * value for value in values] if name == "val/miou" else values
+                    few = marker if len(steps) < FEW else ""
+                    label = arm.title if i == 0 else None
+                    axes.plot(steps, scaled, line, color=color, marker=few, markersize=3, label=label)
+            for start, _ in arms[0].stages().values():
+                if start:
+                    axes.axvline(start, color=INK, linewidth=0.8, linestyle=":")
+            axes.set(xlabel="step", xlim=(0, 1.02 * last), ylabel="mIoU (%)" if name == "val/miou" else "loss")
+            axes.legend(loc="best")
+
+        return paint
+
+    shown = [name for name in traces if any(arm.trace(name) for arm in arms)]
+    return [("validation mIoU" if name == "val/miou" else name.replace("_", " "), svg(panel(name))) for name in shown]
+
+
+def reliability(arms: Sequence[Arm]) -> str:
+    """Accuracy over predicted probability, one point a bin; its area is the share of pixels."""
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":")
+        for arm in arms:
+            color, line, marker = STROKES[arm.key]
+            bins = {name: np.array(values) for name, values in arm.evaluation["calibration"].items()}
+            filled = bins["count"] > 0
+            total = bins["count"][filled]
+            x, y = 100 * bins["probability"][filled] / total, 100 * bins["right"][filled] / total
+            axes.plot(x, y, line, color=color, linewidth=1, marker=marker, markersize=3, label=arm.title)
+            area = 400 * total / max(total.sum(), 1)
+            axes.scatter(x, y, s=area, color=color, marker=marker, alpha=0.35, linewidths=0)
+        axes.set(xlabel="predicted probability (%)", ylabel="right (%)", xlim=(0, 105), ylim=(0, 105), aspect="equal")
+        axes.legend(loc="upper left")
+
+    return svg(paint, height=3.8)
+
+
+def tsne(features: Array, labels: Array, classes: Sequence[str], colors: Sequence[Color]) -> str:
+    """A t-SNE as SVG, each class named where it lies densest."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(labels) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(features)
+
+    def paint(axes: Any) -> None:
+        rgb = np.array(colors)[labels] / 255
+        axes.set_facecolor(PAPER)
+        axes.scatter(*places.T, s=9, c=rgb, edgecolors="#00000066", linewidths=0.25, rasterized=True)
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "#ffffff", "alpha": 0.75, "linewidth": 0}
+        for index in np.unique(labels):
+            own = places[labels == index]
+            apart = np.sort(np.linalg.norm(own[:, None] - own[None], axis=2), axis=1)[:, : len(own) // 3 + 2]
+            x, y = own[apart.mean(1).argmin()]
+            axes.text(x, y, classes[index], color="#111111", fontsize=9, ha="center", va="center", bbox=box)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+    return svg(paint, height=3.6)
+
+
+def lines(x: str, y: str, series: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Named curves of (x, y) points, as SVG."""
+
+    def paint(axes: Any) -> None:
+        for i, (name, points) in enumerate(series.items()):
+            if points:
+                along, up = zip(*points, strict=True)
+                axes.plot(
+                    along, up, "-", color=f"C{i}", marker="o" if len(points) < 12 else "", markersize=3, label=name
+                )
+        axes.set(xlabel=x, ylabel=y)
+        if len(series) > 1:
+            axes.legend(loc="best", fontsize=8)
+
+    return svg(paint)
