@@ -35,7 +35,7 @@ def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Pat
     assert status == 0, errors
     assert "using 4 labelled and 2 unlabelled images to train, 2 to validate; left out of 6 found: nothing" in errors
     assert re.search(r"pixel_contrast: validation mIoU \d+\.\d over 3 of 3 classes on 2 images", errors)
-    assert re.search(r"supervised: mIoU \d+\.\d", errors)
+    assert re.search(r"supervised: validation mIoU \d+\.\d", errors)
     assert json.loads(output)["model"] == str(out / "model")
     assert (out / "report.html").is_file()
     assert (out / "baseline" / "model" / "model.safetensors").is_file()
@@ -202,7 +202,7 @@ def test_two_processes_train_through_the_command_line(dataset: Path, tmp_path: P
     fields = options(labels=3, unlabeled="rest", threshold=0.0)
     done = torchrun("-m", "segue", "train", str(dataset), "--out", str(out), "--device", "cpu", "--compare", *fields)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("validation images, after") == 2  # one process speaks, for both arms
+    assert done.stderr.count("; trained for ") == 2  # one process speaks, for both arms
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert len({(line["stage"], line["step"]) for line in log}) == len(log)
     assert (out / "baseline" / "model" / "model.yaml").is_file()

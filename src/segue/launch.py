@@ -255,12 +255,8 @@ def _finish(arm: Arm[Any], model: Model, run: Run, seconds: float) -> None:
     }
     write_metrics(run)
     write_atomically(run.out / "evaluation.json", json.dumps(written).encode())
-    if measured:
-        run.say(f"{arm.method}: {measured.line()}, after {seconds:.0f} s")
-    else:
-        run.say(
-            f"{arm.method}: trained for {seconds:.0f} s; no validation images, so nothing is claimed of its accuracy"
-        )
+    told = f"validation {measured.line()}" if measured else "no validation images, nothing is claimed of its accuracy"
+    run.say(f"{arm.method}: {told}; trained for {seconds:.0f} s")
 
 
 def claim_folder(out: Path, identity: dict[str, Any]) -> None:
