@@ -50,13 +50,20 @@ def shrink(source: Path, target: Path) -> Path:
 
 
 def run_arm(
-    data: Path, folder: Path, arm: str, labels: str, init: str, seed: int, steps: int, full: bool, extra: list[str]
+    data: Path,
+    folder: Path,
+    arm: str,
+    labels: str,
+    init: str,
+    seed: int,
+    steps: int,
+    sizes: dict[str, object],
+    extra: list[str],
 ) -> None:
     """Trains one arm and scores it on the test split, each unless it is done."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     command = [sys.executable, "-m", "segue"]
     if not (folder / "evaluation.json").is_file():
-        sizes = FULL if full else {**LITTLE, **LITTLE_NETWORK[init]}
         options = {**sizes, **SETTINGS[arm], "labels": labels, "init": init, "steps": steps}
         if arm != "plain":
             options["contrast_lr"] = CONTRAST_LR[init]
@@ -104,7 +111,15 @@ def spread(values: list[float]) -> str:
 
 def folder_name(labels: str, init: str, steps: int, arm: str, seed: int) -> str:
     """Where one arm's run lies."""
-    return f"{labels.rstrip('%')}_{Path(init).stem.split('_')[0]}_{steps}/{arm}_{seed}"
+    return f"{labels.rstrip('%')}_{init}_{steps}/{arm}_{seed}"
+
+
+def sizes_of(options: argparse.Namespace, init: str) -> dict[str, object]:
+    """Fields of views and network that all arms share."""
+    if options.full:
+        return FULL
+    network: dict[str, object] = {"encoder": options.encoder} if options.encoder else LITTLE_NETWORK[init]
+    return {**LITTLE, **network}
 
 
 def main() -> None:
@@ -116,6 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[2000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--encoder", default="", help="another timm encoder in place of the small one; its own --out")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--jobs", type=int, default=2, help="arms trained at once, one thread each")
     parser.epilog = "Further fields for every arm follow a --, as: -- --evaluate_every 500"
@@ -128,7 +144,7 @@ def main() -> None:
     def work(job: tuple[tuple[str, str, int], str, int]) -> None:
         (labels, init, steps), arm, seed = job
         folder = options.out / folder_name(labels, init, steps, arm, seed)
-        run_arm(data, folder, arm, labels, init, seed, steps, options.full, extra.split())
+        run_arm(data, folder, arm, labels, init, seed, steps, sizes_of(options, init), extra.split())
         print(f"{folder}: test mIoU {score(folder):.1f}, val {score(folder, 'evaluation.json'):.1f}", flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
