@@ -1,6 +1,8 @@
 """The command line as a person meets it: the whole path, and every way to get it wrong."""
 
+import errno
 import json
+import os
 import re
 import resource
 import subprocess
@@ -187,6 +189,27 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5  # of CPU: others use it too
+
+
+def test_a_full_disk_is_one_line_that_says_what_is_left(
+    segue: Segue, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, errors = train(segue, dataset, tmp_path / "run", "--method", "supervised")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: [Errno 28] No space left on device")
+    assert "the same command goes on" in errors
+
+
+def test_a_loss_that_is_not_finite_is_one_line_that_says_what_to_do(
+    segue: Segue, dataset: Path, tmp_path: Path
+) -> None:
+    status, _, errors = train(segue, dataset, tmp_path / "run", "--method", "supervised", lr=1e30, steps=20)
+    assert status == 1
+    assert "5 in a row, so the run stops. Samples: train_" in errors.splitlines()[-1]
 
 
 def test_fields_of_a_method_are_listed_with_their_meaning(segue: Segue, dataset: Path) -> None:

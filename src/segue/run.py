@@ -1,8 +1,12 @@
 """The run folder: what a run writes, atomically, and what several processes must agree on."""
 
+import contextlib
 import io
 import json
 import os
+import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +107,10 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, stage: str, step: int) -> None:
-        """Takes lines of ``stage`` after ``step`` out of the log: the resumed run writes them again."""
+        """Takes out what a run that was cut left behind ``step`` of ``stage``: log lines and half-written files."""
+        if rank_and_world()[0] == 0:
+            for left in self.out.glob(".*.partial"):
+                left.unlink()
         lines = self.read_log()
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if rank_and_world()[0] == 0 and (self.out / "log.jsonl").exists():
@@ -119,16 +126,48 @@ class Run:
             write_atomically(path, buffer.getbuffer())
 
     def checkpoint(self, stage: str) -> dict[str, Any] | None:
-        """The last checkpoint of ``stage``, or None."""
-        path = self.out / f"{stage}.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        """The newest sound checkpoint of ``stage``, or None: a stage that begins again ends the same."""
+        paths = (self.out / f"{stage}.pt", self.out / f"{stage}.previous.pt")
+        for path in filter(Path.exists, paths):
+            try:
+                return _load(path)
+            except _UNSOUND as error:
+                self.say(f"warning: {path} is damaged ({str(error).splitlines()[0]}); going on from what is before it")
+        return None
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of ``stage`` atomically: after a crash the file is the old one or the new one."""
+        """Writes the checkpoint of ``stage`` atomically and keeps the one before it."""
         if rank_and_world()[0] == 0:
+            path = self.out / f"{stage}.pt"
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            write_atomically(self.out / f"{stage}.pt", buffer.getbuffer())
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, self.out / f"{stage}.previous.pt")
+            write_atomically(path, buffer.getbuffer())
+
+
+# What reading a checkpoint raises when bytes of it are missing or changed.
+_UNSOUND = (
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    ValueError,
+    KeyError,
+    OSError,
+    zlib.error,
+)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint whose every byte is as it was written: torch writes CRC-32 sums but does not check them."""
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the sum of {bad} is wrong")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError("it holds no dictionary")
+    return state
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -1,13 +1,14 @@
 """The command line. Parsers are built from plain tables; torch is imported only by a command that needs it."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from segue import __version__
 from segue.cli import data, learning, using
-from segue.cli.parsing import USAGE_EXIT, Parser
+from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
 from segue.config import UsageError, did_you_mean
 
 __all__ = ["main", "parser"]
@@ -51,9 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_EXIT
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return FAILED_EXIT
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing more can be flushed to the old one
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(  # noqa: T201
+            f"error: {error}; what was written before is intact: make room, and the same command goes on",
+            file=sys.stderr,
+        )
+        return FAILED_EXIT
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from segue.config import UsageError, did_you_mean
 
+FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2
 
 

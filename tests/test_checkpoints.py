@@ -1,0 +1,162 @@
+"""Checkpoints: kept twice, checked to the last byte, written whole or not at all."""
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_engine import Line, Noise, trained
+
+from segue.engine import Run, endless, fit
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The process that does ``work`` in a copy of this one, without importing torch again."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        except BaseException:  # whatever it is, the copy must not go on as a test run
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def status_of(child: int) -> int:
+    """Exit status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def weight(folder: Path) -> torch.Tensor:
+    return torch.load(folder / "train.pt", weights_only=True)["method"]["layer.weight"]
+
+
+def train_and_save_each_step(folder: Path, steps: int = 60) -> None:
+    torch.manual_seed(0)
+    method = Line()
+    fit(
+        method,
+        lambda start: endless(Noise(16), 4, seed=0, start=start),
+        run=Run(folder, quiet=True, checkpoint_every=0.0),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1),
+        steps=steps,
+    )
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    train_and_save_each_step(tmp_path / "whole")
+    draws = random.Random(0)
+    folder, killed, steps_lost = tmp_path / "cut", 0, 0
+    while killed < int(os.environ.get("SEGUE_KILLS", "20")):
+        child = forked(partial(train_and_save_each_step, folder))
+        time.sleep(draws.uniform(0.0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        if status_of(child) == -signal.SIGKILL:
+            killed += 1
+        else:
+            assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+            folder = tmp_path / f"cut_{killed}"
+        state = Run(folder, quiet=True).checkpoint("train") or {"step": 0}
+        written = [line["step"] for line in Run(folder).read_log()]
+        steps_lost = max([steps_lost, *(step - state["step"] for step in written)])
+    train_and_save_each_step(folder)
+    assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+    assert steps_lost <= 1
+    assert not list(folder.glob(".*.partial"))
+
+
+@pytest.mark.slow
+def test_terminated_twenty_times_a_run_saves_each_time(tmp_path: Path) -> None:
+    train_and_save_each_step(tmp_path / "whole", steps=400)
+    draws = random.Random(1)
+    folder, saved = tmp_path / "cut", 0
+    while saved < 20:
+        before = (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"]
+        child = forked(partial(train_and_save_each_step, folder, steps=400))
+        time.sleep(draws.uniform(0.03, 0.1))
+        os.kill(child, signal.SIGTERM)
+        status = status_of(child)
+        if status == 0:
+            assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+            folder = tmp_path / f"cut_{saved}"
+        elif status == 75:
+            saved += 1
+            assert (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"] > before
+        else:
+            assert status == -signal.SIGTERM  # before the loop began
+    train_and_save_each_step(folder, steps=400)
+    assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+
+
+@given(at=st.floats(0, 0.999), flipped=st.integers(1, 255), cut=st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(
+    at: float, flipped: int, cut: bool, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, quiet=True)
+    for step in (1, 2, 3):
+        run.save("train", {"step": step, "weights": torch.full((50,), float(step))})
+    path = tmp_path / "train.pt"
+    content = bytearray(path.read_bytes())
+    place = int(at * len(content))
+    if cut:
+        content = content[:place]
+    else:
+        content[place] ^= flipped
+    path.write_bytes(content)
+    found = run.checkpoint("train")
+    assert found is not None
+    assert found["step"] in (2, 3)
+    assert torch.equal(found["weights"], torch.full((50,), float(found["step"])))
+
+
+def test_with_both_damaged_the_stage_begins_again_and_ends_the_same(tmp_path: Path) -> None:
+    train_and_save_each_step(tmp_path / "run", steps=8)
+    whole = weight(tmp_path / "run")
+    for name in ("train.pt", "train.previous.pt"):
+        (tmp_path / "run" / name).write_bytes(b"PK\x03\x04 no longer a checkpoint")
+    train_and_save_each_step(tmp_path / "run", steps=8)
+    assert torch.equal(weight(tmp_path / "run"), whole)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    trained(tmp_path / "whole", steps=12)
+
+    def until_full() -> None:
+        run = Run(tmp_path / "run", quiet=True, checkpoint_every=0.0)
+        run.save("train", {"fits": torch.zeros(10)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a write beyond fails as on a full disk
+        with contextlib.suppress(OSError):
+            run.save("train", {"does not": torch.zeros(100_000)})
+            os._exit(3)
+
+    (tmp_path / "run").mkdir()
+    assert status_of(forked(until_full)) == 0
+    found = Run(tmp_path / "run", quiet=True).checkpoint("train")
+    assert found is not None
+    assert list(found) == ["fits"]
+    assert not list((tmp_path / "run").glob(".*partial"))
+
+
+@pytest.mark.parametrize("code", ["os.system('touch {marker}')", "open({marker!r}, 'w')"])
+def test_a_crafted_checkpoint_runs_no_code(code: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Payload:
+        def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+            return exec, (f"import os; {code.format(marker=str(marker))}",)
+
+    torch.save({"step": 1, "method": Payload()}, tmp_path / "train.pt")
+    assert Run(tmp_path, quiet=True).checkpoint("train") is None
+    assert not marker.exists()
