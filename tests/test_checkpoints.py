@@ -1,6 +1,7 @@
 """Checkpoints: kept twice, checked to the last byte, written whole or not at all."""
 
 import contextlib
+import io
 import os
 import random
 import resource
@@ -12,17 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_engine import Line, Noise, trained
 
 from segue.engine import Run, endless, fit
+from segue.run import signed
 
 
 def forked(work: Callable[[], None]) -> int:
     """The process that does ``work`` in a copy of this one, without importing torch again."""
     child = os.fork()
     if child == 0:
+        signal.alarm(100)  # rather a failure than a test that never ends
+        torch.set_num_threads(1)  # the threads of a pool are not copied
         try:
             work()
         except SystemExit as stop:
@@ -99,26 +101,22 @@ def test_terminated_twenty_times_a_run_saves_each_time(tmp_path: Path) -> None:
     assert torch.equal(weight(folder), weight(tmp_path / "whole"))
 
 
-@given(at=st.floats(0, 0.999), flipped=st.integers(1, 255), cut=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(
-    at: float, flipped: int, cut: bool, tmp_path: Path
-) -> None:
+def test_a_change_of_any_byte_is_noticed_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
     run = Run(tmp_path, quiet=True)
     for step in (1, 2, 3):
         run.save("train", {"step": step, "weights": torch.full((50,), float(step))})
     path = tmp_path / "train.pt"
-    content = bytearray(path.read_bytes())
-    place = int(at * len(content))
-    if cut:
-        content = content[:place]
-    else:
-        content[place] ^= flipped
-    path.write_bytes(content)
-    found = run.checkpoint("train")
-    assert found is not None
-    assert found["step"] in (2, 3)
-    assert torch.equal(found["weights"], torch.full((50,), float(found["step"])))
+    sound = path.read_bytes()
+    assert (run.checkpoint("train") or {})["step"] == 3
+    for place in range(0, len(sound), 3):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ (1 + place % 255)]) + sound[place + 1 :])
+        found = run.checkpoint("train")
+        assert found is not None
+        assert found["step"] == 2, place
+        assert torch.equal(found["weights"], torch.full((50,), 2.0))
+    for length in range(0, len(sound), 101):
+        path.write_bytes(sound[:length])
+        assert (run.checkpoint("train") or {})["step"] == 2, length
 
 
 def test_with_both_damaged_the_stage_begins_again_and_ends_the_same(tmp_path: Path) -> None:
@@ -157,6 +155,8 @@ def test_a_crafted_checkpoint_runs_no_code(code: str, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
             return exec, (f"import os; {code.format(marker=str(marker))}",)
 
-    torch.save({"step": 1, "method": Payload()}, tmp_path / "train.pt")
+    buffer = io.BytesIO()
+    torch.save({"step": 1, "method": Payload()}, buffer)
+    (tmp_path / "train.pt").write_bytes(signed(buffer.getvalue()))
     assert Run(tmp_path, quiet=True).checkpoint("train") is None
     assert not marker.exists()

@@ -5,8 +5,6 @@ checkpoint holds no random state, and neither the number of workers nor a restar
 """
 
 import contextlib
-import hashlib
-import itertools
 import math
 import signal
 import threading
@@ -18,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from segue.batches import count, endless, mix, names_of, to_device
 from segue.progress import StageBar
 from segue.run import Run, only_first, rank_and_world, write_atomically
 
@@ -45,11 +43,6 @@ PREEMPTED = 75
 PATIENCE = 5  # steps in a row whose loss or gradient may be NaN or infinite before the run stops
 
 
-def mix(*parts: object) -> int:
-    """A seed below 2**63 that depends on every part."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
-
-
 class Preempted(SystemExit):
     """A signal asked the run to stop; its checkpoint is on disk and the same command goes on from there."""
 
@@ -62,104 +55,6 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after optimiser step ``step`` (from 0); nothing by default."""
-
-
-# -- batches -----------------------------------------------------------------------------------------------------------
-
-
-class _Draws(Dataset[Any]):
-    """``dataset`` asked by (index, seed): whatever it draws from torch's generator depends on that seed alone."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        index, seed = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.dataset[index]
-
-
-class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, seed): one shuffle of the data after the other, cut into batches, from batch ``start`` on."""
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int) -> None:
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rank, world = rank_and_world()
-        shuffle, order = -1, torch.empty(0)
-        size = self.batch_size * world
-        for number in itertools.count(self.start):
-            batch = []
-            for position in range(number * size, (number + 1) * size):
-                if position // self.length != shuffle:
-                    shuffle = position // self.length
-                    generator = torch.Generator().manual_seed(mix(self.seed, "shuffle", shuffle))
-                    order = torch.randperm(self.length, generator=generator)
-                batch.append((int(order[position % self.length]), mix(self.seed, "sample", position)))
-            yield batch[rank * self.batch_size : (rank + 1) * self.batch_size]
-
-
-def _start_worker(_: int) -> None:
-    """Lets the parent alone answer signals: a worker that kept its handlers would neither stop nor save."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def endless(
-    dataset: Dataset[Any], batch_size: int, *, seed: int, start: int = 0, workers: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Collated batches without end, from batch ``start`` on, the same for every number of workers.
-
-    Args:
-        dataset: has a length; draws its randomness from torch's global generator.
-        batch_size: samples in a batch of this process; a data set smaller than that is gone through more than once.
-        seed: of the order and of every sample's augmentation.
-        start: number of batches to leave out, without loading them.
-        workers: processes that load.
-
-    Raises:
-        ValueError: the data set is empty.
-    """
-    length = len(dataset)  # type: ignore[arg-type]
-    if length == 0:
-        raise ValueError("the data set is empty: there is nothing to draw batches from")
-    loader = DataLoader(
-        _Draws(dataset),
-        batch_sampler=_Order(length, batch_size, seed, start),
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(0),  # else it draws from the global one
-    )
-    return iter(loader)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch`` with every tensor in it on ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return batch
-
-
-def _count(batch: Any) -> int:
-    """Images in a batch: rows of every tensor called ``image``."""
-    if isinstance(batch, dict):
-        return sum(
-            len(v) if k == "image" else _count(v) for k, v in batch.items() if isinstance(v, dict) or k == "image"
-        )
-    return len(batch) if isinstance(batch, Tensor) else 0
-
-
-def _names(batch: Any) -> list[str]:
-    """The names of the samples in a batch."""
-    if not isinstance(batch, dict):
-        return []
-    own = [str(name) for name in batch.get("name", [])]
-    return own + [name for value in batch.values() if isinstance(value, dict) for name in _names(value)]
 
 
 # -- schedules and averages --------------------------------------------------------------------------------------------
@@ -322,7 +217,7 @@ class _Loop:
         images, names = 0, list[str]()
         for i in range(accumulate):
             batch = to_device(next(stream), self.run.device)
-            images, names = images + _count(batch), names + _names(batch)
+            images, names = images + count(batch), names + names_of(batch)
             spread = isinstance(module, DistributedDataParallel) and i < accumulate - 1  # the last one averages ranks
             with module.no_sync() if spread else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
