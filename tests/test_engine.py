@@ -18,6 +18,8 @@ from conftest import torchrun
 from torch import nn
 from torch.utils.data import Dataset
 
+from segue import engine
+from segue.batches import split
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, write_atomically
 
 
@@ -142,6 +144,75 @@ def test_nan_steps_are_not_taken_and_stop_the_run_with_the_samples_named(tmp_pat
     assert "5 in a row" in str(caught.value)
     torch.testing.assert_close(method.layer.weight, trained(tmp_path / "clean", steps=2).layer.weight)
     assert [line["step"] for line in Run(tmp_path).read_log() if "refused" in line] == [3, 4, 5, 6, 7]
+
+
+class Normed(Method):
+    """A network with batch statistics that meets an image of NaN at its fourth step."""
+
+    def __init__(self, largest: int = 99) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+        self.largest, self.sizes = largest, list[int]()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        self.sizes.append(len(batch["image"]))
+        self.seen += 1
+        if len(batch["image"]) > self.largest:
+            raise torch.OutOfMemoryError("made up")
+        image = batch["image"] * float("nan") if batch.get("poison") else batch["image"]
+        return {"square": (self.layer(image) - 1).square().mean()}
+
+
+def test_a_refused_step_leaves_batch_statistics_as_they_were(tmp_path: Path) -> None:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(endless(Noise(16), 4, seed=0)):
+            yield {**batch, "poison": number == 3} if number >= start else batch
+
+    torch.manual_seed(0)
+    method = Normed()
+    fit(method, batches, run=Run(tmp_path, quiet=True), optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=6)
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+    assert int(method.seen) == 5
+
+
+def test_a_run_that_stops_keeps_the_batch_that_it_refused(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"refused_train\.pt"):
+        trained(tmp_path, steps=20, method=Line(poison=2))
+    kept = torch.load(tmp_path / "refused_train.pt", weights_only=True)
+    assert kept["batches"][0]["image"].shape == (4, 3)
+    assert kept["batches"][0]["name"][0].startswith("sample_")
+    assert kept["rates"] == [0.1]
+    assert set(kept["norms"]) == {"layer.weight", "layer.bias"}
+
+
+def test_a_batch_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+
+    def run(folder: str, largest: int, batch: int, accumulate: int) -> Normed:
+        torch.manual_seed(0)
+        method = Normed(largest)
+        fit(
+            method, lambda start: endless(Noise(16), batch, seed=0, start=start),
+            run=Run(tmp_path / folder, quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=3, accumulate=accumulate,
+        )  # fmt: skip
+        return method
+
+    parts, accumulated = run("parts", 2, 8, 1), run("accumulated", 2, 2, 4)
+    assert parts.sizes == [8, 4, 2, 2, 2, 2] + [2] * 12  # the step is tried, then taken
+    for name, value in accumulated.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
+    with pytest.raises(MemoryError, match="two images do not fit"):
+        run("never", 1, 8, 1)
+
+
+def test_batches_are_cut_by_the_images_of_each_of_their_parts() -> None:
+    batch = {"source": {"image": torch.arange(4), "name": list("abcd")}, "target": {"image": torch.arange(2)}, "x": 1}
+    one, two = split(batch, 2)
+    assert one["source"]["name"] == ["a", "b"]
+    assert two["source"]["image"].tolist() == [2, 3]
+    assert (one["target"]["image"].tolist(), two["target"]["image"].tolist(), two["x"]) == ([0], [1], 1)
 
 
 def test_a_finished_stage_is_taken_from_disk(tmp_path: Path) -> None:

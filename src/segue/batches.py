@@ -230,6 +230,22 @@ def count(batch: Any) -> int:
     return len(batch) if isinstance(batch, Tensor) else 0
 
 
+def split(batch: Any, parts: int) -> list[Any]:
+    """A batch cut along its images: in each dict, what has a row for each ``image`` is cut, all else is shared."""
+
+    def cut(value: Any, part: int) -> Any:
+        if not isinstance(value, dict):
+            return value
+        size = len(value.get("image", ()))
+        rows = slice(round(size * part / parts), round(size * (part + 1) / parts))
+        return {
+            key: item[rows] if isinstance(item, (Tensor, list)) and len(item) == size else cut(item, part)
+            for key, item in value.items()
+        }
+
+    return [cut(batch, part) for part in range(parts)] if parts > 1 else [batch]
+
+
 def names_of(batch: Any) -> list[str]:
     """The names of the samples in a batch."""
     if not isinstance(batch, dict):

@@ -5,6 +5,7 @@ checkpoint holds no random state, and neither the number of workers nor a restar
 """
 
 import contextlib
+import itertools
 import math
 import signal
 import threading
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segue.batches import count, endless, mix, names_of, to_device
+from segue.batches import count, endless, mix, names_of, split, to_device
 from segue.progress import StageBar
 from segue.run import Run, only_first, rank_and_world, write_atomically
 
@@ -40,6 +41,7 @@ __all__ = [
 Losses = dict[str, Tensor]
 Batch = Any
 PREEMPTED = 75
+_REHEARSED = ("cuda",)  # where running out of memory can be met; elsewhere the system kills the process
 PATIENCE = 5  # steps in a row whose loss or gradient may be NaN or infinite before the run stops
 
 
@@ -101,6 +103,15 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
         self._restore()
 
 
+def _largest(number: int, device: torch.device) -> int:
+    """The largest of the numbers that the processes hold."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
 def _all_agree(claim: bool, device: torch.device) -> bool:
     """Whether ``claim`` holds on every process."""
     if not dist.is_initialized():
@@ -141,6 +152,7 @@ def fit(
 
     Raises:
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
+        MemoryError: not even two images fit in memory; a batch that does not is taken in parts.
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
     """
     run.open()
@@ -149,14 +161,14 @@ def fit(
         return
     world = rank_and_world()[1]
     module: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if world > 1 else method
-    stream = batches(loop.step * accumulate)
+    stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
         with _Signals() as signals:
             method.train()
             while loop.step < steps:
-                losses, images, names = loop.gradients(module, stream, accumulate)
-                loop.update(losses, names, clip)
+                losses, images, taken = loop.gradients(module, stream, accumulate)
+                loop.update(losses, taken, clip)
                 bar.update(loop.step, losses["loss"], images * world)
                 if evaluate is not None and loop.is_due(evaluate_every):
                     run.log(stage, loop.step, {f"val/{name}": value for name, value in evaluate().items()})
@@ -186,7 +198,8 @@ class _Loop:
         self.method, self.optimizer, self.run, self.stage, self.steps = method, optimizer, run, stage, steps
         self.schedule = schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.step, self.bad, self.metered = 0, 0, 0
+        self.step, self.bad, self.metered, self.parts = 0, 0, 0, 1
+        self.buffers = [buffer.clone() for buffer in method.buffers()]  # as they were before this step
         self.meter: dict[str, float] = {}  # sums of what was logged since the last line
         self.log_every = max(1, min(50, steps // 100))
         self.saved_at = time.monotonic()
@@ -200,36 +213,81 @@ class _Loop:
                 self.run.say(f"{self.stage}: finished before, taken from {self.run.out / f'{self.stage}.pt'}")
                 return True
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.bad, self.meter, self.metered = (state[k] for k in ("step", "bad", "meter", "metered"))
+            kept = ("step", "bad", "meter", "metered", "parts")
+            self.step, self.bad, self.meter, self.metered, self.parts = (state[name] for name in kept)
             self.run.say(f"{self.stage}: resumed at step {self.step} of {self.steps}")
         self.run.rewind(self.stage, self.step)
         return False
 
+    def rehearsed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The stream, once a step on its first batch was tried without taking it: it finds how small parts must be.
+
+        Raises:
+            MemoryError: two images are too many.
+        """
+        if self.run.device.type not in _REHEARSED:
+            return stream
+        batch = next(stream)
+        images = max(1, count(batch))
+        while True:
+            try:
+                self._gradients_of(self.method, batch)
+                break
+            except torch.OutOfMemoryError as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                if images // (2 * self.parts) < 2:
+                    raise MemoryError(
+                        f"{self.stage}: two images do not fit in memory ({error}); lower --crop"
+                    ) from None
+                self.parts *= 2
+            finally:
+                torch._foreach_copy_(list(self.method.buffers()), self.buffers) if self.buffers else None
+        parts = _largest(self.parts, self.run.device)
+        if parts > 1:
+            told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, with the same step"
+            self.run.say(f"{self.stage}: {told} (batch normalisation sees {images // parts} images)")
+        self.parts = parts
+        return itertools.chain([batch], stream)
+
     def gradients(
         self, module: nn.Module, stream: Iterator[Batch], accumulate: int
-    ) -> tuple[dict[str, float], int, list[str]]:
-        """Gradients of ``accumulate`` batches, averaged: (losses by name, images, names of the samples)."""
+    ) -> tuple[dict[str, float], int, list[Batch]]:
+        """Gradients of ``accumulate`` batches, averaged: (losses by name, images, the batches)."""
         torch.manual_seed(mix(self.run.seed, self.stage, self.step, rank_and_world()[0]))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule(self.step)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, list(self.method.buffers()))
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, float] = {}
-        images, names = 0, list[str]()
+        taken: list[Batch] = []
         for i in range(accumulate):
             batch = to_device(next(stream), self.run.device)
-            images, names = images + count(batch), names + names_of(batch)
-            spread = isinstance(module, DistributedDataParallel) and i < accumulate - 1  # the last one averages ranks
-            with module.no_sync() if spread else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-                    named: Losses = module(batch)
-                total = torch.stack([loss.float() for loss in named.values()]).sum()
-                if total.requires_grad:
-                    torch.autograd.backward(total / accumulate)
-            for name, loss in {"loss": total, **named}.items():
-                losses[name] = losses.get(name, 0.0) + float(loss.detach()) / accumulate
-        return losses, images, names
+            taken.append(batch)
+            for name, loss in self._gradients_of(module, batch, 1 / accumulate, is_last=i == accumulate - 1).items():
+                losses[name] = losses.get(name, 0.0) + loss
+        return losses, sum(map(count, taken)), taken
 
-    def update(self, losses: dict[str, float], names: list[str], clip: float) -> None:
+    def _gradients_of(
+        self, module: nn.Module, batch: Batch, share: float = 1.0, *, is_last: bool = True
+    ) -> dict[str, float]:
+        """Adds ``share`` times the gradients of a batch, taken in `parts`; its losses by name, times ``share``."""
+        losses: dict[str, float] = {}
+        parts = split(to_device(batch, self.run.device), self.parts)
+        for i, part in enumerate(parts):
+            waits = isinstance(module, DistributedDataParallel) and not (is_last and i == len(parts) - 1)
+            with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # ranks average last
+                with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+                    named: Losses = module(part)
+                total = torch.stack([loss.float() for loss in named.values()]).sum()
+                weight = share * (count(part) / count(batch) if len(parts) > 1 else 1.0)
+                if total.requires_grad:
+                    torch.autograd.backward(total * weight)
+            for name, loss in {"loss": total, **named}.items():
+                losses[name] = losses.get(name, 0.0) + float(loss.detach()) * weight
+        return losses
+
+    def update(self, losses: dict[str, float], batches: list[Batch], clip: float) -> None:
         """The optimiser step, unless loss or gradient is not finite; and the log."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf, foreach=True))
@@ -241,7 +299,7 @@ class _Loop:
             self.metered += 1
             self.bad = 0
         else:
-            self._refuse({**losses, "gradient_norm": norm}, names)
+            self._refuse({**losses, "gradient_norm": norm}, batches)
         self.step += 1
         if self.step % self.log_every == 0 and self.metered:
             means = {name: total / self.metered for name, total in self.meter.items()}
@@ -249,17 +307,25 @@ class _Loop:
             self.run.log(self.stage, self.step, {**means, "lr": rate, "seconds": time.time()})
             self.meter, self.metered = {}, 0
 
-    def _refuse(self, values: Mapping[str, float], names: list[str]) -> None:
+    def _refuse(self, values: Mapping[str, float], batches: list[Batch]) -> None:
         """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row."""
         self.bad += 1
+        if self.buffers:  # statistics of batch normalisation, queues: as if the batch had not been seen
+            torch._foreach_copy_(list(self.method.buffers()), self.buffers)
         self.run.log(self.stage, self.step + 1, {"refused": "not finite", **{k: repr(v) for k, v in values.items()}})
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         message = f"{self.stage} step {self.step}: loss or gradient is not finite ({shown}); step not taken"
         self.run.say(f"warning: {message}")
         if self.bad >= PATIENCE:
+            norms = {n: float(p.grad.norm()) for n, p in self.method.named_parameters() if p.grad is not None}
+            rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+            state = {"step": self.step, "values": dict(values), "batches": batches, "norms": norms, "rates": rates}
+            self.run.save(f"refused_{self.stage}", state)
+            names = ", ".join([name for batch in batches for name in names_of(batch)][:8])
             raise FloatingPointError(
-                f"{message}; {self.bad} in a row, so the run stops. Samples: {', '.join(names[:8])}. "
-                "Lower the learning rate, or train with --precision fp32, and run again"
+                f"{message}; {self.bad} in a row, so the run stops. Samples: {names}. Batch, rates and the norms of "
+                f"gradients are in {self.run.out / f'refused_{self.stage}.pt'}. Lower the learning rate, or train with "
+                "--precision fp32, and run again"
             )
 
     def is_due(self, every: int) -> bool:
@@ -280,6 +346,9 @@ class _Loop:
         self._write(done=True)
 
     def _write(self, *, done: bool) -> None:
-        state = {"step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "done": done}
+        state = {
+            "step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "parts": self.parts,
+            "done": done,
+        }  # fmt: skip
         optimizer = {} if done else self.optimizer.state_dict()
         self.run.save(self.stage, {**state, "method": self.method.state_dict(), "optimizer": optimizer})

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_EXIT
-    except (FloatingPointError, ChildProcessError) as error:
+    except (FloatingPointError, ChildProcessError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
     except BrokenPipeError:  # whoever read the output has seen enough
