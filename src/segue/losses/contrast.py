@@ -1,6 +1,6 @@
-"""Losses that two or more methods use: pure functions of tensors that import nothing of ours.
+"""Pixel contrast.
 
-Pixel contrast: a bag of anchor pixels p, embeddings f_p and classes y_p, is compared with key pixels k, embeddings g_k,
+A bag of anchor pixels p, embeddings f_p and classes y_p, is compared with key pixels k, embeddings g_k,
 by z_pk = f_p . g_k / t. A key is positive if its class is y_p, negative if it is another. For one anchor:
 
     (1)  pixel_contrast            l_p  =  LSE_{k positive or negative} z_pk  -  mean_{q positive} z_pq
@@ -18,36 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # While |z| is below this, exp(z), sums of a million of them and the reciprocals of both are normal float32 numbers.
 _LARGEST_EXPONENT = 40.0
 # Tiles of the triangle are this many times as wide as high: products of wide tiles run faster, above all in bfloat16.
 _TILES_ACROSS = 4
-
-
-def pixel_cross_entropy(
-    logits: Tensor, mask: Tensor, *, class_weights: Tensor | None = None, ignore: int = 255
-) -> Tensor:
-    """Cross-entropy over the labelled pixels, weighted by class.
-
-    Args:
-        logits: (B, K, H, W), any real numbers.
-        mask: (B, H, W) class ids of any integer dtype, ``ignore`` where nothing is known.
-        class_weights: (K,), at least 0; all 1 if absent.
-        ignore: the id that is left out.
-
-    Returns:
-        A scalar in nats per (weighted) pixel; 0, with gradient, if every pixel is ignored.
-    """
-    target = mask.long()
-    total = F.cross_entropy(logits.float(), target, weight=class_weights, ignore_index=ignore, reduction="sum")
-    if class_weights is None:
-        return total / (target != ignore).sum().clamp(min=1)
-    padded = torch.cat([class_weights, class_weights.new_zeros(1)])
-    weight = padded[torch.where(target == ignore, len(class_weights), target)].sum()
-    return total / torch.where(weight > 0, weight, 1)
 
 
 def pixel_contrast(
