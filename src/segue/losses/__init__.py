@@ -2,5 +2,23 @@
 
 from segue.losses.contrast import pixel_contrast, pixel_contrast_negatives
 from segue.losses.cross_entropy import pixel_cross_entropy
+from segue.losses.ranking import (
+    margin_penalty,
+    ranking_loss,
+    ranking_loss_chunked,
+    ranking_loss_dense,
+    relative_penalty,
+    relative_ranking_loss,
+)
 
-__all__ = ["pixel_contrast", "pixel_contrast_negatives", "pixel_cross_entropy"]
+__all__ = [
+    "margin_penalty",
+    "pixel_contrast",
+    "pixel_contrast_negatives",
+    "pixel_cross_entropy",
+    "ranking_loss",
+    "ranking_loss_chunked",
+    "ranking_loss_dense",
+    "relative_penalty",
+    "relative_ranking_loss",
+]

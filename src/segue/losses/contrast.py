@@ -15,10 +15,12 @@ holds several (N, M) matrices. Here both are as exact and hold a few blocks of `
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from segue.losses.once import once
 
 # While |z| is below this, exp(z), sums of a million of them and the reciprocals of both are normal float32 numbers.
 _LARGEST_EXPONENT = 40.0
@@ -229,22 +231,6 @@ def _mean_positive(anchors: Tensor, keys: Tensor, pairs: _Pairs) -> Tensor:
     return total / len(anchors)
 
 
-class _Once(torch.autograd.Function):
-    """A loss whose gradients ``find(wanted, *embeddings)`` returns along; wanted: a bool for each of the embeddings."""
-
-    @staticmethod
-    def forward(ctx: Any, find: Callable[..., tuple[Tensor, ...]], *embeddings: Tensor) -> Tensor:
-        loss, *gradients = find(ctx.needs_input_grad[1:], *embeddings)
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # once_differentiable would let it pass, and the second derivative be wrong
-            raise RuntimeError("pixel contrast can be differentiated once only: create_graph=True is not supported")
-        return None, *(upstream * gradient for gradient in ctx.saved_tensors)
-
-
 def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pairs, how: _How) -> Tensor:
     """Mean of ``block_loss`` over the anchors, found a block of anchors against all keys at a time."""
     is_bounded = _is_bounded(anchors, keys, how.temperature)
@@ -269,7 +255,7 @@ def _by_rows(block_loss: _BlockLoss, anchors: Tensor, keys: Tensor, pairs: _Pair
                     of_keys.index_add_(0, block.columns, (weights.T @ pulling).to(of_keys.dtype))
         return (loss, of_anchors, of_keys) if any(wanted) else (loss,)
 
-    return cast(Tensor, _Once.apply(find, anchors, keys))
+    return once(find, anchors, keys)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -396,4 +382,4 @@ def _by_triangle(both: Tensor, own: Tensor, exclude_self: bool, how: _How) -> Te
             _add_product(gradient[columns][square:], mutual[:, square:].T, right[rows])
         return loss, gradient.div_(how.temperature)
 
-    return cast(Tensor, _Once.apply(find, both))
+    return once(find, both)
