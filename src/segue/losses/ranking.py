@@ -12,20 +12,20 @@ For one list of n pairs, with d+ = max(d, 0):
 With labels 0 and 1, theta = 0 and l(d) = [d < 0], L is 1 - average precision.
 
 Written down, (2) and (3) take n^2 numbers: 11 GiB a matrix for all pairs of 196 by 196 patches. `ranking_loss` and
-`relative_ranking_loss` are as exact, in n log n steps a pass and memory that grows with n. In order of t, j comes before
-i; blocks are halved again and again, and an i of the upper half meets the whole lower half at once: in order of s those
-that count are the last ones, so running sums of t^a s^b give them. Which ones they are is searched for once; from block
-to half it is looked up. The gradient is found on the way: with c_i = w_i P_i / (N_i + P_i)^2 / sum w,
+`relative_ranking_loss` are as exact, in n log n steps and with memory that grows with n. In order of t, j comes before
+i. The list is halved again and again, and an i of an upper half meets its whole lower half at once: in order of s those
+that count are the last ones, so running sums of t^a s^b give them. Which ones they are is searched for once; from a
+list to its halves it is looked up. The gradient comes along: with c_i = w_i P_i / (N_i + P_i)^2 / sum w,
 
     (7)  dL/ds_k  =  c_k sum_j (t_k - t_j)+ l'(s_k - s_j)  -  sum_i c_i (t_i - t_k)+ l'(s_i - s_k)
 
 and its second sum is the first one with s, t and the order turned round.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -51,7 +51,7 @@ def relative_penalty(tau: float, kappa: float) -> Penalty:
 def _parabola_and_line(difference: Tensor, tau: float) -> Tensor:
     y = (1 - difference / tau).clamp(min=0)
     bent = y.clamp(max=1)
-    return bent * (2 * y - bent)
+    return bent * (2 * y - bent)  # y^2 up to 1, then 2 y - 1
 
 
 def ranking_loss(
@@ -179,16 +179,16 @@ def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, k
 
     def find(wanted: tuple[bool], student: Tensor) -> tuple[Tensor, ...]:
         s, t = torch.atleast_2d(student.detach()).double(), torch.atleast_2d(teacher.detach()).double()
-        order = _order(s, t)
+        order, not_below = _order(s, t)
         s, t, w = (x.gather(1, order) for x in (s, t, weights))
         u = (s - kappa * t) / tau
         count = s.shape[1]
         # Shifts change nothing but rounding: sums of small numbers are the more exact.
         u, t = _padded(u - u.mean(1, keepdim=True)), _padded(t - t.mean(1, keepdim=True))
-        at_least, wrong, slope = _over_lower(t, u, None, offset, powers=(2, 1))
+        at_least, wrong, slope = _over_lower(t, u, torch.ones_like(t), offset, powers=(2, 1))
         if kappa:
-            (at_least,) = _over_lower(t, _padded(s), None, offset, powers=())
-        right = _count_not_below(s) - at_least[:, :count] + _double_ties(s, t[:, :count])
+            (at_least,) = _over_lower(t, _padded(s), t, offset, powers=())
+        right = not_below - at_least[:, :count] + _double_ties(s, t[:, :count])
         mass = w.sum(1, keepdim=True)
         scale = w / torch.where(mass > 0, mass, 1) / len(s)
         wrong = wrong[:, :count]
@@ -196,7 +196,7 @@ def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, k
         if not any(wanted):
             return (loss,)
         c = scale * right / (wrong + right).square()
-        padded_c = torch.nn.functional.pad(c, (0, t.shape[1] - count))
+        padded_c = F.pad(c, (0, t.shape[1] - count))
         _, back = _over_lower(-t.flip(1), -u.flip(1), padded_c.flip(1), offset, powers=(1,))
         gradient = (back.flip(1)[:, :count] - c * slope[:, :count]) * (2 / tau)
         return loss, torch.zeros_like(gradient).scatter_(1, order, gradient).reshape(student.shape).to(student.dtype)
@@ -204,23 +204,22 @@ def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, k
     return once(find, student)
 
 
-def _order(s: Tensor, t: Tensor) -> Tensor:
-    """Places of a list in order of t, and of s where t is equal; (B, n)."""
-    by_s = s.argsort(dim=1)
-    return by_s.gather(1, t.gather(1, by_s).argsort(dim=1, stable=True))
+def _order(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(places of a list in order of t, and of s where t is equal; how many s are not below each), (B, n)."""
+    rising, by_s = s.sort(dim=1)
+    by_t = t.gather(1, by_s).argsort(dim=1, stable=True)
+    return by_s.gather(1, by_t), (s.shape[1] - torch.searchsorted(rising, rising)).gather(1, by_t)
 
 
 def _padded(values: Tensor) -> Tensor:
     """``values`` (B, n) with the last one repeated, for a length that can be halved until blocks are small."""
-    count = values.shape[1]
-    halvings = max(0, -(-count // _LARGEST_BLOCK) - 1).bit_length()
-    missing = -count % (1 << halvings)
+    missing = -values.shape[1] % (1 << _halvings(values.shape[1]))
     return torch.cat([values, values[:, -1:].expand(-1, missing)], 1) if missing else values
 
 
-def _count_not_below(s: Tensor) -> Tensor:
-    """How many of a list are at least as high as each, itself included; (B, n)."""
-    return s.shape[1] - torch.searchsorted(s.sort(dim=1)[0], s.contiguous())
+def _halvings(count: int) -> int:
+    """How often a list is cut in halves."""
+    return (-(-count // _LARGEST_BLOCK) - 1).bit_length()
 
 
 def _double_ties(s: Tensor, t: Tensor) -> Tensor:
@@ -231,15 +230,13 @@ def _double_ties(s: Tensor, t: Tensor) -> Tensor:
     return places - torch.where(is_first, places, 0).cummax(1)[0]
 
 
-def _over_lower(
-    t: Tensor, u: Tensor, weights: Tensor | None, offset: float, *, powers: tuple[int, ...]
-) -> tuple[Tensor, ...]:
+def _over_lower(t: Tensor, u: Tensor, a: Tensor, offset: float, *, powers: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Sums over all j that stand before i, for each i of lists in order of t.
 
     Args:
         t: (B, n), n as `_padded` gives it.
         u: (B, n).
-        weights: a_j, (B, n); None counts each j once.
+        a: weights, (B, n).
         offset: -1 or 0.
         powers: of y.
 
@@ -247,85 +244,70 @@ def _over_lower(
         The number of j with u_j >= u_i, and for each power p  sum_j a_j (t_i - t_j) (y+^p - (y - 1)+^p)  with
         y = u_j - u_i - offset; each (B, n).
     """
-    width = t.shape[1]
-    block = width >> max(0, -(-width // _LARGEST_BLOCK) - 1).bit_length()
-    shape = (-1, block)
-    within = _within_blocks(
-        t.reshape(shape), u.reshape(shape), None if weights is None else weights.reshape(shape), offset, powers
-    )
-    results = [x.reshape(-1) for x in within]
-    t_flat, u_flat = t.reshape(-1), u.reshape(-1)
-    a_flat = None if weights is None else weights.reshape(-1)
-    for level in _levels(u, offset, block):
-        low, high = level.low, level.high
-        results[0][high] += low.shape[1] - level.own
-        if not powers:
-            continue
-        t_low, u_low, t_high, u_high = t_flat[low], u_flat[low], t_flat[high], u_flat[high]
-        a = torch.ones_like(t_low) if a_flat is None else a_flat[low]
-        moments = _Moments(t_low, u_low, a, max(powers))
-        # y+ counts those with u_j > u_i + offset, (y - 1)+ those with u_j > u_i + offset + 1: one of them is u_i.
-        for result, power in zip(results[1:], powers, strict=True):
-            far = moments.after(level.far, t_high, u_high + (offset if offset else 1), power)
-            own = moments.after(level.own, t_high, u_high, power)
-            result[high] += far - own if offset else own - far
-    return tuple(x.reshape(t.shape) for x in results)
+    count, width = t.shape
+    block = width >> _halvings(width)
+    values = torch.stack([t, u, a])
+    results = _within_blocks(values.view(3, -1, block), offset, powers).view(-1, count * width)
+    if block < width:
+        results += _across_blocks(values, offset, powers, block)
+    return tuple(x.view(count, width) for x in results)
 
 
-def _within_blocks(
-    t: Tensor, u: Tensor, weights: Tensor | None, offset: float, powers: tuple[int, ...]
-) -> list[Tensor]:
-    """What `_over_lower` returns, from pairs of one block alone; all (blocks, size)."""
-    size = t.shape[1]
-    is_before = torch.ones(size, size, dtype=torch.bool, device=t.device).tril(-1)
-    parts: list[list[Tensor]] = [[] for _ in range(1 + len(powers))]
-    step = max(1, _PAIRS_AT_ONCE // size**2)
-    for start in range(0, len(t), step):
-        rows = slice(start, start + step)
-        above = u[rows, None, :] - u[rows, :, None]  # (step, i, j): u_j - u_i
-        parts[0].append(((above >= 0) & is_before).sum(2))
-        if not powers:
-            continue
-        y = (above - offset).clamp_(min=0)
-        bent = y.clamp(max=1)
-        gap = (t[rows, :, None] - t[rows, None, :]).clamp_(min=0)
-        if weights is not None:
-            gap *= weights[rows, None, :]
-        for part, power in zip(parts[1:], powers, strict=True):
-            part.append((gap * (bent if power == 1 else bent * (2 * y - bent))).sum(2))
-    return [torch.cat(part) for part in parts]
+def _across_blocks(values: Tensor, offset: float, powers: tuple[int, ...], block: int) -> Tensor:
+    """What `_over_lower` returns, from pairs that are not of one block: (1 + powers, B n).
 
-
-class _Level(NamedTuple):
-    """Blocks cut in halves: flat places of either half in order of u, (blocks, half); and, of each in the upper half,
-    how many of the lower half stand before it in order of u, and before the place that its ``far`` neighbour has."""
-
-    low: Tensor
-    high: Tensor
-    own: Tensor
-    far: Tensor
-
-
-def _levels(u: Tensor, offset: float, block: int) -> Iterator[_Level]:
-    """From whole lists (B, n) down to halves of size ``block``; equal u stand in falling order of place."""
-    count, size = u.shape
-    if size == block:
-        return
-    backward, places = u.flip(1).sort(dim=1, stable=True)
-    far = torch.searchsorted(backward, backward + (offset if offset else 1))
-    places = size - 1 - places + size * torch.arange(count, device=u.device)[:, None]
+    ``state`` is in order of u within each half: t, u, a, then the sums. So whatever is read is read from front to back.
+    """
+    _, count, size = values.shape
+    rows, every = 4 + len(powers), torch.arange(count * size, device=values.device)
+    upper, places = values[1].flip(1).sort(dim=1, stable=True)  # equal u in falling order of place
+    places = size - 1 - places  # in its own part of the list
+    # y+ counts u_j above u_i + offset, (y - 1)+ those above u_i + offset + 1. One of both ends is u_i, the other far.
+    apart = offset if offset else 1.0
+    far = torch.searchsorted(upper, upper + apart)
+    state = values.new_zeros(rows, count, size)
+    torch.gather(values, 2, places.expand(3, -1, -1), out=state[:3])
     while size > block:
         half = size // 2
-        is_low = places % size < half
-        before = torch.zeros(len(places), size + 1, dtype=torch.int64, device=u.device)
-        torch.cumsum(is_low, 1, out=before[:, 1:])
-        low_before_far = before.gather(1, far)
-        low, high = (chosen.flatten().nonzero().view(-1, half) for chosen in (is_low, ~is_low))
-        flat_places, flat_far, flat_before = places.flatten(), low_before_far.flatten(), before[:, :-1].flatten()
-        yield _Level(flat_places[low], flat_places[high], flat_before[high], flat_far[high])
-        both = torch.stack([low, high], 1)  # (blocks, 2, half)
-        far = torch.stack([flat_far[low], far.flatten()[high] - flat_far[high]], 1).view(-1, half)
-        places, size = flat_places[both].view(-1, half), half
+        is_low = places < half
+        before = F.pad(is_low.cumsum(1), (1, 0))  # how many of the lower half stand before each
+        far_low, own_low = before.gather(1, far), before[:, :-1]
+        target = torch.where(is_low, own_low, every[:size] + half - own_low) + every[::size, None]
+        order = torch.empty_like(every).scatter_(0, target.flatten(), every)
+        state = state.view(rows, -1).gather(1, order.expand(rows, -1))
+        halves = state.view(rows, -1, 2, half)
+        places, far, far_low, own_low = (
+            x.flatten().gather(0, order).view(-1, 2, half) for x in (places, far, far_low, own_low)
+        )
+        (t_low, u_low, a_low), (t, u, _) = halves[:3].unbind(2)
+        sums, far_high, own_high = halves[3:, :, 1], far_low[:, 1], own_low[:, 1]
+        sums[0] += half - own_high
+        moments = _Moments(t_low, u_low, a_low, max(powers, default=-1))
+        for i, power in enumerate(powers, 1):
+            far_sum = moments.after(far_high, t, u + apart, power)
+            own_sum = moments.after(own_high, t, u, power)
+            sums[i] += far_sum - own_sum if offset else own_sum - far_sum
+        far = torch.stack([far_low[:, 0], far[:, 1] - far_high], 1).view(-1, half)
+        places, size = (places % half).view(-1, half), half
+    where = places + every[::size, None]
+    return torch.zeros_like(state[3:]).scatter_(1, where.flatten().expand(rows - 3, -1), state[3:])
+
+
+def _within_blocks(values: Tensor, offset: float, powers: tuple[int, ...]) -> Tensor:
+    """What `_over_lower` returns, from pairs of one block alone: (3, blocks, size) -> (1 + powers, blocks, size)."""
+    size = values.shape[2]
+    is_before = torch.ones(size, size, dtype=torch.bool, device=values.device).tril(-1)
+    parts = []
+    for t, u, a in (part.unbind() for part in values.split(max(1, _PAIRS_AT_ONCE // size**2), 1)):
+        above = u[:, None, :] - u[:, :, None]  # (blocks, i, j): u_j - u_i
+        sums = [((above >= 0) & is_before).sum(2, dtype=t.dtype)]
+        if powers:
+            y = (above - offset).clamp_(min=0)
+            bent = y.clamp(max=1)  # y+ - (y - 1)+
+            gap = (t[:, :, None] - t[:, None, :]).clamp_(min=0) * a[:, None, :]
+            sums += [(gap * (bent if power == 1 else bent * (2 * y - bent))).sum(2) for power in powers]
+        parts.append(torch.stack(sums))
+    return torch.cat(parts, 1)
 
 
 class _Moments:
@@ -345,6 +327,5 @@ class _Moments:
             t * (of_a[:, -1:] - of_a.gather(1, place)) - (of_at[:, -1:] - of_at.gather(1, place))
             for of_a, of_at in self.powers[: power + 1].unbind(0)
         ]
-        if power == 1:
-            return sums[1] - v * sums[0]
-        return sums[2] - v * (2 * sums[1] - v * sums[0])
+        linear: Tensor = sums[1] - v * sums[0]
+        return linear if power == 1 else sums[2] - v * (sums[1] + linear)
