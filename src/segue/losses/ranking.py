@@ -137,7 +137,7 @@ def ranking_loss_chunked(
     _check(student, teacher, is_match, tau=1.0)
     dtype = torch.promote_types(student.dtype, torch.float32)
     weights = _weights(teacher, threshold, is_match, alpha).to(dtype)
-    s, t = torch.atleast_2d(student.to(dtype)), torch.atleast_2d(teacher.detach().to(dtype))
+    s, t = _rows(student.to(dtype)), _rows(teacher.detach().to(dtype))
 
     def shares(rows: Tensor, row_teacher: Tensor, row_weights: Tensor, s: Tensor, t: Tensor) -> Tensor:
         ahead = row_teacher[:, :, None] - t[:, None]  # (B, chunk, n)
@@ -148,8 +148,8 @@ def ranking_loss_chunked(
 
     total = s.new_zeros(len(s))
     is_one = chunk >= s.shape[1]
-    for rows, row_teacher, row_weights in zip(*(x.split(chunk, 1) for x in (s, t, weights)), strict=True):
-        arguments = (rows, row_teacher, row_weights, s, t)
+    for start in range(0, s.shape[1], chunk):
+        arguments = (*(x[:, start : start + chunk] for x in (s, t, weights)), s, t)
         total = total + (shares(*arguments) if is_one else checkpoint(shares, *arguments, use_reentrant=False))
     mass = weights.sum(1)
     return (total / torch.where(mass > 0, mass, 1)).mean()
@@ -165,10 +165,15 @@ def _check(student: Tensor, teacher: Tensor, is_match: Tensor | None, tau: float
         raise ValueError(f"tau {tau} must be above 0")
 
 
+def _rows(values: Tensor) -> Tensor:
+    """(n,) or (B, n) -> (B, n)."""
+    return values.reshape(-1, values.shape[-1])
+
+
 def _weights(teacher: Tensor, threshold: float, is_match: Tensor | None, alpha: float) -> Tensor:
     """Eq. 4: float64 (B, n)."""
-    weights = (torch.atleast_2d(teacher.detach()).double() - threshold).clamp(min=0)
-    return weights if is_match is None else weights * torch.where(torch.atleast_2d(is_match), 1.0, alpha)
+    weights = (_rows(teacher.detach()).double() - threshold).clamp(min=0)
+    return weights if is_match is None else torch.where(_rows(is_match), weights, alpha * weights)
 
 
 # -- in n log n steps --------------------------------------------------------------------------------------------------
@@ -178,7 +183,7 @@ def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, k
     """Eqs. 1 and 7. With u = (s - kappa t) / tau, the y of eqs. 5 and 6 is u_j - u_i - offset."""
 
     def find(wanted: tuple[bool], student: Tensor) -> tuple[Tensor, ...]:
-        s, t = torch.atleast_2d(student.detach()).double(), torch.atleast_2d(teacher.detach()).double()
+        s, t = _rows(student.detach()).double(), _rows(teacher.detach()).double()
         order, not_below = _order(s, t)
         s, t, w = (x.gather(1, order) for x in (s, t, weights))
         u = (s - kappa * t) / tau
@@ -191,7 +196,7 @@ def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, k
         right = not_below - at_least[:, :count] + _double_ties(s, t[:, :count])
         mass = w.sum(1, keepdim=True)
         scale = w / torch.where(mass > 0, mass, 1) / len(s)
-        wrong = wrong[:, :count]
+        wrong = wrong[:, :count].clamp(min=0)  # sums of zeros may round below
         loss = (scale * wrong / (wrong + right)).sum().to(torch.promote_types(student.dtype, torch.float32))
         if not any(wanted):
             return (loss,)
@@ -298,7 +303,9 @@ def _within_blocks(values: Tensor, offset: float, powers: tuple[int, ...]) -> Te
     size = values.shape[2]
     is_before = torch.ones(size, size, dtype=torch.bool, device=values.device).tril(-1)
     parts = []
-    for t, u, a in (part.unbind() for part in values.split(max(1, _PAIRS_AT_ONCE // size**2), 1)):
+    step = max(1, _PAIRS_AT_ONCE // size**2)
+    for start in range(0, values.shape[1], step):
+        t, u, a = values[:, start : start + step].unbind()
         above = u[:, None, :] - u[:, :, None]  # (blocks, i, j): u_j - u_i
         sums = [((above >= 0) & is_before).sum(2, dtype=t.dtype)]
         if powers:
