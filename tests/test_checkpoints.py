@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_engine import Line, Noise, trained
 
-from segue.engine import Run, endless, fit
+from segue.engine import Losses, Run, endless, fit
 from segue.run import signed
 
 
@@ -78,14 +79,14 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
     assert not list(folder.glob(".*.partial"))
 
 
-@pytest.mark.slow
-def test_terminated_twenty_times_a_run_saves_each_time(tmp_path: Path) -> None:
-    train_and_save_each_step(tmp_path / "whole", steps=400)
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_each_sigterm_saves_and_exits_with_75(times: int, tmp_path: Path) -> None:
+    train_and_save_each_step(tmp_path / "whole", steps=120)
     draws = random.Random(1)
     folder, saved = tmp_path / "cut", 0
-    while saved < 20:
+    while saved < times:
         before = (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"]
-        child = forked(partial(train_and_save_each_step, folder, steps=400))
+        child = forked(partial(train_and_save_each_step, folder, steps=120))
         time.sleep(draws.uniform(0.03, 0.1))
         os.kill(child, signal.SIGTERM)
         status = status_of(child)
@@ -97,8 +98,33 @@ def test_terminated_twenty_times_a_run_saves_each_time(tmp_path: Path) -> None:
             assert (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"] > before
         else:
             assert status == -signal.SIGTERM  # before the loop began
-    train_and_save_each_step(folder, steps=400)
+    train_and_save_each_step(folder, steps=120)
     assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+
+
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    class Endless(Line):
+        def forward(self, batch: dict[str, Any]) -> Losses:
+            (tmp_path / "began").touch()
+            time.sleep(60)
+            return super().forward(batch)
+
+    def work() -> None:
+        method = Endless()
+        fit(
+            method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(tmp_path / "run", quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=2,
+        )  # fmt: skip
+
+    child = forked(work)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.01)
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.1)
+    started = time.monotonic()
+    assert status_of(child) == -signal.SIGTERM
+    assert time.monotonic() - started < 20
 
 
 def test_a_change_of_any_byte_is_noticed_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:

@@ -3,11 +3,7 @@
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,45 +230,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-CHILD = """
-    import sys, torch
-    sys.path.insert(0, {tests!r})
-    from pathlib import Path
-    from test_engine import Line, Noise
-    from segue.engine import Run, endless, fit
-    import time
-    class Slow(Line):
-        def forward(self, batch):
-            time.sleep(0.02)
-            return super().forward(batch)
-    torch.manual_seed(0)
-    method = Slow()
-    fit(method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(Path({folder!r})),
-        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps={steps})
-"""
-
-
-def child(folder: Path, steps: int) -> list[str]:
-    code = textwrap.dedent(CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), steps=steps))
-    return [sys.executable, "-c", code]
-
-
-def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(child(tmp_path / "cut", 150), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    log = tmp_path / "cut" / "log.jsonl"
-    while not (log.exists() and log.stat().st_size > 400) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert "the same command goes on" in errors
-    assert subprocess.run(child(tmp_path / "cut", 150), check=True, capture_output=True, text=True).returncode == 0
-    cut = torch.load(tmp_path / "cut" / "train.pt", weights_only=True)
-    whole = trained(tmp_path / "whole", steps=150)
-    assert torch.equal(cut["method"]["layer.weight"], whole.layer.weight)
 
 
 RANKS = """
