@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ torch.set_num_threads(1)
 
 CLASSES = ("ground", "disc", "bar")
 COLORS = ((90, 90, 90), (200, 40, 40), (40, 40, 200))
+# How often a run is killed in the test of each method; SEGUE_KILLS=50 is the long version.
+KILLS = int(os.environ.get("SEGUE_KILLS", "5"))
 # The smallest network and the shortest training that go through every line.
 TINY = {"encoder": "test_efficientnet", "init": "random", "decoder_channels": 16, "crop": 32, "batch": 4, "steps": 8}
 
@@ -91,3 +94,26 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     with (Path(tempfile.gettempdir()) / "segue-torchrun.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The process that does ``work`` in a copy of this one, without importing torch again."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)  # rather a failure than a test that never ends
+        torch.set_num_threads(1)  # the threads of a pool are not copied
+        try:
+            work()
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        except BaseException:  # whatever it is, the copy must not go on as a test run
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def status_of(child: int) -> int:
+    """Exit status, or minus the signal that ended it."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status != -signal.SIGALRM, "the copy of the process never came to an end"
+    return status

@@ -14,31 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import KILLS, forked, status_of
 from test_engine import Line, Noise, trained
 
 from segue.engine import Losses, Run, endless, fit
 from segue.run import signed
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The process that does ``work`` in a copy of this one, without importing torch again."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(100)  # rather a failure than a test that never ends
-        torch.set_num_threads(1)  # the threads of a pool are not copied
-        try:
-            work()
-        except SystemExit as stop:
-            os._exit(int(stop.code or 0))
-        except BaseException:  # whatever it is, the copy must not go on as a test run
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
-def status_of(child: int) -> int:
-    """Exit status, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def weight(folder: Path) -> torch.Tensor:
@@ -61,7 +41,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
     train_and_save_each_step(tmp_path / "whole")
     draws = random.Random(0)
     folder, killed, steps_lost = tmp_path / "cut", 0, 0
-    while killed < int(os.environ.get("SEGUE_KILLS", "20")):
+    while killed < 4 * KILLS:
         child = forked(partial(train_and_save_each_step, folder))
         time.sleep(draws.uniform(0.0, 0.15))
         os.kill(child, signal.SIGKILL)

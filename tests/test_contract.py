@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
+import random
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, write_set
+from conftest import KILLS, TINY, forked, status_of, write_set
 
 from segue import methods
 from segue.config import build, documented, flat, leaves
@@ -117,6 +122,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, datas
         assert torch.equal(tensor, resumed[tensor_name]), tensor_name
     steps = [(line["stage"], line["step"]) for line in Run(folder).read_log()]
     assert steps == [(line["stage"], line["step"]) for line in Run(tmp_path / "whole").read_log()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path, tmp_path: Path) -> None:
+    config = settings(name, dataset)
+    whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True, checkpoint_every=0.0))
+    draws, folder, killed, seconds = random.Random(name), tmp_path / "cut", 0, 1.0
+    while killed < KILLS:
+        child = forked(partial(weights_after, name, config, Run(folder, quiet=True, checkpoint_every=0.0)))
+        time.sleep(draws.uniform(0.0, seconds))
+        os.kill(child, signal.SIGKILL)
+        if status_of(child) == -signal.SIGKILL:
+            killed += 1
+        else:  # it was done before: another one
+            seconds /= 2
+            folder = tmp_path / f"cut_{killed}"
+    resumed = weights_after(name, config, Run(folder, quiet=True, checkpoint_every=0.0))
+    for tensor_name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[tensor_name]), tensor_name
 
 
 @pytest.mark.parametrize("name", METHODS)
