@@ -50,13 +50,19 @@ def proposed_map(source: Sequence[str], target: Sequence[str]) -> dict[str, tupl
 
 def map_text(proposal: Mapping[str, tuple[str, bool]], source: str, target: str) -> str:
     """The proposal as ``maps.yaml``: one line a source class; unsure lines end in ``# ?``."""
-    import yaml
-
     lines = [f"# classes of {source}: classes of {target}, or ignore. Lines with # ? are guesses: look at them."]
     for name, (other, sure) in proposal.items():
-        line = yaml.safe_dump({name: other}, allow_unicode=True, width=10_000).strip()
-        lines.append(line if sure else f"{line}  # ?")
+        lines.append(f"{_scalar(name)}: {_scalar(other)}" + ("" if sure else "  # ?"))
     return "\n".join(lines) + "\n"
+
+
+def _scalar(name: str) -> str:
+    """A name as YAML on one line: in quotes where it is more than words."""
+    import yaml
+
+    if re.fullmatch(r"[^\W_][\w./-]*( [\w./-]+)*", name):
+        return name
+    return yaml.safe_dump(name, default_style='"', allow_unicode=True, width=1 << 20).removesuffix("\n")
 
 
 def domain_faults(source: Listing, target: Listing, source_facts: Facts, target_facts: Facts) -> list[Finding]:
