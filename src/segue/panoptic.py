@@ -52,8 +52,9 @@ class PanopticMap:
         kept = [i for i, label in enumerate(self.labels) if label not in labels]
         table = np.zeros(len(self.labels) + 1, np.int32)
         table[[i + 1 for i in kept]] = np.arange(1, len(kept) + 1)
-        chosen = (tuple(row[i] for i in kept) if row else () for row in (self.is_crowd, self.scores))
-        return PanopticMap(table[self.ids], tuple(self.labels[i] for i in kept), *chosen)
+        crowd = tuple(self.is_crowd[i] for i in kept) if self.is_crowd else ()
+        scores = tuple(self.scores[i] for i in kept) if self.scores else ()
+        return PanopticMap(table[self.ids], tuple(self.labels[i] for i in kept), crowd, scores)
 
 
 # -- from masks to a map -----------------------------------------------------------------------------------------------

@@ -22,17 +22,20 @@ from segue.data.listing import Listing
 from segue.data.sample import DataError
 from segue.engine import write_atomically
 from segue.models.heads import LinearProbe
+from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
 
 FORMAT = 1
-Model = Segmenter | LinearProbe
-KINDS: dict[str, tuple[Callable[[SegmenterSpec], Model], type[SegmenterSpec]]] = {
+Model = Segmenter | LinearProbe  # semantic: logits for every pixel
+AnyModel = Model | MaskClassifier
+KINDS: dict[str, tuple[Callable[[Any], AnyModel], type[Any]]] = {
     "segmenter": (Segmenter, SegmenterSpec),
     "linear_probe": (LinearProbe.build, SegmenterSpec),
+    "mask_classifier": (MaskClassifier, MaskClassifierSpec),
 }
 
 
-def save_model(model: Model, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
+def save_model(model: AnyModel, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
     """Writes the model folder.
 
     Args:
@@ -103,6 +106,30 @@ def describe(source: str) -> dict[str, Any]:
 
 
 def load_model(source: str, *, device: str = "cpu") -> Model:
+    """The semantic model of a run folder, a model folder or ``hf:owner/name``, ready to predict.
+
+    Raises:
+        DataError: no semantic model there, or its two files do not belong together.
+    """
+    model = load_any(source, device=device)
+    if isinstance(model, MaskClassifier):
+        raise DataError(f"{source} is a panoptic model; a semantic one is needed here")
+    return model
+
+
+def load_panoptic(source: str, *, device: str = "cpu") -> MaskClassifier:
+    """The panoptic model of a run folder, a model folder or ``hf:owner/name``, ready to predict.
+
+    Raises:
+        DataError: no panoptic model there, or its two files do not belong together.
+    """
+    model = load_any(source, device=device)
+    if not isinstance(model, MaskClassifier):
+        raise DataError(f"{source} is a semantic model; a panoptic one is needed: segue train DATA --task panoptic")
+    return model
+
+
+def load_any(source: str, *, device: str = "cpu") -> AnyModel:
     """The model of a run folder, a model folder or ``hf:owner/name``, ready to predict.
 
     Raises:
@@ -182,7 +209,7 @@ def _lite0_package(package: str) -> dict[str, Tensor]:
     return dict(zip(ours, values, strict=True))
 
 
-def start_encoder(model: Segmenter, state: Mapping[str, Tensor]) -> None:
+def start_encoder(model: Segmenter | MaskClassifier, state: Mapping[str, Tensor]) -> None:
     """Copies ``state`` into the encoder; the first convolution is adapted to the bands of the input.
 
     Raises:
@@ -239,3 +266,38 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
     parameters = sum(p.numel() for p in segmenter.parameters())
     say(f"network: {network.encoder} under DeepLabV3+, {parameters / 1e6:.1f} M parameters, from {origin}")
     return segmenter
+
+
+def new_mask_classifier(
+    encoder: str, init: str, size: str, queries: int, listing: Listing, *, say: Callable[[str], None]
+) -> MaskClassifier:
+    """A mask classifier for the classes of ``listing``, its encoder started as ``init`` says.
+
+    Args:
+        encoder: name of a timm model.
+        init: see `segue.config.Network`.
+        size: one of `SIZES`.
+        queries: most segments of a picture; 0 takes the size's own number.
+        listing: gives classes, colours and things.
+        say: told which weights were taken.
+
+    Raises:
+        DataError: unknown encoder or size, or no such weights.
+    """
+    if size not in SIZES:
+        raise DataError(f"--size {size}: give {', '.join(SIZES)}")
+    mean, std = encoder_statistics(encoder, 3)
+    numbers: dict[str, Any] = {**SIZES[size], **({"queries": queries} if queries else {})}
+    state, origin = encoder_weights(init, encoder)
+    try:
+        spec = MaskClassifierSpec(
+            encoder, listing.classes, listing.colors, listing.things, mean=mean, std=std, **numbers
+        )  # fmt: skip
+        model = MaskClassifier(spec)
+    except ValueError as error:
+        raise DataError(f"--encoder: {error}") from None
+    if state is not None:
+        start_encoder(model, state)
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"network: {encoder} under Mask2Former ({size}), {parameters / 1e6:.1f} M parameters, from {origin}")
+    return model
