@@ -62,7 +62,7 @@ def test_more_segments_than_queries_and_none_at_all() -> None:
     nothing = Segments(torch.zeros(0, dtype=torch.long), torch.zeros(0, 32, 32))
     losses = mask_losses([queries], [nothing], points=16)
     sum(losses.values()).backward()
-    assert float(losses["mask"]) == float(losses["dice"]) == 0
+    assert losses["mask"].item() == losses["dice"].item() == 0
     expected = CLASS * F.cross_entropy(queries.classes[0], torch.full((2,), 4))
     torch.testing.assert_close(losses["class"], expected)
 

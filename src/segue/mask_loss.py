@@ -1,8 +1,11 @@
 """The loss of mask classification: queries matched with segments, then class, mask and Dice terms on sampled points.
 
 Cheng et al., *Masked-attention Mask Transformer for Universal Image Segmentation*, CVPR 2022, arXiv:2112.01527, sections
-3.3 and 4.1. The terms are the paper's; how they are computed is what makes them cheap: one product gives both mask terms
-of all pairs, the queries of a picture are sampled as channels of one map, and its segments once for all layers.
+3.3 and 4.1. The terms are the paper's; what makes them cheap is how they are computed: one product gives both mask
+terms of all pairs, the queries of a picture are sampled as channels of one map, and its segments once for all layers.
+
+Departs from the published code: a point within half a cell of the border takes the border's value. There it is mixed
+with zeros, which makes the border look unsure and draws the points there.
 """
 
 from collections.abc import Sequence
@@ -71,12 +74,12 @@ def at_points(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear values of maps (N, h, w) at points (P, 2) of [0, 1], x first: (N, P)."""
     if not len(maps):
         return maps.new_zeros(0, len(points))
-    return F.grid_sample(maps[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    return F.grid_sample(maps[None], 2 * points[None, None] - 1, padding_mode="border", align_corners=False)[0, :, 0]
 
 
 def at_own_points(maps: Tensor, points: Tensor) -> Tensor:
     """As `at_points`, each map at points of its own (N, P, 2)."""
-    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[:, 0, 0]
 
 
 @torch.no_grad()
