@@ -1,8 +1,9 @@
 """The loss of mask classification: queries matched with segments, then class, mask and Dice terms on sampled points.
 
-Cheng et al., *Masked-attention Mask Transformer for Universal Image Segmentation*, CVPR 2022, arXiv:2112.01527, sections
-3.3 and 4.1. The terms are the paper's; what makes them cheap is how they are computed: one product gives both mask
-terms of all pairs, the queries of a picture are sampled as channels of one map, and its segments once for all layers.
+Cheng et al., *Masked-attention Mask Transformer for Universal Image Segmentation*, CVPR 2022, arXiv:2112.01527,
+sections 3.3 and 4.1. The terms are the paper's; what makes them cheap is how they are computed: one product gives both
+mask terms of all pairs, the queries of a picture are sampled as channels of one map, and its segments once for all
+layers.
 
 Departs from the published code: a point within half a cell of the border takes the border's value. There it is mixed
 with zeros, which makes the border look unsure and draws the points there.

@@ -1,0 +1,238 @@
+"""Panoptic samples of a data set on disk: which pixels belong to which object, and training views of that.
+
+Objects are told apart by segments of a panoptic PNG (COCO, ADE20K), by ``instances/NAME.png`` of the canonical folder
+(16-bit, 0 where there is none), by Cityscapes' ``_gtFine_instanceIds.png``, or, where a set numbers none and it is
+asked for, as connected regions. Pixels of a countable class that no object owns are a crowd.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from segue.data.cityscapes import LABEL_IDS
+from segue.data.decoder import Decoder, mask_image
+from segue.data.images import _tensor as tensor_of
+from segue.data.listing import Listing, Pair
+from segue.data.outlines import segment_ids
+from segue.data.sample import IGNORE, Array, DataError, Sample, open_image, to_rgb
+from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, recolored
+from segue.panoptic import VOID, PanopticMap
+
+SEGMENTS = 255  # of one view; the smallest of more are left out
+INSTANCE_IDS = "_gtFine_instanceIds.png"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """How the objects of a set are told apart.
+
+    Args:
+        listing: the set.
+        by_region: connected regions of a countable class are its objects where the set numbers none.
+        labels: class id of each class of the set, `IGNORE` for classes that count as unknown; as they are if empty.
+    """
+
+    listing: Listing
+    by_region: bool = False
+    labels: Mapping[int, int] = field(default_factory=dict)
+
+    def read(self, pair: Pair) -> PanopticMap:
+        """The panoptic map of a pair.
+
+        Raises:
+            DataError: there is no mask, it holds a value of no class, or nothing tells the objects apart.
+        """
+        classes, objects, crowds = self._stored(pair)
+        found = numbered(classes, objects, self.listing.things, crowds)
+        if not self.labels:
+            return found
+        known = found.void([label for label in found.labels if self.labels.get(label, IGNORE) == IGNORE])
+        return PanopticMap(known.ids, tuple(self.labels[label] for label in known.labels), known.is_crowd)
+
+    def _stored(self, pair: Pair) -> tuple[Array, Array, Collection[int]]:
+        """Class ids, object numbers, both (H, W), and the numbers that are crowds."""
+        if pair.mask is None:
+            raise DataError(f"E106 {pair.image} has no mask")
+        if pair.segments is not None:
+            return _of_segments(pair)
+        if self.listing.layout == "cityscapes":
+            return _of_cityscapes(pair)
+        classes = Decoder.of(self.listing).known(np.asarray(mask_image(pair)), pair.mask)
+        path = self.listing.root / "instances" / f"{pair.name}.png"
+        if self.listing.layout == "folder" and path.is_file():
+            objects = np.asarray(open_image(path)).astype(np.int64)
+            if objects.shape != classes.shape:
+                raise DataError(f"E108 {path} is {objects.shape[::-1]}, {pair.mask} is {classes.shape[::-1]}")
+            return classes, objects, ()
+        if not self.listing.things or not np.isin(classes, self.listing.things).any():
+            return classes, np.zeros_like(classes, np.int64), ()
+        if not self.by_region:
+            raise DataError(
+                f"{pair.mask} does not tell objects apart and there is no {path}; give instances, or --by_region true "
+                "to take connected regions as objects (outlines: segue data convert writes instances/)"
+            )
+        return classes, regions(classes, self.listing.things), ()
+
+
+def _of_segments(pair: Pair) -> tuple[Array, Array, Collection[int]]:
+    """Of a panoptic PNG; an id that no segment has is unknown."""
+    assert pair.mask is not None
+    segments = pair.segments or ()
+    values, place = np.unique(segment_ids(open_image(pair.mask)), return_inverse=True)
+    order = {segment.id: i for i, segment in enumerate(segments, 1)}
+    numbers = np.array([order.get(int(value), 0) for value in values], np.int64)[place]
+    labels = np.array([IGNORE, *(segment.label for segment in segments)], np.uint8)
+    return labels[numbers], numbers, {i for i, segment in enumerate(segments, 1) if segment.is_crowd}
+
+
+def _of_cityscapes(pair: Pair) -> tuple[Array, Array, Collection[int]]:
+    """Of instance ids: 1000 times the label id plus a number, or the label id alone, which for things is a group."""
+    assert pair.mask is not None
+    stem = pair.mask.name.split("_gtFine_")[0]
+    path = pair.mask.with_name(f"{stem}{INSTANCE_IDS}")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; panoptic training needs the instance ids of gtFine")
+    stored = np.asarray(open_image(path)).astype(np.int64)
+    table = np.full(1000, IGNORE, np.uint8)
+    table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
+    is_single = stored >= 1000
+    return table[np.where(is_single, stored // 1000, stored).clip(0, 999)], np.where(is_single, stored, 0), ()
+
+
+def regions(classes: Array, things: Sequence[int]) -> Array:
+    """Numbers from 1 on of the connected regions, corners included, of each countable class; 0 elsewhere (H, W)."""
+    from scipy.ndimage import label
+
+    numbers, total = np.zeros(classes.shape, np.int64), 0
+    for thing in things:
+        found, count = label(classes == thing, structure=np.ones((3, 3)))
+        numbers = np.where(found > 0, found + total, numbers)
+        total += count
+    return numbers
+
+
+def numbered(classes: Array, objects: Array, things: Sequence[int], crowds: Collection[int] = ()) -> PanopticMap:
+    """The map of class ids and object numbers (H, W): a segment for each object, and for each class of stuff.
+
+    Args:
+        classes: `IGNORE` where unknown.
+        objects: 0 where no object is; those of stuff are not looked at.
+        things: class ids whose objects are told apart.
+        crowds: numbers of objects that are crowds; so is what is 0 of a thing.
+    """
+    is_thing = np.isin(classes, list(things))
+    keys = np.where(classes == IGNORE, -1, (classes.astype(np.int64) << 32) + np.where(is_thing, objects, 0))
+    values, place = np.unique(keys, return_inverse=True)
+    known = values >= 0
+    table = np.where(known, np.cumsum(known), VOID).astype(np.int32)
+    labels, numbers = (values[known] >> 32).tolist(), (values[known] & ((1 << 32) - 1)).tolist()
+    chosen = set(things)
+    is_crowd = tuple(
+        label in chosen and (number == 0 or number in crowds) for label, number in zip(labels, numbers, strict=True)
+    )
+    return PanopticMap(table[place].reshape(classes.shape), tuple(labels), is_crowd)
+
+
+class PanopticWhole(Dataset[Sample]):
+    """Pictures as they are: ``image`` uint8 (3, H, W), ``truth`` (a `PanopticMap`), ``name``."""
+
+    def __init__(self, pairs: Sequence[Pair], annotation: Annotation) -> None:
+        self.pairs, self.annotation = tuple(pairs), annotation
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image, truth = to_rgb(open_image(pair.image), pair.image), self.annotation.read(pair)
+        _refuse_sizes(pair, image, truth)
+        return {"image": tensor_of(image), "truth": truth, "name": pair.name}
+
+
+@dataclass(frozen=True)
+class PanopticViews(Dataset[Sample]):
+    """Random training views: scaled, cropped, mirrored, recoloured.
+
+    A sample is ``image`` uint8 (3, crop, crop), ``segments`` int16 (crop, crop) of numbers from 1 on with `VOID` where
+    nothing is known, ``labels`` int64 (`SEGMENTS`,) of their class ids, -1 behind the last, and ``name``. Crowds are
+    unknown.
+
+    Args:
+        pairs: pictures with masks.
+        annotation: of their objects.
+        crop: side of the views, in pixels.
+        scale: smallest and largest factor the pictures are scaled by.
+        jitter: of the colours.
+    """
+
+    pairs: tuple[Pair, ...]
+    annotation: Annotation
+    crop: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    jitter: ColorJitter = PLAIN
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image, truth = to_rgb(open_image(pair.image), pair.image), self.annotation.read(pair)
+        _refuse_sizes(pair, image, truth)
+        window = draw_window(image.width, image.height, self.crop, self.scale)
+        piece = cut(image, window, self.crop, smooth=True)
+        ids = np.asarray(cut(Image.fromarray(truth.ids), window, self.crop, smooth=False))
+        segments, labels = in_view(ids, truth)
+        return {
+            "image": tensor_of(recolored(piece, self.jitter)),
+            "segments": torch.from_numpy(segments),
+            "labels": torch.from_numpy(labels),
+            "name": pair.name,
+        }
+
+
+def in_view(ids: Array, truth: PanopticMap) -> tuple[Array, Array]:
+    """Numbers int16 (H, W) of the segments that a piece ``ids`` of the truth shows, and their labels (`SEGMENTS`,)."""
+    areas = np.bincount(ids.ravel(), minlength=len(truth.labels) + 1)
+    areas[VOID] = 0
+    areas[1:][np.array(truth.is_crowd, bool)] = 0
+    shown = np.sort(np.argsort(-areas, kind="stable")[:SEGMENTS])
+    shown = shown[areas[shown] > 0]
+    table = np.zeros(len(areas), np.int16)
+    table[shown] = np.arange(1, len(shown) + 1)
+    labels = np.full(SEGMENTS, -1, np.int64)
+    labels[: len(shown)] = np.array(truth.labels, np.int64)[shown - 1]
+    return table[ids], labels
+
+
+def _refuse_sizes(pair: Pair, image: Image.Image, truth: PanopticMap) -> None:
+    """Refuses a picture and a map that do not lie on each other."""
+    height, width = truth.ids.shape
+    if image.size != (width, height):
+        raise DataError(
+            f"E108 {pair.name}: {pair.image} is {image.width}x{image.height}, {pair.mask} is {width}x{height}; "
+            "export the mask at the size of its image"
+        )
+
+
+def images_with(pairs: Sequence[Pair], annotation: Annotation, wanted: Collection[int]) -> tuple[Pair, ...]:
+    """The pairs whose map has a segment, crowds aside, of one of the wanted classes."""
+    found = []
+    for pair in pairs:
+        truth = annotation.read(pair)
+        if any(label in wanted and not crowd for label, crowd in zip(truth.labels, truth.is_crowd, strict=True)):
+            found.append(pair)
+    return tuple(found)
+
+
+def instance_path(listing: Listing, pair: Pair) -> Path | None:
+    """The file beside the mask that numbers the objects of ``pair``, if there is one."""
+    if pair.mask is not None and listing.layout == "cityscapes":
+        path = pair.mask.with_name(f"{pair.mask.name.split('_gtFine_')[0]}{INSTANCE_IDS}")
+    else:
+        path = listing.root / "instances" / f"{pair.name}.png"
+    return path if path.is_file() else None
