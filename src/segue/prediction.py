@@ -128,19 +128,19 @@ def write_predictions(
             failed[str(pair.image)] = str(error)
             tick()
             continue
-        write_label_map(_place(out, "labels", found.name, ".png"), found.classes, model.spec.colors)
+        write_label_map(place(out, "labels", found.name, ".png"), found.classes, model.spec.colors)
         if overlays:
             tinted = overlay(found.image, found.classes, model.spec.colors)
-            Image.fromarray(tinted).save(_place(out, "overlays", found.name, ".jpg"), quality=90)
+            Image.fromarray(tinted).save(place(out, "overlays", found.name, ".jpg"), quality=90)
         if maps:
-            gray(found.probability).save(_place(out, "probability", found.name, ".png"))
-            gray(found.uncertainty).save(_place(out, "uncertainty", found.name, ".png"))
+            gray(found.probability).save(place(out, "probability", found.name, ".png"))
+            gray(found.uncertainty).save(place(out, "uncertainty", found.name, ".png"))
         written += 1
         tick()
     return written, failed
 
 
-def _place(out: Path, kind: str, name: str, suffix: str) -> Path:
+def place(out: Path, kind: str, name: str, suffix: str) -> Path:
     """Where one file goes; makes its folder."""
     path = out / kind / f"{name}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ keeps the run folder, hands over to a method, and evaluates and saves what comes
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,23 @@ from segue.config import UsageError, build, did_you_mean, leaves
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
-from segue.data.sample import DataError
+from segue.data.listing import Listing, Pair
+from segue.data.panoptic import Annotation, PanopticWhole
+from segue.data.sample import IGNORE, DataError
 from segue.data.training import TrainingData, open_training, parse_map
 from segue.evaluation import Measured, measure
 from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
+from segue.models.mask_classifier import MaskClassifier
+from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
+from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
+from segue.panoptic.report import conclude_training
 from segue.prediction import Prediction, find_images
 from segue.prediction import predict as run_over
 from segue.run import BASELINE
 from segue.tuning import tune
-from segue.weights import Model, load_model
+from segue.weights import load_any
+
+PANOPTIC = "mask_classification"  # the method of panoptic base models
 
 
 def config_from(verb: str, method: str, fields: Mapping[str, Any]) -> Any:
@@ -75,6 +84,15 @@ def train(
 def run_training(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `train` does, from a built config."""
     refuse_impossible(config.steps, config.views)
+    if compare and method == PANOPTIC:
+        raise UsageError(f"--compare: {method} is itself the plain training of panoptic models; leave the option out")
+
+    @cache
+    def open_data() -> TrainingData:
+        data = open_training(config.data, seed=around.seed)
+        if method == PANOPTIC:
+            Annotation(data.listing, config.by_region).refuse_untold((*data.labelled, *data.val))
+        return data
 
     def arms(data: TrainingData) -> list[Arm[TrainingData]]:
         own = Arm(method, config, data, on_validation(data))
@@ -82,13 +100,22 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
             return [own]
         return [own, Arm("supervised", control(config), data, on_validation(data), BASELINE)]
 
+    if method != PANOPTIC:
+        return launch("train", config, out, around, method=method, open_data=open_data, arms=arms)
+
+    def val() -> PanopticWhole:
+        return PanopticWhole(open_data().val, Annotation(open_data().listing, config.by_region))
+
+    def panoptic_arms(data: TrainingData) -> list[Arm[TrainingData]]:
+        return [Arm(method, config, data, lambda model: measure_panoptic(model, val()) if data.val else None)]
+
     return launch(
-        "train", config, out, around, method=method, arms=arms,
-        open_data=lambda: open_training(config.data, seed=around.seed),
+        "train", config, out, around, method=method, open_data=open_data, arms=panoptic_arms,
+        conclude=lambda run: conclude_training(run, val()),
     )  # fmt: skip
 
 
-def on_validation(data: TrainingData) -> Callable[[Model], Measured | None]:
+def on_validation(data: TrainingData) -> Callable[[Any], Measured | None]:
     """Measures a model on the validation images, if there are any."""
     val = Whole(data.val, data.decoder)
     return lambda model: measure(model, val, data.classes) if data.val else None
@@ -108,8 +135,8 @@ def evaluate(
     layout: str = "auto",
     mapping: str = "",
     device: str = "auto",
-) -> Measured:
-    """Scores of a saved model on a labelled split.
+) -> Measured | PanopticMeasured:
+    """Scores of a saved model, semantic or panoptic, on a labelled split.
 
     Args:
         model: a run or model folder, or ``hf:owner/name``.
@@ -124,29 +151,57 @@ def evaluate(
     """
     device = pick_device(device)
     tune(device)
-    network = load_model(str(model), device=device)
+    network = load_any(str(model), device=device)
+    by_region = False
     if not data:
         record = Path(model) / "run.json"
         if not record.is_file():
             raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
         trained = json.loads(record.read_text(encoding="utf-8"))["identity"]["config"]
         data, layout, mapping = trained["data"], trained["layout"], mapping or trained["map"]
+        by_region = trained.get("by_region", False)
     listing = open_listing(data, layout)
     listing = listing.extended(parse_map(mapping, listing))
+    if isinstance(network, MaskClassifier):
+        return measure_panoptic(network, panoptic_set(listing, network, str(model), split, by_region))
     if listing.classes != network.spec.classes:
         raise DataError(
             f"{model} knows the classes {', '.join(network.spec.classes)}; "
             f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
         )
+    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
+
+
+def masked(listing: Listing, split: str) -> tuple[Pair, ...]:
+    """The labelled pairs of a split, or of the only one there is.
+
+    Raises:
+        DataError: there are none.
+    """
     name = split if split in listing.splits or len(listing.splits) > 1 else next(iter(listing.splits))
     pairs = tuple(pair for pair in listing.split(name) if pair.mask is not None)
     if not pairs:
-        raise DataError(f"split {name!r} of {data} has no mask to compare with")
-    return measure(network, Whole(pairs, Decoder.of(listing)), listing.classes)
+        raise DataError(f"split {name!r} of {listing.root} has no mask to compare with")
+    return pairs
 
 
-def predict(model: str | Path, images: Sequence[str | Path], *, device: str = "auto") -> Iterator[Prediction]:
-    """What a saved model says of pictures, one at a time.
+def panoptic_set(listing: Listing, model: MaskClassifier, source: str, split: str, by_region: bool) -> PanopticWhole:
+    """A split for a panoptic model; classes are matched by name, and those that the model lacks are void.
+
+    Raises:
+        DataError: the set has none of the model's classes, or no mask.
+    """
+    known = {name: i for i, name in enumerate(model.spec.classes)}
+    places = {i: known.get(name, IGNORE) for i, name in enumerate(listing.classes)}
+    if set(places.values()) == {IGNORE}:
+        raise DataError(f"{listing.root} has none of the classes of {source} ({', '.join(known)})")
+    return PanopticWhole(masked(listing, split), Annotation(listing, by_region, places))
+
+
+def predict(
+    model: str | Path, images: Sequence[str | Path], *, device: str = "auto"
+) -> Iterator[Prediction] | Iterator[PanopticPrediction]:
+    """What a saved model, semantic or panoptic, says of pictures, one at a time.
 
     Args:
         model: a run or model folder, or ``hf:owner/name``.
@@ -158,4 +213,5 @@ def predict(model: str | Path, images: Sequence[str | Path], *, device: str = "a
     """
     device = pick_device(device)
     tune(device)
-    return run_over(load_model(str(model), device=device), find_images([str(image) for image in images]))
+    network, pairs = load_any(str(model), device=device), find_images([str(image) for image in images])
+    return predict_panoptic(network, pairs) if isinstance(network, MaskClassifier) else run_over(network, pairs)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from segue import methods
 from segue.cli.parsing import Command, add_surroundings, refuse_rest, whole_number
-from segue.config import parse_fields
+from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
     from segue.launch import Surroundings
+
+TASKS = {"semantic": "pixel_contrast", "panoptic": "mask_classification"}  # the method of each
 
 
 def add_commands(command: Command) -> None:
@@ -19,7 +21,12 @@ def add_commands(command: Command) -> None:
     train.usage = "segue train DATA --out RUN [--method NAME] [--compare] [--FIELD VALUE ...]"
     train.add_argument("data", metavar="DATA", help="folder of the labelled set, or FOLDER:split")
     train.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
-    train.add_argument("--method", default="pixel_contrast", help=f"one of {', '.join(methods.names('train'))}")
+    train.add_argument(
+        "--task", default="", choices=sorted(TASKS), help="what the model is to tell; semantic if absent"
+    )
+    train.add_argument(
+        "--method", default="", help=f"one of {', '.join(methods.names('train'))}; by the task if absent"
+    )
     train.add_argument(
         "--compare", action="store_true", help="also train the plain method with the same steps and seed"
     )
@@ -38,7 +45,10 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.launch import method_module
     from segue.verbs import run_training
 
-    name = arguments.method
+    name = arguments.method or TASKS[arguments.task or "semantic"]
+    trains = "panoptic" if name == TASKS["panoptic"] else "semantic"
+    if arguments.task not in ("", trains):
+        raise UsageError(f"--task {arguments.task}: {name} trains {trains} models; leave --method or --task out")
     kind = method_module(name, "train").Config
     prog = f"segue train --method {name}"
     config = parse_fields(kind, ["--help"] if arguments.fields else rest, prog, data=arguments.data)

@@ -5,9 +5,13 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest
 from segue.config import UsageError
+
+if TYPE_CHECKING:
+    from segue.panoptic.evaluation import PanopticMeasured
 
 
 def add_commands(command: Command) -> None:
@@ -46,6 +50,11 @@ def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from segue.panoptic.evaluation import PanopticMeasured
+
+    if isinstance(measured, PanopticMeasured):
+        print_panoptic(measured, f"{arguments.model} on {arguments.split}")
+        return 0
     scores = measured.scores()
     table = Table(title=f"{arguments.model} on {arguments.split}: {len(measured.by_image)} images")
     table.add_column("class")
@@ -64,6 +73,25 @@ def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
+    """The scores of a panoptic model as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}: {len(measured.by_image)} images")
+    table.add_column("class")
+    for column in ("PQ", "SQ", "RQ", "found", "false", "missed"):
+        table.add_column(column, justify="right")
+    quality, by_class = measured.quality, measured.quality.by_class()
+    counts = (quality.hits, quality.false, quality.missed)
+    for i, name in enumerate(measured.classes):
+        shares = (percent(by_class[kind][i]) for kind in ("pq", "sq", "rq"))
+        table.add_row(name, *shares, *(f"{count[i]:,}" for count in counts))
+    console = Console()
+    console.print(table)
+    console.print(measured.line(), highlight=False)
+
+
 def percent(value: float) -> str:
     """A share in per cent; ``–`` where there is none."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
@@ -72,10 +100,12 @@ def percent(value: float) -> str:
 def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
     from segue.launch import pick_device
+    from segue.models.mask_classifier import MaskClassifier
+    from segue.panoptic.prediction import write_panoptic
     from segue.prediction import find_images, write_predictions
     from segue.progress import track
     from segue.tuning import tune
-    from segue.weights import load_model
+    from segue.weights import load_any
 
     refuse_rest(rest, "segue predict", ["--out", "--maps", "--no-overlays", "--device", "--json"])
     out = Path(arguments.out)
@@ -84,11 +114,15 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     pairs = find_images(arguments.images)
     device = pick_device(arguments.device)
     tune(device)
-    model = load_model(arguments.model, device=device)
+    model = load_any(arguments.model, device=device)
+    overlays = not arguments.no_overlays
+    if isinstance(model, MaskClassifier) and arguments.maps:
+        raise UsageError("--maps: a panoptic model gives no probability of single pixels; leave the option out")
     with track("predict", len(pairs), quiet=arguments.json) as tick:
-        written, failed = write_predictions(
-            model, pairs, out, overlays=not arguments.no_overlays, maps=arguments.maps, tick=tick
-        )
+        if isinstance(model, MaskClassifier):
+            written, failed = write_panoptic(model, pairs, out, overlays=overlays, tick=tick)
+        else:
+            written, failed = write_predictions(model, pairs, out, overlays=overlays, maps=arguments.maps, tick=tick)
     for reason in failed.values():
         print(f"segue predict: {reason}", file=sys.stderr)  # noqa: T201
     if arguments.json:

@@ -21,9 +21,10 @@ from segue.data.listing import Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image, to_rgb
 from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, recolored
-from segue.panoptic import VOID, PanopticMap
+from segue.panoptic.maps import VOID, PanopticMap
 
 SEGMENTS = 255  # of one view; the smallest of more are left out
+LOOKED_AT = 200  # pairs that are opened to count segments
 INSTANCE_IDS = "_gtFine_instanceIds.png"
 
 
@@ -53,6 +54,21 @@ class Annotation:
             return found
         known = found.void([label for label in found.labels if self.labels.get(label, IGNORE) == IGNORE])
         return PanopticMap(known.ids, tuple(self.labels[label] for label in known.labels), known.is_crowd)
+
+    def refuse_untold(self, pairs: Sequence[Pair]) -> None:
+        """Looks, before any training, whether objects are told apart; pairs that have a file for that are not opened.
+
+        Raises:
+            DataError: as of `read`.
+        """
+        for pair in pairs:
+            if pair.segments is None and self.listing.things and instance_path(self.listing, pair) is None:
+                self.read(pair)
+
+    def most_segments(self, pairs: Sequence[Pair]) -> int:
+        """The most segments, crowds aside, that one of the first `LOOKED_AT` pairs has."""
+        counts = [len(truth.labels) - sum(truth.is_crowd) for truth in map(self.read, pairs[:LOOKED_AT])]
+        return max(counts, default=0)
 
     def _stored(self, pair: Pair) -> tuple[Array, Array, Collection[int]]:
         """Class ids, object numbers, both (H, W), and the numbers that are crowds."""

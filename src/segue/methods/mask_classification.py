@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from segue.config import Data, Views
 from segue.data.panoptic import Annotation, PanopticViews, PanopticWhole
 from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
-from segue.mask_loss import Segments, mask_losses
-from segue.models.mask_classifier import MaskClassifier, padded_size
-from segue.panoptic_evaluation import measure_panoptic
+from segue.models.mask_classifier import MaskClassifier, padded_size, parameter_groups
+from segue.panoptic.evaluation import measure_panoptic
+from segue.panoptic.loss import mask_losses, true_segments
 from segue.weights import new_mask_classifier
 
 VERB = "train"
@@ -90,42 +89,6 @@ class MaskClassification(Method):
         return mask_losses(layers, truths, points=self.points)
 
 
-def true_segments(numbers: Tensor, labels: Tensor, size: tuple[int, int]) -> list[Segments]:
-    """The segments of each picture of a batch, on the padded picture.
-
-    Args:
-        numbers: of segments (B, H, W), from 1 on, 0 where nothing is known.
-        labels: class ids (B, N), -1 behind the last.
-        size: height and width of the padded picture.
-    """
-    found = []
-    for row, known in zip(numbers, labels, strict=True):
-        count = int((known >= 0).sum())
-        order = torch.arange(1, count + 1, device=row.device, dtype=row.dtype)
-        masks = torch.zeros(count, *size, device=row.device)
-        masks[:, : row.shape[0], : row.shape[1]] = row == order[:, None, None]
-        found.append(Segments(known[:count], masks))
-    return found
-
-
-def parameter_groups(network: MaskClassifier, config: Config) -> list[dict[str, Any]]:
-    """Encoder and the rest, each with and without weight decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, module in network.named_modules():
-        is_encoder = name.startswith("encoder")
-        is_plain = not isinstance(module, nn.Embedding | nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
-        for parameter in module.parameters(recurse=False):
-            groups.setdefault((is_encoder, is_plain and parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": config.lr * (config.encoder_lr if is_encoder else 1.0),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (is_encoder, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
 def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
     """The trained network."""
     torch.manual_seed(run.seed)
@@ -134,17 +97,21 @@ def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
         chosen.encoder, chosen.init, chosen.size, chosen.queries, data.listing, say=run.say
     ).to(memory_format=torch.channels_last)
     annotation = Annotation(data.listing, config.by_region)
+    most, queries = annotation.most_segments(data.labelled), network.spec.queries
+    if most > queries:
+        run.say(f"warning: a picture has {most} segments and the network {queries} queries; give --queries {most}")
     views = PanopticViews(data.labelled, annotation, config.views.crop, config.views.scale)
     val = PanopticWhole(data.val, annotation)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
 
+    rates = {"lr": config.lr, "encoder_lr": config.encoder_lr, "weight_decay": config.weight_decay}
     fit(
         MaskClassification(network, config.points),
         batches,
         run=run,
-        optimizer=torch.optim.AdamW(parameter_groups(network, config)),
+        optimizer=torch.optim.AdamW(parameter_groups(network, **rates)),
         steps=config.steps,
         stage="mask_classification",
         schedule=cosine(config.steps),

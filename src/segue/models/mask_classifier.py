@@ -116,16 +116,9 @@ class Encoder(nn.Module):
 
 
 def _mask2former(spec: MaskClassifierSpec, channels: Sequence[int]) -> tuple[nn.Module, nn.Module]:
-    """transformers' pixel decoder and query decoder, with their own initial weights.
-
-    Raises:
-        ValueError: transformers is not installed.
-    """
-    try:
-        from transformers import Mask2FormerConfig
-        from transformers.models.mask2former import modeling_mask2former as theirs
-    except ImportError:
-        raise ValueError("panoptic models need transformers; install it: pip install 'segue[panoptic]'") from None
+    """transformers' pixel decoder and query decoder, with their own initial weights."""
+    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former import modeling_mask2former as theirs
 
     class Parts(theirs.Mask2FormerPreTrainedModel):  # type: ignore[no-untyped-call]
         """Both decoders; a model of transformers', because such a model sets its initial weights."""
@@ -242,3 +235,30 @@ def grown(
         head.bias[total:] = model.head.bias[-1] - math.log(count + 1)
     wider.head = head
     return wider
+
+
+def parameter_groups(
+    network: MaskClassifier, *, lr: float, encoder_lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Encoder and the rest, each with and without weight decay, for an optimiser.
+
+    Args:
+        network: whose parameters.
+        lr: of all but the encoder.
+        encoder_lr: factor of it for the encoder.
+        weight_decay: of all weights but those of norms and embeddings.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, module in network.named_modules():
+        is_encoder = name.startswith("encoder")
+        is_plain = not isinstance(module, nn.Embedding | nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
+        for parameter in module.parameters(recurse=False):
+            groups.setdefault((is_encoder, is_plain and parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr * (encoder_lr if is_encoder else 1.0),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (is_encoder, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

@@ -52,7 +52,7 @@ def write_report(out: Path) -> Path:
         arms.append(Arm.read(BASELINE, out / BASELINE))
     classes = record["data"]["classes"]
     colors = [(r, g, b) for r, g, b in describe(str(out))["spec"].get("colors", [])]
-    is_measured = all("scores" in arm.evaluation for arm in arms)
+    is_measured = all("confusion" in arm.evaluation for arm in arms)
     shown, missing = examples(record, arms, colors) if is_measured else ([], "")
     page = _template().render(
         record=record,

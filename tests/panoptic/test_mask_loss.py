@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segue.mask_loss import (
+from segue.models.mask_classifier import Queries
+from segue.panoptic.loss import (
     CLASS,
     DICE,
     MASK,
@@ -20,7 +21,6 @@ from segue.mask_loss import (
     point_losses,
     unsure_points,
 )
-from segue.models.mask_classifier import Queries
 
 
 def scene(seed: int, queries: int = 6, segments: int = 3) -> tuple[Queries, Segments]:

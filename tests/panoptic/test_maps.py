@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from segue.data.sample import IGNORE
-from segue.panoptic import PanopticMap, PanopticQuality, merge, quality_scores
+from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
 
 CLASSES = 5
 
@@ -147,6 +147,19 @@ def test_quality_equals_panopticapi(seed: int, tmp_path: Path) -> None:
     for group, ours in (("All", ""), ("Things", "/things"), ("Stuff", "/stuff")):
         for kind in ("pq", "sq", "rq"):
             assert scores[f"{kind}{ours}"] == pytest.approx(theirs[group][kind], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_quality_equals_torchmetrics_where_predictions_have_no_void(seed: int) -> None:
+    """With void in predictions theirs leaves the rule: it takes that out of the union, too."""
+    from torchmetrics.detection import PanopticQuality as Theirs
+
+    theirs = Theirs(things=set(range(CLASSES)), stuffs={CLASSES}, allow_unknown_preds_category=False)
+    ours = PanopticQuality(CLASSES)
+    for truth, said in random_pairs(seed):
+        ours.update(truth, said)
+        theirs.update(*(torch.from_numpy(np.stack([m.classes(), m.ids], -1)).int()[None] for m in (said, truth)))
+    assert ours.mean()["pq"] == pytest.approx(float(theirs.compute()), abs=1e-5)
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,24 @@ class Segments:
     masks: Tensor
 
 
+def true_segments(numbers: Tensor, labels: Tensor, size: tuple[int, int]) -> list[Segments]:
+    """The segments of each picture of a batch, on the padded picture.
+
+    Args:
+        numbers: of segments (B, H, W), from 1 on, 0 where nothing is known.
+        labels: class ids (B, N), -1 behind the last.
+        size: height and width of the padded picture.
+    """
+    found = []
+    for row, known in zip(numbers, labels, strict=True):
+        count = int((known >= 0).sum())
+        order = torch.arange(1, count + 1, device=row.device, dtype=row.dtype)
+        masks = torch.zeros(count, *size, device=row.device)
+        masks[:, : row.shape[0], : row.shape[1]] = row == order[:, None, None]
+        found.append(Segments(known[:count], masks))
+    return found
+
+
 def mask_losses(
     layers: Sequence[Queries],
     truths: Sequence[Segments],

@@ -10,7 +10,7 @@ from torch import Tensor
 from segue.data.panoptic import PanopticWhole
 from segue.evaluation import none_for_nan
 from segue.models.mask_classifier import MaskClassifier, padded_size
-from segue.panoptic import PanopticMap, PanopticQuality, merge, quality_scores
+from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
 
 SCORE = 0.5  # smallest probability of a segment's class; the official 0.8 suits networks trained for days
 
