@@ -20,13 +20,14 @@ from segue.evaluation import Measured, measure
 from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
+from segue.panoptic.extension import Extension, conclude, measure_extension, open_extension
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.panoptic.report import conclude_training
 from segue.prediction import Prediction, find_images
 from segue.prediction import predict as run_over
 from segue.run import BASELINE
 from segue.tuning import tune
-from segue.weights import load_any
+from segue.weights import AnyModel, load_any
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
 
@@ -119,6 +120,76 @@ def on_validation(data: TrainingData) -> Callable[[Any], Measured | None]:
     """Measures a model on the validation images, if there are any."""
     val = Whole(data.val, data.decoder)
     return lambda model: measure(model, val, data.classes) if data.val else None
+
+
+def extend(
+    model: str | Path,
+    new: str,
+    out: str | Path,
+    *,
+    keep_val: str = "",
+    max_forget: float = 1.0,
+    method: str = "incremental_panoptic",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = -1,
+    quiet: bool = False,
+    **fields: Any,
+) -> Path:
+    """Teaches a panoptic model new classes without its old data; the run folder.
+
+    ``out/decision.json`` says whether the old classes were kept. The model that was extended is not touched.
+
+    Args:
+        model: run or model folder, or ``hf:owner/name``.
+        new: folder of the set that shows the new classes, or ``FOLDER:split``.
+        out: the run folder; a run of the same settings in it goes on where it stopped.
+        keep_val: panoptic set with the old classes, on which forgetting is measured.
+        max_forget: largest loss of the old classes' PQ, in points, that is released.
+        method: one of ``segue.methods.names("extend")``.
+        seed: of everything random.
+        device: ``auto``, ``cpu``, ``cuda``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
+        quiet: print nothing.
+        fields: any field of the method's ``Config``, by its own name.
+
+    Raises:
+        DataError: no panoptic model, a fault of the data, or nothing new to learn.
+        UsageError: an unknown method, field or device, or ``out`` holds something else.
+    """
+    around = Surroundings(seed, device, precision, workers, quiet)
+    given = {**fields, "model": str(model), "data": new, "keep_val": keep_val, "max_forget": max_forget}
+    return run_extension(method, config_from("extend", method, given), Path(out), around)
+
+
+def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> Path:
+    """What `extend` does, from a built config."""
+    refuse_impossible(config.steps, config.views)
+    if config.max_forget < 0:
+        raise UsageError(f"--max-forget {config.max_forget:g}: give the points of PQ that may be lost, at least 0")
+
+    def open_data() -> Extension:
+        return open_extension(
+            config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
+            by_region=config.by_region, seed=around.seed,
+        )  # fmt: skip
+
+    def arms(data: Extension) -> list[Arm[Extension]]:
+        return [Arm(method, config, data, lambda model: measure_extension(panoptic_only(model), data))]
+
+    return launch(
+        "extend", config, out, around, method=method, arms=arms, open_data=open_data,
+        conclude=lambda run: conclude(run, config.max_forget),
+    )  # fmt: skip
+
+
+def panoptic_only(model: AnyModel) -> MaskClassifier:
+    """``model``, which extension methods give as a mask classifier."""
+    if not isinstance(model, MaskClassifier):
+        raise TypeError(f"a method of extend gave a {type(model).__name__}")
+    return model
 
 
 def control(config: Any) -> Any:

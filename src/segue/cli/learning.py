@@ -1,4 +1,4 @@
-"""The commands that train: ``segue train`` and ``segue demo``."""
+"""The commands that train: ``segue train``, ``segue extend`` and ``segue demo``."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue import methods
-from segue.cli.parsing import Command, add_surroundings, refuse_rest, whole_number
+from segue.cli.parsing import GATE_EXIT, Command, add_surroundings, refuse_rest, whole_number
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ def add_commands(command: Command) -> None:
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
+    extend = command("extend", extend_command, "teach a panoptic model new classes without its old data")
+    extend.usage = "segue extend MODEL --new DATA --out RUN [--keep-val OLD] [--max-forget 1.0] [--FIELD VALUE ...]"
+    extend.add_argument("model", metavar="MODEL", help="run or model folder of a panoptic model; it is not touched")
+    extend.add_argument("--new", required=True, metavar="DATA", help="folder of the set that shows the new classes")
+    extend.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    extend.add_argument("--method", default="incremental_panoptic", help=f"one of {', '.join(methods.names('extend'))}")
+    add_surroundings(extend)
+    extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
     demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
     demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
@@ -56,6 +65,23 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.json:
         print_result(out)
     return 0
+
+
+def extend_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue extend``; `GATE_EXIT` where the model forgot too much."""
+    from segue.launch import method_module
+    from segue.verbs import run_extension
+
+    name = arguments.method
+    kind = method_module(name, "extend").Config
+    given = ["--help"] if arguments.fields else [f"--model={arguments.model}", *rest]
+    config = parse_fields(kind, given, f"segue extend --method {name}", data=arguments.new)
+    out = run_extension(name, config, Path(arguments.out), surroundings(arguments))
+    decision = json.loads((out / "decision.json").read_text(encoding="utf-8"))
+    if arguments.json:
+        scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
+        print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
+    return GATE_EXIT if decision["release"] is False else 0
 
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":

@@ -8,6 +8,7 @@ from segue.config import UsageError, did_you_mean
 
 FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2
+GATE_EXIT = 3  # the run is finished, and what it gave is not for release
 
 
 class Parser(argparse.ArgumentParser):

@@ -199,7 +199,7 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
     if any(found.code == "E104" for found in findings):
         return [found for found in findings if found.code not in ("E101", "E105")]
     values = sorted(facts.values)
-    if values == [0, IGNORE] and listing.ids.get(IGNORE) == IGNORE:
+    if values == [0, IGNORE] and count > 1 and listing.ids.get(IGNORE) == IGNORE:  # of one class 255 is the rest
         whole = Finding("E102", "masks hold only 0 and 255, and 255 is the ignore value", (root,),
                         "All of the foreground would be ignored.",
                         "If 255 is the second class: --map 255:1." + (f" {mended}" if count == 2 else ""))  # fmt: skip

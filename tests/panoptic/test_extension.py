@@ -1,0 +1,255 @@
+"""`segue extend`: from a base model to a release decision, and everything that is refused on the way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from panoptic_sets import PAINT, TINY, write_objects
+from PIL import Image
+
+from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
+from segue.panoptic.evaluation import PanopticMeasured
+from segue.panoptic.extension import ExtensionMeasured, decide
+from segue.panoptic.maps import PanopticQuality
+from segue.verbs import train
+from segue.weights import load_panoptic, save_model
+
+Segue = Callable[..., tuple[int, str, str]]
+OLD = ("ground", "disc", "bar")
+
+
+def base_folder(folder: Path, classes: tuple[str, ...] = OLD, things: tuple[int, ...] = (1, 2)) -> Path:
+    """An untrained panoptic model."""
+    torch.manual_seed(0)
+    spec = MaskClassifierSpec(
+        "test_efficientnet", classes, tuple(PAINT.get(name, (9, 9, 9)) for name in classes), things,
+        width=32, queries=8, pixel_layers=1, decoder_layers=1, feedforward=32,
+    )  # fmt: skip
+    return save_model(MaskClassifier(spec), folder, method="mask_classification", metrics={})
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return base_folder(tmp_path / "base")
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    return write_objects(tmp_path / "new", ("square", "ground"))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return write_objects(tmp_path / "old", OLD, shapes=OLD, first=100)
+
+
+def extended(segue: Segue, model: Path, new: Path, out: Path, *more: object, **changes: object) -> tuple[int, str, str]:
+    kept = {name: value for name, value in TINY.items() if name in ("points", "crop", "batch", "steps")}
+    given = [f"--{name}={value}" for name, value in {**kept, **changes}.items()]
+    return segue("extend", model, "--new", new, "--out", out, "--device=cpu", "--precision=fp32", *given, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_from_a_base_model_to_a_decision(segue: Segue, base: Path, new: Path, old: Path, tmp_path: Path) -> None:
+    before, out = {name: contents(folder) for name, folder in (("base", base), ("new", new), ("old", old))}, None
+    out = tmp_path / "run"
+    status, output, errors = extended(segue, base, new, out, "--json", keep_val=old, max_forget=100, lr=1e-5)
+    assert status == 0, errors
+    assert "model: " in errors
+    assert "new classes: square (id 3)" in errors
+    assert f"forgetting is measured on 2 images of {old}" in errors
+    said = json.loads(output)
+    assert said["release"] is True
+    assert set(said["scores"]) >= {"pq_old_before", "pq_old", "pq_new", "pq", "pq/square"}
+    assert said["forgotten"] == pytest.approx(100 * (said["scores"]["pq_old_before"] - said["scores"]["pq_old"]))
+    model = load_panoptic(str(out))
+    assert model.spec.classes == (*OLD, "square")
+    assert (model.spec.things, model.spec.increments) == ((1, 2, 3), (3, 1))
+    assert model.spec.colors[3] == PAINT["square"]
+    page = (out / "report.html").read_text()
+    for text in ("Released: PQ of the old classes", "Old and new classes", "What was kept of the historic model"):
+        assert text in page
+    for name, folder in (("base", base), ("new", new), ("old", old)):
+        assert contents(folder) == before[name], name
+    again = extended(segue, base, new, out, keep_val=old, max_forget=100, lr=1e-5)
+    assert again[0] == 0
+    assert "finished before" in again[2]
+    record = json.loads((out / "run.json").read_text())["data"]
+    assert record["found"] == record["labelled"] + record["unlabelled"] + sum(record["dropped"].values())
+
+    status, _, errors = segue("evaluate", out, "--data", old, "--json")
+    assert status == 0, errors
+    third = write_objects(tmp_path / "third", ("ground", "disc"), shapes=("ground", "disc"))
+    described = json.loads((third / "dataset.json").read_text())
+    (third / "dataset.json").write_text(json.dumps({**described, "classes": ["ground", "wheel"]}))
+    status, _, errors = extended(segue, out, third, tmp_path / "second")
+    assert status == 0, errors
+    assert load_panoptic(str(tmp_path / "second")).spec.increments == (3, 1, 1)
+
+
+def test_a_model_that_forgets_is_not_for_release(segue: Segue, new: Path, tmp_path: Path) -> None:
+    """The base model is right on a set that shows ground alone; a wild step ruins it."""
+    base = base_folder(tmp_path / "base")
+    model = load_panoptic(str(base))
+    with torch.no_grad():  # every query says ground, everywhere
+        model.head.bias.copy_(torch.tensor([9.0, 0, 0, 0]))
+        last = model.query_decoder.decoder.mask_predictor.mask_embedder
+        for parameter in last.parameters():
+            parameter.zero_()
+    save_model(model, base, method="mask_classification", metrics={})
+    old = write_objects(tmp_path / "old", OLD, shapes=("ground",), first=100)
+    status, output, errors = extended(
+        segue, base, new, tmp_path / "run", "--json", keep_val=old, lr=1.0, pseudo="false", distill=0, steps=4
+    )
+    assert status == 3, errors
+    assert "not for release: PQ of the old classes" in errors
+    said = json.loads(output)
+    assert (said["release"], said["max_forget"]) == (False, 1.0)
+    assert said["scores"]["pq_old_before"] > 0.9
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not for release" in page
+    assert "Plain fine-tuning" in page
+
+
+def test_without_an_old_set_nothing_is_said_of_release(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:
+    status, output, errors = extended(segue, base, new, tmp_path / "run", "--json")
+    assert status == 0
+    assert "no --keep-val" in errors
+    assert json.loads(output)["release"] is None
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def renamed(root: Path, **changes: Any) -> Path:
+    described = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**described, **changes}))
+    return root
+
+
+def test_every_wrong_set_or_model_is_one_line(segue: Segue, base: Path, dataset: Path, tmp_path: Path) -> None:
+    empty = write_objects(tmp_path / "empty", ("ground", "disc", "square"), shapes=("ground", "disc"))
+    cases: list[tuple[Path, Path, dict[str, object], str]] = [
+        (base, write_objects(tmp_path / "a", OLD), {}, "knows every class of"),
+        (base, empty, {}, "shows an object of square; label some"),
+        (base, renamed(write_objects(tmp_path / "b", ("ground", "disc")), classes=["ground", "Bar"]), {},
+         "new class 'Bar': the model knows 'bar' already"),
+        (base, renamed(write_objects(tmp_path / "c", ("square", "ground")), things=[0, 1]), {},
+         "counts 'ground' among things and the model does not"),
+        (base, tmp_path / "a", {"new_classes": "wheel"}, "--new-classes wheel: "),
+        (base, write_objects(tmp_path / "d", ("square",)), {"keep_val": empty / "nowhere"}, "nowhere"),
+        (base, tmp_path / "d", {"keep_val": renamed(write_objects(tmp_path / "e", ("square",)), classes=["wheel"])},
+         "has none of the model's classes"),
+        (base, tmp_path / "d", {"max_forget": -1}, "--max-forget -1"),
+        (base, write_objects(tmp_path / "f", ("square",), instances=False), {}, "does not tell objects apart"),
+        (tmp_path / "missing", tmp_path / "d", {}, "holds no model"),
+    ]  # fmt: skip
+    for i, (model, data, changes, message) in enumerate(cases):
+        status, _, errors = extended(segue, model, data, tmp_path / f"run{i}", **changes)
+        assert (status, message in errors) == (2, True), f"{message}: {errors}"
+        assert errors.count("\n") == 1, errors
+        assert not (tmp_path / f"run{i}").exists(), message
+    semantic = train(
+        str(dataset), tmp_path / "semantic", method="supervised", quiet=True, device="cpu", steps=1,
+        encoder="test_efficientnet", init="random", decoder_channels=16, crop=32, batch=2,
+    )  # fmt: skip
+    status, _, errors = extended(segue, semantic, tmp_path / "d", tmp_path / "run")
+    assert (status, "is a semantic model; a panoptic one is needed" in errors) == (2, True)
+
+
+def test_images_without_a_new_object_are_left_out_and_said(segue: Segue, base: Path, tmp_path: Path) -> None:
+    new = write_objects(tmp_path / "new", ("ground", "square"))
+    for name in ("p0001", "p0004"):
+        path = new / "labels" / f"{name}.png"
+        with Image.open(path) as image:
+            values = np.array(image)
+        Image.fromarray(np.where(values == 1, 0, values).astype(np.uint8)).save(path)
+    status, _, errors = extended(segue, base, new, tmp_path / "run")
+    assert status == 0
+    assert "note: 2 of 6 training images are left out, without an object of a new class" in errors
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (record["labelled"], record["dropped"]) == (4, {"without an object of a new class": 2})
+    assert "p0001" not in record["labelled_names"]
+
+
+def test_no_pseudo_label_at_all_is_warned_of(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:
+    status, _, errors = extended(segue, base, new, tmp_path / "run", min_score=1.0)
+    assert status == 0
+    assert "warning: No pseudo-label was kept" in errors
+    assert "No pseudo-label was kept" in (tmp_path / "run" / "report.html").read_text()
+
+
+def coco(root: Path, **changes: Any) -> Path:
+    """Four images in COCO's panoptic format, one square on a ground each; ``changes`` overwrite a segment's fields."""
+    (root / "train2017").mkdir(parents=True)
+    (root / "annotations" / "panoptic_train2017").mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(4):
+        pixels = np.full((64, 64, 3), 90, np.uint8)
+        ids = np.ones((64, 64, 3), np.uint8) * (1, 0, 0)
+        pixels[8 : 24 + i, 8:24], ids[8 : 24 + i, 8:24] = (40, 200, 60), (2, 0, 0)
+        Image.fromarray(pixels).save(root / "train2017" / f"{i}.jpg")
+        Image.fromarray(ids.astype(np.uint8)).save(root / "annotations" / "panoptic_train2017" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64})
+        square = {"id": 2, "category_id": 7, "area": (16 + i) * 16, "iscrowd": 0, **changes}
+        ground = {"id": 1, "category_id": 3, "area": 64 * 64 - (16 + i) * 16, "iscrowd": 0}
+        annotations.append({"image_id": i, "file_name": f"{i}.png", "segments_info": [ground, square]})
+    categories = [{"id": 3, "name": "ground", "isthing": 0}, {"id": 7, "name": "square", "isthing": 1}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / "panoptic_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+def test_coco_panoptic_is_learnt_and_its_faults_stop(segue: Segue, base: Path, tmp_path: Path) -> None:
+    status, _, errors = extended(segue, base, coco(tmp_path / "good"), tmp_path / "run")
+    assert status == 0, errors
+    assert load_panoptic(str(tmp_path / "run")).spec.classes == (*OLD, "square")
+    for name, changes, code in (("id", {"id": 9}, "E1"), ("category", {"category_id": 8}, "E120")):
+        data = coco(tmp_path / name, **changes)
+        status, _, errors = extended(segue, base, data, tmp_path / f"run_{name}")
+        assert (status, code in errors) == (2, True), errors
+    vague = coco(tmp_path / "vague")
+    path = vague / "annotations" / "panoptic_train2017.json"
+    content = json.loads(path.read_text())
+    content["categories"][1].pop("isthing")
+    path.write_text(json.dumps(content))
+    status, _, errors = extended(segue, base, vague, tmp_path / "run_vague")
+    assert (status, "isthing" in errors) == (2, True), errors
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def measured(classes: tuple[str, ...], iou: list[float], hits: list[int], missed: list[int]) -> PanopticMeasured:
+    quality = PanopticQuality(len(classes))
+    quality.iou, quality.hits, quality.missed = np.array(iou), np.array(hits), np.array(missed)
+    return PanopticMeasured(classes, (), quality)
+
+
+def test_scores_by_hand() -> None:
+    before = measured(("a", "b"), [0.8, 0.6], [1, 1], [0, 0])
+    after = measured(("a", "b", "c"), [0.8, 0.0, 0.0], [1, 0, 0], [0, 1, 0])
+    new = measured(("a", "b", "c"), [0.0, 0.0, 0.9], [0, 0, 1], [1, 0, 1])
+    scores = ExtensionMeasured(new, before, after, 2, ("a", "b", "c")).scores()
+    assert scores["pq_old_before"] == pytest.approx(0.7)
+    assert scores["pq_old"] == pytest.approx(0.4)
+    assert scores["pq_new"] == pytest.approx(0.9 / 1.5)
+    assert scores["pq/a"] == pytest.approx(0.8 / 1.5)  # missed once in the new set
+    assert scores["pq"] == pytest.approx((0.8 / 1.5 + 0 + 0.6) / 3)
+
+
+def test_the_gate_counts_points() -> None:
+    assert decide({"pq_old_before": 0.5, "pq_old": 0.4901}, 1.0)["release"] is True
+    failed = decide({"pq_old_before": 0.5, "pq_old": 0.4899}, 1.0)
+    assert failed["release"] is False
+    assert failed["forgotten"] == pytest.approx(1.01)
+    assert "50.0 before, 49.0 after; 1 points may go" in failed["reason"]
+    assert decide({"pq_old_before": 0.4, "pq_old": 0.6}, 0.0)["release"] is True
+    assert decide({"pq_new": 0.5}, 1.0)["release"] is None
