@@ -14,19 +14,29 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import KILLS, TINY, forked, status_of, write_set
+from conftest import CLASSES, COLORS, KILLS, TINY, forked, status_of, write_set
 
 from segue import methods
 from segue.config import build, documented, flat, leaves
+from segue.data.decoder import Decoder
 from segue.data.images import Whole
+from segue.data.layouts import open_listing
 from segue.data.training import open_training
 from segue.engine import Run
+from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
+from segue.panoptic.extension import open_extension
 from segue.verbs import train
 from segue.weights import load_any, save_model
 
 TRAINERS = methods.names("train")
 # How each verb opens its data, as `segue.verbs` does.
-OPENERS: dict[str, Callable[[Any, int], Any]] = {"train": lambda config, seed: open_training(config.data, seed=seed)}
+OPENERS: dict[str, Callable[[Any, int], Any]] = {
+    "train": lambda config, seed: open_training(config.data, seed=seed),
+    "extend": lambda config, seed: open_extension(
+        config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
+        by_region=config.by_region, seed=seed,
+    ),
+}  # fmt: skip
 METHODS = [name for verb in OPENERS for name in methods.names(verb)]
 
 
@@ -54,7 +64,21 @@ def settings(method: str, root: Path, **changes: Any) -> Any:
     values = {**TINY, "data": str(root), "queries": 6, "points": 32, **changes}
     if "unlabeled" in leaves(kind) and method == "pixel_contrast":
         values = {"labels": "3", "unlabeled": ("rest",), "threshold": 0.0, **values}
+    if methods.verb_of(method) == "extend":
+        values = {"model": str(historic(root.parent / "historic")), "min_score": 0.3, "min_ratio": 0.0, **values}
     return build(kind, {name: value for name, value in values.items() if name in leaves(kind)})
+
+
+def historic(folder: Path) -> Path:
+    """A panoptic model that knows all classes of the set but the last."""
+    if not folder.exists():
+        torch.manual_seed(5)
+        spec = MaskClassifierSpec(
+            "test_efficientnet", CLASSES[:-1], COLORS[:-1], (),
+            width=32, queries=6, pixel_layers=1, decoder_layers=1, feedforward=32,
+        )  # fmt: skip
+        save_model(MaskClassifier(spec), folder, method="mask_classification", metrics={})
+    return folder
 
 
 def weights_after(method: str, config: Any, run: Run) -> dict[str, torch.Tensor]:
@@ -97,16 +121,15 @@ def test_config_survives_flat_and_build(name: str) -> None:
     assert build(kind, values) == config
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_losses_are_finite_and_the_saved_model_predicts_the_same(name: str, dataset: Path, tmp_path: Path) -> None:
     config, run = settings(name, dataset), Run(tmp_path / "run", quiet=True)
-    data = open_training(config.data, seed=0)
-    model = methods.load(name).train(config, run, data).eval()
+    model = methods.load(name).train(config, run, OPENERS[methods.verb_of(name)](config, 0)).eval()
     lines = run.read_log()
     assert {line["step"] for line in lines} >= {1, 2}
     assert all(torch.isfinite(torch.tensor([v for v in line.values() if isinstance(v, float)])).all() for line in lines)
     save_model(model, tmp_path / "model", method=name, metrics={})
-    image = Whole(data.val, data.decoder)[0]["image"][None]
+    image = Whole(open_listing(str(dataset)).split("val"), Decoder.of(open_listing(str(dataset))))[0]["image"][None]
     with torch.inference_mode():
         loaded = load_any(str(tmp_path / "model"))
         torch.testing.assert_close(outputs(loaded, image), outputs(model, image), rtol=0, atol=0)

@@ -20,8 +20,6 @@ from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import PanopticPrediction, as_colors, outlined, segments_info
-from segue.run import Run
-from segue.verbs import train
 
 Segue = Callable[..., tuple[int, str, str]]
 
@@ -210,19 +208,3 @@ def test_an_overlay_leaves_void_and_draws_edges() -> None:
     assert (shown[:, :3] == 100).all()
     assert (shown[:, 3:5] == 255).all()
     assert (shown[:, 6] == (150, 50, 50)).all()
-
-
-@pytest.mark.slow
-def test_objects_are_learnt_from_nothing(tmp_path: Path) -> None:
-    """Separable shapes: 200 steps find discs and bars that touch, each on its own."""
-    data = write_objects(tmp_path / "set", SHAPES[:3], shapes=SHAPES[:3], train=48, val=12)
-    out = train(
-        str(data), tmp_path / "run", method="mask_classification", device="cpu", precision="fp32", quiet=True,
-        encoder="test_efficientnet", init="random", queries=12, points=256, crop=64, batch=8, steps=200, lr=1e-3,
-        scale=(0.8, 1.25),
-    )  # fmt: skip
-    scores = json.loads((out / "evaluation.json").read_text())["scores"]
-    assert scores["pq/ground"] > 0.8
-    assert scores["pq/things"] > 0.35
-    losses = [line["loss"] for line in Run(out, quiet=True).read_log()]
-    assert losses[-1] < 0.5 * losses[0]
