@@ -39,7 +39,7 @@ def test_any_size_gives_logits_of_that_size(model: Segmenter, size: tuple[int, i
 @torch.inference_mode()
 def test_padding_is_with_the_mean_colour(model: Segmenter) -> None:
     image = torch.randint(0, 256, (1, 3, 40, 24), dtype=torch.uint8).float()
-    padded = model.mean.expand(1, 3, 48, 32).clone()
+    padded = model.normalise.mean.expand(1, 3, 48, 32).clone()
     padded[..., :40, :24] = image
     torch.testing.assert_close(model(image), model(padded)[..., :40, :24], rtol=1e-4, atol=1e-5)
 

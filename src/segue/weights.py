@@ -21,15 +21,17 @@ from segue.config import Network
 from segue.data.listing import Listing
 from segue.data.sample import DataError
 from segue.engine import write_atomically
+from segue.models.compact import CompactSegmenter, CompactSpec
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
 
 FORMAT = 1
-Model = Segmenter | LinearProbe  # semantic: logits for every pixel
+Model = Segmenter | LinearProbe | CompactSegmenter  # semantic: logits for every pixel
 AnyModel = Model | MaskClassifier
 KINDS: dict[str, tuple[Callable[[Any], AnyModel], type[Any]]] = {
     "segmenter": (Segmenter, SegmenterSpec),
+    "compact": (CompactSegmenter, CompactSpec),
     "linear_probe": (LinearProbe.build, SegmenterSpec),
     "mask_classifier": (MaskClassifier, MaskClassifierSpec),
 }

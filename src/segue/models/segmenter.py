@@ -6,9 +6,10 @@ takes pictures as they are, of any size, and scales and normalises inside.
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segue.models.pixels import Normalise
 
 STRIDE = 16  # sides are padded to a multiple of it
 FEATURE_STRIDE = 4  # of the decoder's output
@@ -50,8 +51,6 @@ class Segmenter(nn.Module):
 
     kind = "segmenter"
     is_pretrained = False  # whether the encoder started from given weights
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, spec: SegmenterSpec) -> None:
         super().__init__()
@@ -82,18 +81,7 @@ class Segmenter(nn.Module):
         self.encoder: nn.Module = network.encoder
         self.decoder: nn.Module = network.decoder
         self.head = nn.Conv2d(spec.decoder_channels, len(spec.classes), 1)
-        shape = (1, spec.in_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape) * spec.value_range, persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).reshape(shape) * spec.value_range, persistent=False)
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """(B, bands, H, W) of any dtype in the input's own range -> float32, padded right and below with the mean."""
-        if image.shape[1] != self.spec.in_channels:
-            raise ValueError(f"the image has {image.shape[1]} bands; this model takes {self.spec.in_channels}")
-        height, width = image.shape[-2:]
-        pixels = image.to(memory_format=torch.channels_last).float().sub(self.mean).div(self.std)
-        down, right = -height % STRIDE, -width % STRIDE
-        return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
+        self.normalise = Normalise(spec.mean, spec.std, spec.value_range, STRIDE)
 
     def features(self, image: Tensor) -> Tensor:
         """The decoder's output: (B, bands, H, W) -> (B, C, h, w) at a quarter of the padded size."""
