@@ -1,0 +1,120 @@
+"""The ledger of a search: one SQLite file, one writer. Every candidate, what it came to, and why.
+
+A row is written whole and once, in one transaction; killing the search at any moment loses the running candidates and
+nothing else. A candidate that failed has an error and no reward: a reward of 0 would teach the search something false.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from segue.data.sample import DataError
+
+STATES = ("stopped", "done", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate.
+
+    Args:
+        trial: its number, from 0.
+        genotype: in its text form.
+        state: ``stopped`` by the gate, ``done`` after training end to end, or ``failed``.
+        log_probability: by the policy that proposed it; None for strategies without one.
+        error: type and message of what made it fail; empty otherwise.
+        reward1: after the short training of its decoder; None if that failed.
+        parts1: the parts of that reward, by name.
+        mu, s, temperature, u: what the gate decided by.
+        reward2: after training end to end; None where the gate stopped it.
+        parts2: the parts of that reward, by name.
+        parameters: of encoder and decoder.
+        macs: multiply-accumulates of convolutions for one picture at the target's size.
+        latency: estimated milliseconds at the target's size; None without a target.
+        seconds1: of the short training.
+        seconds2: of the training end to end.
+    """
+
+    trial: int
+    genotype: str
+    state: str
+    log_probability: float | None = None
+    error: str = ""
+    reward1: float | None = None
+    parts1: Mapping[str, float] = field(default_factory=dict)
+    mu: float = 0.0
+    s: float = 0.0
+    temperature: float = 0.0
+    u: float = 0.0
+    reward2: float | None = None
+    parts2: Mapping[str, float] = field(default_factory=dict)
+    parameters: int = 0
+    macs: int = 0
+    latency: float | None = None
+    seconds1: float = 0.0
+    seconds2: float = 0.0
+
+
+_COLUMNS = [f.name for f in fields(Trial)]
+_JSON = {"parts1", "parts2"}
+
+
+class Trials:
+    """The ledger in ``path``.
+
+    Args:
+        path: of the SQLite file; made if missing.
+        identity: what the search is of: settings and fingerprint of its data.
+
+    Raises:
+        DataError: the file is of another search, or no ledger.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        try:
+            with self._open() as ledger:
+                ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL)")
+                columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
+                ledger.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
+                known = ledger.execute("SELECT identity FROM search").fetchone()
+                if known is None:
+                    ledger.execute("INSERT INTO search VALUES (?)", (identity,))
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{path} is no ledger of a search ({error}); name another folder for --out") from None
+        if known is not None and known[0] != identity:
+            raise DataError(f"{path} is the ledger of another search or of other data; name another folder for --out")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        ledger = sqlite3.connect(self.path, timeout=30)
+        try:
+            ledger.execute("PRAGMA journal_mode = WAL")
+            ledger.execute("PRAGMA synchronous = FULL")
+            with ledger:
+                yield ledger
+        finally:
+            ledger.close()
+
+    def add(self, trial: Trial) -> None:
+        """Writes a candidate; a second time it changes nothing."""
+        row = [json.dumps(value) if name in _JSON else value for name, value in asdict(trial).items()]
+        marks = ", ".join("?" * len(_COLUMNS))
+        with self._open() as ledger:
+            ledger.execute(f"INSERT OR IGNORE INTO trials ({', '.join(_COLUMNS)}) VALUES ({marks})", row)
+
+    def all(self) -> dict[int, Trial]:
+        """The candidates by number, in their order."""
+        with self._open() as ledger:
+            rows = ledger.execute(f"SELECT {', '.join(_COLUMNS)} FROM trials ORDER BY trial").fetchall()
+        found = [Trial(**dict(zip(_COLUMNS, map(_read, _COLUMNS, row), strict=True))) for row in rows]
+        return {trial.trial: trial for trial in found}
+
+
+def _read(name: str, value: Any) -> Any:
+    """A stored value as the field of a `Trial`."""
+    return json.loads(value) if name in _JSON else value

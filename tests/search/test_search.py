@@ -1,0 +1,211 @@
+"""Controller, strategies, gate and ledger: each against a value by hand, a rate, or a crash."""
+
+import math
+import os
+import random
+import signal
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import forked, status_of
+
+from segue.data.sample import DataError
+from segue.models.compact import Genotype, choices_of
+from segue.search.controller import Controller, Feedback, Policy, clipped
+from segue.search.gate import chance, decide, statistics, temperature
+from segue.search.strategies import Evolution, Name, Strategy, strategy
+from segue.search.trials import Trial, Trials
+
+SOUND = "[[0, [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], [[0, 1], [2, 3]]]"
+
+
+# -- controller --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feedback", ["token", "none"])
+def test_an_untrained_controller_is_nearly_uniform(feedback: Feedback) -> None:
+    torch.manual_seed(0)
+    controller = Controller(2, feedback)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [controller.sample(generator) for _ in range(200)]
+    uniform = -sum(math.log(n) for n in choices_of(2))
+    assert sum(p for _, p in drawn) / 200 == pytest.approx(uniform, abs=0.5)
+    for t, choices in enumerate(choices_of(2)):
+        counts = Counter(tokens[t] for tokens, _ in drawn)
+        deviation = math.sqrt(200 / choices * (1 - 1 / choices))
+        assert all(abs(counts[v] - 200 / choices) < 5 * deviation for v in range(choices)), (t, counts)
+
+
+def test_the_published_controller_has_the_published_size() -> None:
+    assert sum(p.numel() for p in Controller(3, "none").parameters()) == 168_871
+
+
+@pytest.mark.parametrize("feedback", ["token", "none"])
+def test_probability_of_a_sample_is_what_teacher_forcing_says(feedback: Feedback) -> None:
+    torch.manual_seed(1)
+    controller = Controller(2, feedback)
+    tokens, log_probability = controller.sample(torch.Generator().manual_seed(3))
+    assert float(controller.log_probability(torch.tensor([tokens]))) == pytest.approx(log_probability, abs=1e-4)
+
+
+def test_only_token_feedback_lets_a_decision_depend_on_the_last() -> None:
+    one, other = torch.zeros(1, 17, dtype=torch.long), torch.zeros(1, 17, dtype=torch.long)
+    other[0, 0] = 3
+    for feedback, differs in (("token", True), ("none", False)):
+        torch.manual_seed(0)
+        controller = Controller(2, feedback)  # type: ignore[arg-type]
+        found = controller.log_probability(torch.cat([one, other]))
+        x, state = controller._warm(1)
+        head = controller._decide(0, x, state)[0].log_softmax(1)[0]
+        rest = found - torch.stack([head[0], head[3]])
+        assert bool((rest[0] - rest[1]).abs() > 1e-4) == differs
+
+
+def test_clipping_by_hand() -> None:
+    ratio, advantage = torch.tensor([1.2, 0.8, 1.0]), torch.tensor([1.0, -1.0, 2.0])
+    # min(1.2, 1.1), min(-0.8, -0.9), min(2, 2)
+    assert float(clipped(ratio, advantage)) == pytest.approx(-(1.1 - 0.9 + 2.0) / 3)
+
+
+def test_ppo_raises_the_probability_of_what_is_rewarded() -> None:
+    policy = Policy(2, seed=0)
+    place = 4  # op_0
+    for _ in range(50):
+        tokens, log_probability = policy.propose()
+        policy.learn(tokens, log_probability, 1.0 if tokens[place] == 3 else 0.0)
+    drawn = Counter(policy.propose()[0][place] for _ in range(200))
+    assert drawn[3] > 2 * 200 / 11
+
+
+# -- strategies --------------------------------------------------------------------------------------------------------
+
+
+def landscape(genotype: Genotype) -> float:
+    """Tokens that are large are good: something that chance does not find."""
+    return sum(t / n for t, n in zip(genotype.tokens(), choices_of(2), strict=True))
+
+
+def best_after(found: Strategy, asks: int) -> float:
+    best = -math.inf
+    for _ in range(asks):
+        proposal = found.ask()
+        reward = landscape(proposal.genotype)
+        found.tell(proposal, reward)
+        best = max(best, reward)
+    return best
+
+
+@pytest.mark.parametrize("name", ["controller", "evolution", "random"])
+def test_a_strategy_is_a_function_of_its_seed_and_of_what_it_was_told(name: Name) -> None:
+    one, other = strategy(name, 2, 7), strategy(name, 2, 7)
+    for _ in range(25):
+        first, second = one.ask(), other.ask()
+        assert first == second
+        assert not first.genotype.fault()
+        one.tell(first, landscape(first.genotype))
+        other.tell(second, landscape(second.genotype))
+    assert strategy(name, 2, 8).ask() != strategy(name, 2, 7).ask()
+
+
+def test_evolution_finds_better_than_chance() -> None:
+    evolved = [best_after(strategy("evolution", 2, seed), 200) for seed in range(4)]
+    drawn = [best_after(strategy("random", 2, seed), 200) for seed in range(4)]
+    assert min(evolved) > max(drawn)
+
+
+def test_children_differ_in_one_decision_and_the_oldest_dies() -> None:
+    found = Evolution(2, 0, population=4, tournament=2)
+    parents = []
+    for i in range(4):
+        proposal = found.ask()
+        found.tell(proposal, float(i))
+        parents.append(proposal.genotype.tokens())
+    child = found.ask()
+    assert min(sum(a != b for a, b in zip(child.genotype.tokens(), p, strict=True)) for p in parents) == 1
+    found.tell(child, 0.5)
+    assert parents[0] not in [tokens for tokens, _ in found.living]
+
+
+# -- gate A ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_deviation_below_passes_with_the_stated_chances() -> None:
+    shares = [chance(-1.0, temperature(k, 100)) for k in (0, 50, 100)]
+    assert shares == pytest.approx([0.90, 0.61, 0.10], abs=0.005)
+    assert [chance(-2.0, temperature(k, 100)) for k in (0, 50, 100)] == pytest.approx([0.81, 0.37, 0.01], abs=0.005)
+
+
+def test_statistics_by_hand_and_of_a_constant() -> None:
+    # weights 0.05 * 0.95 and 0.05 of rewards 1 and 3, over 1 - 0.95^2
+    mu = (0.0475 * 1 + 0.05 * 3) / 0.0975
+    second = (0.0475 * 1 + 0.05 * 9) / 0.0975
+    assert statistics([1.0, 3.0]) == pytest.approx((mu, math.sqrt(second - mu**2)))
+    assert statistics([0.4] * 30) == pytest.approx((0.4, 1e-3))
+
+
+def test_acceptance_has_the_frequency_of_the_rule_within_binomial_error() -> None:
+    before = [random.Random(0).gauss(0.5, 0.1) for _ in range(40)]
+    mu, s = statistics(before)
+    for z in (-0.5, -1.0, -2.0):
+        expected = chance(z, temperature(40, 60))
+        found = [
+            decide("metropolis", mu + z * s, before, trial=trial, planned=60, seed=1).accepted for trial in range(2000)
+        ]
+        assert sum(found) / 2000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
+
+
+def test_the_published_rule_lets_nearly_all_pass_at_budgets_people_have() -> None:
+    draws = random.Random(0)
+    rewards = [draws.gauss(0.5, 0.06) for _ in range(200)]
+    passed = {
+        rule: sum(decide(rule, r, rewards[:k], trial=k, planned=200, seed=0).accepted for k, r in enumerate(rewards))
+        for rule in ("published", "metropolis", "always", "never")
+    }
+    assert passed["published"] > 195
+    assert 140 < passed["metropolis"] < 190
+    assert (passed["always"], passed["never"]) == (200, 0)
+
+
+# -- ledger ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_and_a_second_write_changes_nothing(tmp_path: Path) -> None:
+    ledger = Trials(tmp_path / "trials.sqlite", "a")
+    trial = Trial(0, SOUND, "done", reward1=0.25, parts1={"miou": 0.5}, mu=0.1, reward2=0.5, macs=7, latency=None)
+    ledger.add(trial)
+    ledger.add(Trial(0, SOUND, "failed", error="OutOfMemoryError: no"))
+    assert Trials(tmp_path / "trials.sqlite", "a").all() == {0: trial}
+
+
+def test_a_ledger_of_another_search_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
+    Trials(tmp_path / "trials.sqlite", "a")
+    with pytest.raises(DataError, match="another search"):
+        Trials(tmp_path / "trials.sqlite", "b")
+    (tmp_path / "other.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(DataError, match="is no ledger"):
+        Trials(tmp_path / "other.sqlite", "a")
+
+
+def write_without_end(path: Path) -> None:
+    ledger = Trials(path, "a")
+    for number in range(len(ledger.all()), 100_000):
+        ledger.add(Trial(number, SOUND, "done", reward1=number / 7))
+
+
+def test_killed_at_any_moment_the_ledger_holds_whole_rows_without_a_gap(tmp_path: Path) -> None:
+    path, draws, before = tmp_path / "trials.sqlite", random.Random(0), 0
+    for _ in range(5):
+        child = forked(partial(write_without_end, path))
+        time.sleep(draws.uniform(0.1, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert status_of(child) == -signal.SIGKILL
+        found = Trials(path, "a").all()
+        assert list(found) == list(range(len(found)))
+        assert all(trial.reward1 == number / 7 for number, trial in found.items())
+        assert len(found) >= before
+        before = len(found)
+    assert before > 0
