@@ -1,0 +1,177 @@
+"""What every candidate of a search has in common, computed once: crops, encoder maps, labels, teacher logits.
+
+Arrays lie in a folder as memory-mapped ``.npy`` files, so that every process shares the pages. An encoder that is not
+trained need not be run again, and a teacher's logits are by far the dearest part of distillation.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from segue.batches import mix
+from segue.data.sample import Array
+from segue.models.compact import MAPS, feature_encoder
+from segue.models.pixels import Normalise
+
+LABEL_STRIDE = 4  # labels and logits are kept at a quarter of the crop
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cached crops of one part of the data; N crops of side S.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        labels: uint8 (N, S / 4, S / 4).
+        features: float16 (N, C_e, S / stride_e, S / stride_e), of each encoder output.
+        logits: float16 (N, K, S / 4, S / 4) of the teacher.
+    """
+
+    images: Array
+    labels: Array
+    features: tuple[Array, ...]
+    logits: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def maps(self, chosen: Sequence[int]) -> list[Tensor]:
+        """The encoder's maps of some crops, float32, channels last."""
+        return [
+            torch.from_numpy(feature[chosen]).float().to(memory_format=torch.channels_last) for feature in self.features
+        ]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Both parts, and the encoder they were made with."""
+
+    folder: Path
+    train: Part
+    val: Part
+    encoder: str
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Cache":
+        """A finished cache."""
+        described = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        train, val = (_open_part(folder / name) for name in ("train", "val"))
+        mean, std = tuple(described["mean"]), tuple(described["std"])
+        return cls(folder, train, val, described["encoder"], described["classes"], mean, std)
+
+    def new_encoder(self) -> tuple[nn.Module, Normalise]:
+        """The encoder as it was cached, and what comes before it."""
+        encoder = feature_encoder(self.encoder)
+        encoder.load_state_dict(load_file(self.folder / "encoder.safetensors"))
+        return encoder.to(memory_format=torch.channels_last).eval(), Normalise(self.mean, self.std, 255.0, 32)
+
+
+def _open_part(folder: Path) -> Part:
+    features = tuple(np.load(folder / f"features_{e}.npy", mmap_mode="r") for e in range(MAPS))
+    images, labels, logits = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("images", "labels", "logits"))
+    return Part(images, labels, features, logits)
+
+
+@torch.inference_mode()
+def build_cache(
+    folder: Path,
+    parts: dict[str, tuple[Dataset[Any], int]],
+    *,
+    encoder: nn.Module,
+    encoder_name: str,
+    normalise: Normalise,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    teacher: Callable[[Tensor], Tensor],
+    classes: int,
+    seed: int,
+    device: torch.device,
+    batch: int = 8,
+) -> Cache:
+    """Makes the cache in ``folder``, whole or not at all; one that is there is taken.
+
+    Args:
+        folder: where it goes.
+        parts: for ``train`` and ``val`` a data set of square crops with ``image`` and ``mask``, and how many draws of
+            each of its samples to keep.
+        encoder: gives `MAPS` maps of normalised pictures; in evaluation mode.
+        encoder_name: timm's name of it.
+        normalise: what comes before the encoder.
+        statistics: mean and deviation of its input, white at 1.
+        teacher: pictures (B, 3, S, S) -> logits (B, K, S, S).
+        classes: K.
+        seed: of the draws.
+        device: where networks run.
+        batch: crops at a time.
+    """
+    if (folder / "cache.json").is_file():
+        return Cache.open(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, (data, draws) in parts.items():
+        (partial / name).mkdir(parents=True)
+        order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
+        arrays: dict[str, Array] = {}
+        for start in range(0, len(order), batch):
+            samples = [_drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
+            found = _computed(samples, encoder, normalise, teacher, device)
+            for key, value in found.items():
+                if key not in arrays:
+                    shape = (len(order), *value.shape[1:])
+                    path = partial / name / f"{key}.npy"
+                    arrays[key] = np.lib.format.open_memmap(path, mode="w+", dtype=value.dtype, shape=shape)
+                arrays[key][start : start + len(value)] = value
+        for array in arrays.values():
+            array.flush()  # type: ignore[attr-defined]
+    state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(state, partial / "encoder.safetensors")
+    mean, std = statistics
+    described = {"encoder": encoder_name, "classes": classes, "mean": mean, "std": std}
+    (partial / "cache.json").write_text(json.dumps(described), encoding="utf-8")
+    os.replace(partial, folder)
+    return Cache.open(folder)
+
+
+def _drawn(data: Dataset[Any], index: int, seed: int) -> dict[str, Tensor]:
+    """A sample whose randomness depends on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sample: dict[str, Tensor] = data[index]
+        return sample
+
+
+def _computed(
+    samples: Sequence[dict[str, Tensor]],
+    encoder: nn.Module,
+    normalise: Normalise,
+    teacher: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> dict[str, Array]:
+    """The arrays of some samples, by name."""
+    images = torch.stack([sample["image"] for sample in samples])
+    masks = torch.stack([sample["mask"] for sample in samples])
+    middle = LABEL_STRIDE // 2
+    on_device = images.to(device)
+    maps = encoder(normalise(on_device))
+    logits = F.interpolate(
+        teacher(on_device).float(), scale_factor=1 / LABEL_STRIDE, mode="bilinear", align_corners=False
+    )
+    return {
+        "images": images.numpy(),
+        "labels": masks[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].to(torch.uint8).numpy(),
+        "logits": logits.half().cpu().numpy(),
+        **{f"features_{e}": m.half().cpu().numpy() for e, m in enumerate(maps)},
+    }

@@ -1,0 +1,256 @@
+"""Trying one candidate: a short training of its decoder on cached maps, the gate, and training end to end."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segue.batches import mix
+from segue.metrics import Confusion
+from segue.models.compact import AuxiliaryHeads, CompactDecoder, Genotype, enlarged
+from segue.search.cache import LABEL_STRIDE, Cache, Part
+from segue.search.gate import Rule, decide
+from segue.search.objective import Distill, Objective, Reward, distilled, reward_of, segmentation_loss
+from segue.search.trials import Trial
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How candidates are trained, the same for all of a search.
+
+    Args:
+        channels: C of the decoder.
+        aux_weight: of the auxiliary heads' loss.
+        objective: ``dice+ce``, ``dice`` or ``ce``.
+        distill: ``logits``, ``kl``, ``bounded`` or ``none``.
+        distill_weight: coff.
+        decoder_steps: of the short training.
+        decoder_batch: crops in a step of it.
+        decoder_lr: of Adam.
+        end_steps: of the training end to end.
+        end_batch: crops in a step of it.
+        end_lr: of SGD, for the encoder.
+        background: id of the class that Dice and reward leave out; -1 for none.
+        gate: the rule of gate A.
+        planned: candidates of the search.
+        seed: of the run.
+    """
+
+    channels: int
+    aux_weight: float
+    objective: Objective
+    distill: Distill
+    distill_weight: float
+    decoder_steps: int
+    decoder_batch: int
+    decoder_lr: float
+    end_steps: int
+    end_batch: int
+    end_lr: float
+    background: int
+    gate: Rule
+    planned: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate to try: everything a process needs, and nothing large.
+
+    Args:
+        cache: the cache's folder.
+        recipe: of its training.
+        trial: its number.
+        genotype: in its text form.
+        before: short rewards known when it was asked for.
+        log_probability: of the policy that proposed it.
+        attempt: counts trainings of the same genotype with other seeds.
+    """
+
+    cache: Path
+    recipe: Recipe
+    trial: int
+    genotype: str
+    before: tuple[float, ...] = ()
+    log_probability: float | None = None
+    attempt: int = 0
+
+
+@cache
+def opened(folder: Path) -> Cache:
+    """The cache, opened once a process."""
+    return Cache.open(folder)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch: the same numbers however many candidates are tried at once."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def try_candidate(job: Job) -> Trial:
+    """The candidate with its rewards, the gate's verdict, its size; or with the error that it failed by."""
+    known = opened(job.cache)
+    found = Trial(job.trial, job.genotype, "failed", job.log_probability)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
+        try:
+            genotype = Genotype.parse(job.genotype)
+            channels = [feature.shape[1] for feature in known.train.features]
+            decoder = CompactDecoder(genotype, channels, known.classes, channels=job.recipe.channels, repeats=1)
+            decoder.to(memory_format=torch.channels_last)
+            found = replace(found, parameters=sum(p.numel() for p in decoder.parameters()), macs=macs(decoder, known))
+            started = time.monotonic()
+            first = train_decoder(decoder, known, job.recipe)
+            found = replace(found, reward1=first.value, parts1=first.parts, seconds1=time.monotonic() - started)
+            verdict = decide(
+                job.recipe.gate, first.value, job.before,
+                trial=job.trial, planned=job.recipe.planned, seed=job.recipe.seed,
+            )  # fmt: skip
+            found = replace(
+                found, state="stopped", mu=verdict.mu, s=verdict.s, temperature=verdict.temperature, u=verdict.u
+            )
+            if verdict.accepted:
+                started = time.monotonic()
+                second = train_end_to_end(decoder, known, job.recipe)
+                found = replace(
+                    found, state="done", reward2=second.value, parts2=second.parts,
+                    seconds2=time.monotonic() - started,
+                )  # fmt: skip
+        except (RuntimeError, MemoryError, FloatingPointError) as error:
+            first_line = str(error).splitlines()[0] if str(error) else ""
+            return replace(found, state="failed", error=f"{type(error).__name__}: {first_line}", reward1=None)
+    return found
+
+
+def macs(decoder: nn.Module, known: Cache) -> int:
+    """Multiply-accumulates of the decoder's convolutions for one crop; torch counts two operations for each."""
+    decoder.eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        decoder(known.val.maps([0]))
+    decoder.train()
+    return int(counter.get_total_flops()) // 2
+
+
+def draws(part: Part, batch: int, steps: int) -> Iterator[list[int]]:
+    """Indices of each step's crops: one shuffle after the other, from torch's generator."""
+    left: list[int] = []
+    for _ in range(steps):
+        while len(left) < batch:
+            left += torch.randperm(len(part)).tolist()
+        yield sorted(left[:batch])
+        left = left[batch:]
+
+
+def train_decoder(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Reward:
+    """The short training: the decoder alone, on cached maps; it is left with averaged weights (Polyak)."""
+    auxiliary = AuxiliaryHeads(decoder).to(memory_format=torch.channels_last)
+    both = nn.ModuleList([decoder, auxiliary]) if recipe.aux_weight else nn.ModuleList([decoder])
+    optimizer = torch.optim.Adam(both.parameters(), recipe.decoder_lr, weight_decay=1e-5)
+    averaged = _averaged(decoder, 0.9)
+    for chosen in draws(known.train, min(recipe.decoder_batch, len(known.train)), recipe.decoder_steps):
+        labels = torch.from_numpy(known.train.labels[chosen]).long()
+        teacher = torch.from_numpy(known.train.logits[chosen]).float()
+        blocks = decoder.block_outputs(known.train.maps(chosen))
+        logits = enlarged(decoder.classify(blocks), labels.shape[-2:])
+        loss = distilled(
+            logits, teacher, labels, mode=recipe.distill, weight=recipe.distill_weight,
+            objective=recipe.objective, background=recipe.background,
+        )  # fmt: skip
+        if recipe.aux_weight:
+            for extra in auxiliary(blocks):
+                loss = loss + recipe.aux_weight * segmentation_loss(
+                    enlarged(extra, labels.shape[-2:]), labels, recipe.objective, recipe.background
+                )
+        _step(loss, both, [optimizer])
+        averaged.update_parameters(decoder)
+    decoder.load_state_dict(averaged.module.state_dict())
+    return validated(lambda chosen: decoder(known.val.maps(chosen)), decoder, known, recipe)
+
+
+def train_end_to_end(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Reward:
+    """Encoder and decoder together, on the cached crops; the encoder keeps its statistics."""
+    encoder, normalise = known.new_encoder()
+    both = nn.ModuleList([encoder, decoder])
+    decoder.train()
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(encoder.parameters(), recipe.end_lr, momentum=0.9, weight_decay=1e-5),
+        torch.optim.Adam(decoder.parameters(), recipe.decoder_lr, weight_decay=1e-5),
+    ]
+    averaged = _averaged(both, 0.99)
+    for chosen in draws(known.train, min(recipe.end_batch, len(known.train)), recipe.end_steps):
+        labels = torch.from_numpy(known.train.labels[chosen]).long()
+        maps = encoder(normalise(torch.from_numpy(known.train.images[chosen])))
+        logits = enlarged(decoder(maps), labels.shape[-2:])
+        _step(segmentation_loss(logits, labels, recipe.objective, recipe.background), both, optimizers)
+        averaged.update_parameters(both)
+    both.load_state_dict(averaged.module.state_dict())
+
+    def said(chosen: Sequence[int]) -> Tensor:
+        logits: Tensor = decoder(encoder(normalise(torch.from_numpy(known.val.images[chosen]))))
+        return logits
+
+    return validated(said, both, known, recipe)
+
+
+def _averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of weights and statistics."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def _step(loss: Tensor, modules: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """One step of each optimiser, with the gradient's norm held at 3.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    if not math.isfinite(float(loss.detach())):
+        raise FloatingPointError("the loss is not finite")
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(modules.parameters(), 3.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@torch.inference_mode()
+def validated(
+    logits_of: Callable[[Sequence[int]], Tensor], module: nn.Module, known: Cache, recipe: Recipe, batch: int = 16
+) -> Reward:
+    """The reward on the validation crops, the last incomplete batch included."""
+    module.eval()
+    confusion = Confusion(known.classes)
+    for start in range(0, len(known.val), batch):
+        chosen = list(range(start, min(start + batch, len(known.val))))
+        labels = known.val.labels[chosen]
+        predicted = enlarged(logits_of(chosen), labels.shape[-2:]).argmax(1).numpy().astype(np.uint8)
+        for truth, prediction in zip(labels, predicted, strict=True):
+            confusion.update(truth, prediction)
+    return reward_of(confusion, recipe.background)
+
+
+def reliability(values: Sequence[Sequence[float]]) -> float:
+    """Share of the rewards' variance that is between genotypes: (genotypes, seeds) -> [0, 1]; 0 if nothing varies."""
+    array = np.asarray(values, dtype=np.float64)
+    within = float(array.var(1, ddof=1).mean())
+    between = max(float(array.mean(1).var(ddof=1)) - within / array.shape[1], 0.0)
+    return between / (between + within) if between + within > 0 else 0.0
+
+
+__all__: list[Any] = ["LABEL_STRIDE", "Job", "Recipe", "macs", "one_thread", "reliability", "try_candidate"]
