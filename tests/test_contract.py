@@ -24,7 +24,9 @@ from segue.data.layouts import open_listing
 from segue.data.training import open_training
 from segue.engine import Run
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
+from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.panoptic.extension import open_extension
+from segue.search.data import open_compression
 from segue.verbs import train
 from segue.weights import load_any, save_model
 
@@ -36,8 +38,16 @@ OPENERS: dict[str, Callable[[Any, int], Any]] = {
         config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
         by_region=config.by_region, seed=seed,
     ),
+    "compress": lambda config, seed: open_compression(config.teacher, config.data, seed=seed),
 }  # fmt: skip
 METHODS = [name for verb in OPENERS for name in methods.names(verb)]
+
+
+# The smallest search: two generations, the second of them short.
+SEARCH = {
+    "candidates": 10, "decoder_steps": 2, "decoder_batch": 4, "end_steps": 1, "end_batch": 2, "search_crop": 64,
+    "search_channels": 8, "channels": 8, "draws": 1, "reliable": False,
+}  # fmt: skip
 
 
 class CutError(Exception):
@@ -66,7 +76,18 @@ def settings(method: str, root: Path, **changes: Any) -> Any:
         values = {"labels": "3", "unlabeled": ("rest",), "threshold": 0.0, **values}
     if methods.verb_of(method) == "extend":
         values = {"model": str(historic(root.parent / "historic")), "min_score": 0.3, "min_ratio": 0.0, **values}
+    if methods.verb_of(method) == "compress":
+        values = {**SEARCH, "teacher": str(semantic_teacher(root.parent / "teacher")), **values}
     return build(kind, {name: value for name, value in values.items() if name in leaves(kind)})
+
+
+def semantic_teacher(folder: Path) -> Path:
+    """An untrained model with the classes of the set."""
+    if not folder.exists():
+        torch.manual_seed(6)
+        spec = SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)
+        save_model(Segmenter(spec), folder, method="none", metrics={})
+    return folder
 
 
 def historic(folder: Path) -> Path:

@@ -27,6 +27,7 @@ __all__ = [
     "Method",
     "Preempted",
     "Run",
+    "Signals",
     "cosine",
     "ema_update",
     "endless",
@@ -79,14 +80,14 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-class _Signals(contextlib.AbstractContextManager["_Signals"]):
+class Signals(contextlib.AbstractContextManager["Signals"]):
     """Notes SIGTERM and SIGINT, so that the loop can save first; a second signal acts at once."""
 
     def __init__(self) -> None:
         self.seen = False
         self.old: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             self.old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -164,7 +165,7 @@ def fit(
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
-        with _Signals() as signals:
+        with Signals() as signals:
             method.train()
             while loop.step < steps:
                 losses, images, taken = loop.gradients(module, stream, accumulate)

@@ -26,6 +26,8 @@ from segue.panoptic.report import conclude_training
 from segue.prediction import Prediction, find_images
 from segue.prediction import predict as run_over
 from segue.run import BASELINE
+from segue.search.data import Compression, open_compression
+from segue.search.report import conclude_compression
 from segue.tuning import tune
 from segue.weights import AnyModel, load_any
 
@@ -182,6 +184,62 @@ def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> 
     return launch(
         "extend", config, out, around, method=method, arms=arms, open_data=open_data,
         conclude=lambda run: conclude(run, config.max_forget),
+    )  # fmt: skip
+
+
+def compress(
+    teacher: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    method: str = "compact_search",
+    compare: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = -1,
+    quiet: bool = False,
+    **fields: Any,
+) -> Path:
+    """Searches a small decoder under a teacher's guidance and trains it; the run folder.
+
+    Args:
+        teacher: run or model folder of a semantic model, or ``hf:owner/name``.
+        data: folder of the labelled set, or ``FOLDER:split``.
+        out: the run folder; a run of the same settings in it goes on where it stopped, candidates included.
+        method: one of ``segue.methods.names("compress")``.
+        compare: also train DeepLabV3+ on the same encoder with the same steps and seed, in ``out/baseline``.
+        seed: of everything random.
+        device: ``auto``, ``cpu``, ``cuda``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
+        quiet: print nothing.
+        fields: any field of the method's ``Config``, by its own name.
+
+    Raises:
+        DataError: no semantic teacher, other classes than its own, or a fault of the data.
+        UsageError: an unknown method, field or device, or ``out`` holds something else.
+    """
+    around = Surroundings(seed, device, precision, workers, quiet)
+    config = config_from("compress", method, {**fields, "teacher": str(teacher), "data": data})
+    return run_compression(method, config, Path(out), around, compare=compare)
+
+
+def run_compression(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
+    """What `compress` does, from a built config."""
+    refuse_impossible(config.steps, config.views)
+
+    methods.load(method).refuse(config)
+    opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
+
+    def arms(data: Compression) -> list[Arm[Any]]:
+        own: Arm[Any] = Arm(method, config, data, on_validation(data.training))
+        plain = Arm("supervised", control(config), data.training, on_validation(data.training), BASELINE)
+        return [own, plain] if compare else [own]
+
+    return launch(
+        "compress", config, out, around, method=method, arms=arms, open_data=opened,
+        conclude=lambda run: conclude_compression(run, opened(), config.search.target),
     )  # fmt: skip
 
 

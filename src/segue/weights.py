@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.config import Network
 from segue.data.listing import Listing
@@ -212,27 +212,31 @@ def _lite0_package(package: str) -> dict[str, Tensor]:
 
 
 def start_encoder(model: Segmenter | MaskClassifier, state: Mapping[str, Tensor]) -> None:
-    """Copies ``state`` into the encoder; the first convolution is adapted to the bands of the input.
+    """Copies ``state`` into the encoder; see `fill_encoder`."""
+    fill_encoder(model.encoder.get_submodule("model"), state, model.spec.encoder, bands=model.spec.in_channels)
+    model.is_pretrained = True
+
+
+def fill_encoder(encoder: nn.Module, state: Mapping[str, Tensor], name: str, *, bands: int) -> None:
+    """Copies ``state`` into a timm encoder; the first convolution is adapted to the bands of the input.
 
     Raises:
         DataError: a tensor of the encoder is missing or has another shape.
     """
     from timm.models import adapt_input_conv
 
-    inner = model.encoder.get_submodule("model")
-    own = inner.state_dict()
+    own = encoder.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in state]
+    missing = [tensor for tensor in wanted if tensor not in state]
     if missing:
-        raise DataError(f"the weights lack {missing[0]!r} ({len(missing)} of {len(wanted)}) of {model.spec.encoder}")
-    fitted = {name: state[name] for name in own if name in state}
-    for name, tensor in fitted.items():
-        if tensor.ndim == 4 and tensor.shape[1] == 3 and own[name].shape[1] == model.spec.in_channels != 3:
-            fitted[name] = adapt_input_conv(model.spec.in_channels, tensor.float())
-        if fitted[name].shape != own[name].shape:
-            raise DataError(f"the weights' {name!r} is {tuple(tensor.shape)}, the encoder's {tuple(own[name].shape)}")
-    inner.load_state_dict(fitted, strict=False)
-    model.is_pretrained = True
+        raise DataError(f"the weights lack {missing[0]!r} ({len(missing)} of {len(wanted)}) of {name}")
+    fitted = {key: state[key] for key in own if key in state}
+    for key, tensor in fitted.items():
+        if tensor.ndim == 4 and tensor.shape[1] == 3 and own[key].shape[1] == bands != 3:
+            fitted[key] = adapt_input_conv(bands, tensor.float())
+        if fitted[key].shape != own[key].shape:
+            raise DataError(f"the weights' {key!r} is {tuple(tensor.shape)}, the encoder's {tuple(own[key].shape)}")
+    encoder.load_state_dict(fitted, strict=False)
 
 
 def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3) -> Segmenter:

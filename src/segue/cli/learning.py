@@ -43,6 +43,20 @@ def add_commands(command: Command) -> None:
     add_surroundings(extend)
     extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
+    compress = command("compress", compress_command, "search a small decoder under a teacher's guidance, and train it")
+    compress.usage = (
+        "segue compress TEACHER --data DATA --out RUN [--target 25ms@512x512] [--minutes 60] [--FIELD VALUE ...]"
+    )
+    compress.add_argument("teacher", metavar="TEACHER", help="run or model folder of a semantic model")
+    compress.add_argument("--data", required=True, metavar="DATA", help="folder of the labelled set, or FOLDER:split")
+    compress.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    compress.add_argument("--method", default="compact_search", help=f"one of {', '.join(methods.names('compress'))}")
+    compress.add_argument(
+        "--compare", action="store_true", help="also train DeepLabV3+ on the same encoder with the same steps and seed"
+    )
+    add_surroundings(compress)
+    compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
     demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
     demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
@@ -82,6 +96,21 @@ def extend_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
         print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
     return GATE_EXIT if decision["release"] is False else 0
+
+
+def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue compress``."""
+    from segue.launch import method_module
+    from segue.verbs import run_compression
+
+    name = arguments.method
+    kind = method_module(name, "compress").Config
+    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *rest]
+    config = parse_fields(kind, given, f"segue compress --method {name}", data=arguments.data)
+    out = run_compression(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
+    if arguments.json:
+        print_result(out)
+    return 0
 
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":

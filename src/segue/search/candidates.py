@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from segue.batches import mix
 from segue.metrics import Confusion
 from segue.models.compact import AuxiliaryHeads, CompactDecoder, Genotype, enlarged
-from segue.search.cache import LABEL_STRIDE, Cache, Part
+from segue.search.cache import Cache, Part
 from segue.search.gate import Rule, decide
 from segue.search.objective import Distill, Objective, Reward, distilled, reward_of, segmentation_loss
+from segue.search.strategies import strategy
 from segue.search.trials import Trial
+
+RELIABLE = 0.5  # share of the reward's variance below which a search ranks chance
 
 
 @dataclass(frozen=True)
@@ -253,4 +255,23 @@ def reliability(values: Sequence[Sequence[float]]) -> float:
     return between / (between + within) if between + within > 0 else 0.0
 
 
-__all__: list[Any] = ["LABEL_STRIDE", "Job", "Recipe", "macs", "one_thread", "reliability", "try_candidate"]
+def measured_reliability(known: Cache, recipe: Recipe, blocks: int, say: Callable[[str], None]) -> float:
+    """Share of the short reward's variance that is the genotype's: 3 random genotypes x 3 seeds; NaN if one fails."""
+    draws = strategy("random", blocks, mix(recipe.seed, "reliability"))
+    genotypes = [str(draws.ask().genotype) for _ in range(3)]
+    rewards = [
+        [try_candidate(Job(known.folder, recipe, -1 - i, text, attempt=k)).reward1 for k in range(1, 4)]
+        for i, text in enumerate(genotypes)
+    ]
+    values = [[reward for reward in row if reward is not None] for row in rewards]
+    if any(len(row) < 3 for row in values):
+        return math.nan
+    found = reliability(values)
+    told = f"reward: {100 * found:.0f} % of its variance is the genotype's (3 genotypes x 3 seeds)"
+    if found < RELIABLE:
+        told = (
+            f"warning: {told}; below {100 * RELIABLE:.0f} % the search ranks chance: raise --decoder_steps, "
+            "or give more images"
+        )
+    say(told)
+    return found

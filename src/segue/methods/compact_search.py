@@ -1,0 +1,399 @@
+"""Search for a small decoder under a teacher's guidance (Nekrasov, Chen, Shen, Reid, *Fast Neural Architecture Search
+of Compact Semantic Segmentation Models via Auxiliary Cells*, CVPR 2019, arXiv:1810.10804).
+
+A genotype g (`segue.models.compact`) describes a decoder over the maps of a mobile encoder. Candidates are proposed and
+tried on cached maps, where neither the encoder nor the teacher need be run:
+
+    (1)  g_k  ~  strategy(R_1 ... R_{k-1})                                             `segue.search.strategies`
+    (2)  short training of the decoder alone:   min  L(z_s, z_t, y)  +  0.15 sum_b L_seg(aux_b, y)
+    (3)  gate A:  goes on with probability  1 if z_k >= 0,  else  e^{z_k / T_k}        `segue.search.gate`
+    (4)  training end to end:   min  L_seg(z_s, y)
+    (5)  R  =  ( mIoU fwIoU mPA )^{1/3} min(1, t* / t)^w                               `segue.search.objective`
+
+with L_seg soft Dice and cross-entropy, L the same with distillation, t the model's time on one thread of this CPU by a
+table of its parts (`segue.search.latency`), and t* the target, where there is one. The best genotype is built at full
+width and trained in three stages, batch statistics frozen in the third:
+
+    (6)  min  L(z_s, z_t, y)  +  a sum_b L_seg(aux_b, y),     a = 0.2, 0.2, 0.15
+
+Departs from the source: two blocks; steps are counted, not epochs; the gate is Metropolis's on standardised rewards,
+since the published one stops nobody at the budgets people have; the default strategy is evolution, which alone beats
+chance within 200 candidates, and ``controller`` the published one; a candidate that failed is no reward of 0;
+degenerate genotypes are drawn again; averaged weights run with averaged statistics.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.batches import mix
+from segue.config import Data, Network, UsageError, Views
+from segue.data.images import RandomViews, Whole
+from segue.data.sample import DataError
+from segue.data.transforms import PLAIN, ColorJitter
+from segue.engine import Losses, Method, Preempted, Run, Signals, endless, fit
+from segue.evaluation import semantic
+from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype, enlarged, feature_encoder
+from segue.models.pixels import Normalise
+from segue.models.segmenter import encoder_statistics
+from segue.search.cache import Cache, build_cache
+from segue.search.candidates import Job, Recipe, measured_reliability
+from segue.search.controller import Feedback
+from segue.search.data import Compression
+from segue.search.gate import Rule
+from segue.search.latency import Cost, Table, Target
+from segue.search.objective import Distill, Objective, distilled, segmentation_loss
+from segue.search.pool import tried
+from segue.search.report import tell
+from segue.search.strategies import Name, strategy
+from segue.search.trials import Trial, Trials
+from segue.weights import encoder_weights, fill_encoder
+
+VERB = "compress"
+GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
+STAGES = ((0.2, 1.0, False), (0.2, 0.3, False), (0.15, 0.1, True))  # aux weight, share of the rate, frozen statistics
+
+
+@dataclass(frozen=True)
+class Search:
+    """How genotypes are found.
+
+    Args:
+        candidates: how many are tried, K.
+        target: largest time of a picture and its width and height, as ``25ms@512x512``; empty for no target.
+        cost: w of eq. 5.
+        minutes: of computing after which no further candidate is asked for; 0 for no limit.
+        strategy: ``evolution``, ``controller`` or ``random``.
+        feedback: what the controller is fed: its last ``token``, or ``none`` as published.
+        blocks: B of the decoder.
+        gate: rule of eq. 3: ``metropolis``, ``published``, ``always``, ``never``.
+        search_crop: side of the cached crops, in pixels; a multiple of 32.
+        draws: crops kept of each training image.
+        search_channels: C in the search.
+        decoder_steps: of eq. 2.
+        decoder_batch: crops a step of eq. 2; 64 in the source, with far more images.
+        decoder_lr: of Adam, eqs. 2 and 4.
+        end_steps: of eq. 4.
+        end_batch: crops a step of eq. 4.
+        end_lr: of SGD for the encoder in eq. 4.
+        aux_weight: of eq. 2.
+        parallel: candidates tried at once, each in a process with one thread.
+        reliable: first measure how much of the reward is the genotype's and not chance's, by 3 genotypes x 3 seeds.
+    """
+
+    candidates: int = 60
+    target: str = ""
+    cost: float = 1.0
+    minutes: float = 0.0
+    strategy: Name = "evolution"
+    feedback: Feedback = "token"
+    blocks: int = 2
+    gate: Rule = "metropolis"
+    search_crop: int = 128
+    draws: int = 2
+    search_channels: int = 48
+    decoder_steps: int = 100
+    decoder_batch: int = 16
+    decoder_lr: float = 3e-3
+    end_steps: int = 40
+    end_batch: int = 16
+    end_lr: float = 1e-3
+    aux_weight: float = 0.15
+    parallel: int = 1
+    reliable: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A small model for a teacher's task.
+
+    Args:
+        teacher: run or model folder of the teacher.
+        genotype: trains this one, in its text form, in place of a search.
+        objective: L_seg: ``dice+ce``, ``dice`` or ``ce``.
+        distill: ``logits``, ``kl``, ``bounded`` or ``none``.
+        distill_weight: coff; 0.3 in the source.
+        channels: C of the model; 64 in the source.
+        repeats: of separable operations in the model; 2 in the source.
+        steps: optimiser steps of the three stages of eq. 6 together.
+        lr: peak learning rate of SGD for the decoder, for 16 crops; the encoder takes a tenth.
+        weight_decay: of all weights.
+        evaluate_every: steps between two evaluations on the validation split; 0 evaluates at the end only.
+    """
+
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    views: Views = field(default_factory=Views)
+    search: Search = field(default_factory=Search)
+    teacher: str = ""
+    genotype: str = ""
+    objective: Objective = "dice+ce"
+    distill: Distill = "logits"
+    distill_weight: float = 0.3
+    channels: int = 64
+    repeats: int = 2
+    steps: int = 600
+    lr: float = 0.02
+    weight_decay: float = 1e-4
+    evaluate_every: int = 0
+
+
+def recipe_of(config: Config, classes: tuple[str, ...], seed: int) -> Recipe:
+    """How candidates are trained."""
+    search = config.search
+    background = classes.index("background") if "background" in classes else -1
+    return Recipe(
+        channels=search.search_channels, aux_weight=search.aux_weight, objective=config.objective,
+        distill=config.distill, distill_weight=config.distill_weight, decoder_steps=search.decoder_steps,
+        decoder_batch=search.decoder_batch, decoder_lr=search.decoder_lr, end_steps=search.end_steps,
+        end_batch=search.end_batch, end_lr=search.end_lr, background=background, gate=search.gate,
+        planned=search.candidates, seed=seed,
+    )  # fmt: skip
+
+
+def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None) -> Cache:
+    """Everything that candidates share: 90 % of the labelled images to train on, the rest for the reward."""
+    pairs = data.training.labelled
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(mix(run.seed, "meta"))).tolist()
+    cut = max(1, round(0.1 * len(pairs)))
+    held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
+    crop, decoder = config.search.search_crop, data.training.decoder
+    train = RandomViews(kept, decoder, crop, config.views.scale, jitter=PLAIN)
+    val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0))
+    encoder = feature_encoder(config.network.encoder)
+    if state is not None:
+        fill_encoder(encoder, state, config.network.encoder, bands=3)
+    mean, std = encoder_statistics(config.network.encoder, 3)
+    normalise = Normalise(mean, std, 255.0, 32)
+    return build_cache(
+        run.out / "cache",
+        {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
+        encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, normalise=normalise.to(run.device),
+        statistics=(mean, std), teacher=data.teacher, classes=len(data.training.classes), seed=run.seed,
+        device=run.device,
+    )  # fmt: skip
+
+
+def cost_of(config: Config, run: Run, cache: Cache, classes: int) -> Cost:
+    """The second factor of eq. 5, its table measured now unless it was before.
+
+    Raises:
+        UsageError: no genotype can meet the target.
+    """
+    if not config.search.target:
+        return Cost()
+    target = Target.parse(config.search.target)
+    table = Table.made(
+        run.out / "latency.json", cache.new_encoder()[0], height=target.height, width=target.width,
+        channels=config.channels, repeats=config.repeats, classes=classes,
+    )  # fmt: skip
+    fastest = table.fastest(config.search.blocks)
+    if fastest > target.milliseconds:
+        raise UsageError(
+            f"--target {config.search.target}: no model of {config.search.blocks} blocks on {config.network.encoder} "
+            f"comes below {fastest:.1f} ms here, {table.encoder:.1f} of them the encoder's; give more time, fewer "
+            "pixels or another --encoder"
+        )
+    return Cost(table, target.milliseconds, config.search.cost)
+
+
+def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -> list[Trial]:
+    """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
+    ledger = Trials(run.out / "trials.sqlite", repr((config.search, recipe, cache.encoder, config.teacher)))
+    known, settings = ledger.all(), config.search
+    found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
+    run.rewind("search", settings.candidates)
+    logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
+    rewards: list[float] = []
+    with Signals() as signals:
+        for start in range(0, settings.candidates, GENERATION):
+            if settings.minutes and sum(t.seconds1 + t.seconds2 for t in known.values()) > 60 * settings.minutes:
+                run.say(f"search: {settings.minutes:g} minutes of computing are spent after {start} candidates")
+                break
+            numbers = range(start, min(start + GENERATION, settings.candidates))
+            proposals = {number: found.ask() for number in numbers}
+            jobs = [
+                Job(cache.folder, recipe, n, str(p.genotype), tuple(rewards), p.log_probability)
+                for n, p in proposals.items()
+                if n not in known
+            ]
+            for trial in tried(jobs, settings.parallel):
+                trial = replace(trial, latency=cost.latency(trial.genotype))
+                ledger.add(trial)
+                known[trial.trial] = trial
+                if signals.seen:
+                    run.say(f"stopped by a signal after {len(known)} candidates; the same command goes on from there")
+                    raise Preempted
+            for number, proposal in proposals.items():
+                trial = known[number]
+                if trial.genotype != str(proposal.genotype):
+                    raise DataError(f"{ledger.path} does not follow from its own first lines; name another --out")
+                if trial.reward1 is not None:
+                    found.tell(proposal, cost.of(trial, trial.reward1))
+                    rewards.append(trial.reward1)
+                if number + 1 not in logged:
+                    tell_of(trial, known, settings.candidates, run, cost)
+    trials = [known[number] for number in sorted(known)]
+    if all(trial.state == "failed" for trial in trials):
+        raise DataError(f"every candidate failed; the first by {trials[0].error}")
+    return trials
+
+
+def tell_of(trial: Trial, known: Mapping[int, Trial], planned: int, run: Run, cost: Cost) -> None:
+    """Log and progress line of a candidate."""
+    best = cost.best(known[n] for n in sorted(known) if n <= trial.trial)
+    values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": cost.worth(best) if best else None}
+    numbers = {name: value for name, value in values.items() if value is not None}
+    run.log("search", trial.trial + 1, numbers)
+    spent = sum(t.seconds1 + t.seconds2 for t in known.values()) / len(known)
+    done = trial.trial + 1
+    told = trial.error or f"reward {trial.reward1:.3f}" + (f", then {trial.reward2:.3f}" if trial.reward2 else "")
+    left = f"{spent * (planned - done) / 60:.1f} min left at {spent:.1f} s each"
+    if done % GENERATION == 0 or done == planned or trial.error:
+        so_far = f"best so far {cost.worth(best):.3f} of candidate {best.trial}" if best else "none so far"
+        run.say(f"search {done}/{planned}: {told}; {so_far}; {left}")
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+class Distilled(Method):
+    """Eq. 6. A batch holds ``image`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+
+    def __init__(
+        self, network: CompactSegmenter, auxiliary: AuxiliaryHeads, teacher: nn.Module, config: Config,
+        *, aux_weight: float, frozen: bool, background: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.auxiliary = network, auxiliary
+        self.teacher = (teacher,)  # in a tuple: no part of what is trained or saved
+        self.config, self.aux_weight, self.frozen, self.background = config, aux_weight, frozen, background
+
+    def train(self, mode: bool = True) -> "Distilled":
+        """Statistics of batch normalisation stay as they are where they are frozen."""
+        super().train(mode)
+        for module in self.modules():
+            if self.frozen and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        image, labels = batch["image"], batch["mask"].long()
+        with torch.no_grad():
+            told = self.teacher[0](image).float()
+        pixels = self.network.normalise(image)
+        decoder = self.network.decoder
+        blocks = decoder.block_outputs(self.network.encoder(pixels))
+
+        def full(logits: Tensor) -> Tensor:
+            return enlarged(logits, pixels.shape[-2:])[..., : image.shape[-2], : image.shape[-1]]
+
+        config = self.config
+        loss = distilled(
+            full(decoder.classify(blocks)), told, labels, mode=config.distill, weight=config.distill_weight,
+            objective=config.objective, background=self.background,
+        )  # fmt: skip
+        extra = [
+            segmentation_loss(full(logits), labels, config.objective, self.background)
+            for logits in self.auxiliary(blocks)
+        ]
+        return {"distilled": loss, "auxiliary": self.aux_weight * torch.stack(extra).sum()}
+
+
+def train_model(config: Config, run: Run, data: Compression, network: CompactSegmenter) -> CompactSegmenter:
+    """Eq. 6: three stages, each with an optimiser of its own."""
+    classes = data.training.classes
+    background = classes.index("background") if "background" in classes else -1
+    auxiliary = AuxiliaryHeads(network.decoder)
+    both = nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
+    teacher = data.teacher.to(run.device).eval()
+    views = RandomViews(data.training.labelled, data.training.decoder, config.views.crop, config.views.scale)
+    val = Whole(data.training.val, data.training.decoder)
+    ends = [round(config.steps * part / len(STAGES)) for part in range(len(STAGES) + 1)]
+    for number, (aux_weight, share, frozen) in enumerate(STAGES):
+        stage, steps = f"stage_{number + 1}", ends[number + 1] - ends[number]
+        if not steps:
+            continue
+        torch.manual_seed(mix(run.seed, stage))
+        method = Distilled(
+            network, auxiliary, teacher, config, aux_weight=aux_weight, frozen=frozen, background=background
+        )
+        lr = config.lr * share * config.views.batch * config.views.accumulate / 16
+        rest = [p for module in (network.decoder, auxiliary) for p in module.parameters()]
+        groups = [{"params": list(network.encoder.parameters()), "lr": 0.1 * lr}, {"params": rest, "lr": lr}]
+        optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=config.weight_decay)
+
+        def batches(start: int, stage: str = stage) -> Iterator[dict[str, Any]]:
+            return endless(views, config.views.batch, seed=mix(run.seed, stage), start=start, workers=run.workers)
+
+        def poly(step: int, steps: int = steps) -> float:
+            return float((1 - step / steps) ** 0.9)
+
+        fit(
+            method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage, schedule=poly, clip=3.0,
+            accumulate=config.views.accumulate,
+            evaluate=(lambda: semantic(network, val, classes)) if config.evaluate_every else None,
+            evaluate_every=config.evaluate_every,
+        )  # fmt: skip
+    del both
+    return network
+
+
+def refuse(config: Config) -> None:
+    """Refuses numbers that no search can use, before anything is opened.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    search = config.search
+    if search.target:
+        Target.parse(search.target)
+    if search.search_crop % 32 or search.search_crop < 64:
+        raise UsageError(f"--search_crop {search.search_crop}: give a multiple of 32, at least 64")
+    for name in ("candidates", "blocks", "draws", "decoder_steps", "parallel"):
+        if getattr(search, name) < 1:
+            raise UsageError(f"--{name} {getattr(search, name)}: give at least 1")
+    if config.genotype:
+        try:
+            Genotype.parse(config.genotype)
+        except ValueError as error:
+            raise UsageError(f"--genotype {error}") from None
+
+
+def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
+    """The found network, trained."""
+    run.open()
+    torch.manual_seed(run.seed)
+    state, origin = encoder_weights(config.network.init, config.network.encoder)
+    run.say(f"encoder: {config.network.encoder} from {origin}")
+    trials: list[Trial] = []
+    text = config.genotype
+    if not text:
+        data.teacher.to(run.device).eval()
+        recipe = recipe_of(config, data.training.classes, run.seed)
+        cache = cached(config, run, data, state)
+        share = (
+            measured_reliability(cache, recipe, config.search.blocks, run.say) if config.search.reliable else math.nan
+        )
+        cost = cost_of(config, run, cache, len(data.training.classes))
+        trials = search(config, run, cache, recipe, cost)
+        best = cost.best(trials)
+        assert best is not None
+        text = best.genotype
+        run.say(f"found: candidate {best.trial}, {text}, reward {cost.worth(best):.3f}")
+        tell(run, trials, best, share)
+    mean, std = encoder_statistics(config.network.encoder, 3)
+    listing = data.training.listing
+    spec = CompactSpec(
+        config.network.encoder, listing.classes, tuple(listing.colors), str(Genotype.parse(text)), mean=mean, std=std,
+        channels=config.channels, repeats=config.repeats,
+    )  # fmt: skip
+    torch.manual_seed(mix(run.seed, "model"))
+    network = CompactSegmenter(spec)
+    if state is not None:
+        fill_encoder(network.encoder, state, spec.encoder, bands=3)
+    return train_model(config, run, data, network)

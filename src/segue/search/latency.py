@@ -1,0 +1,201 @@
+"""How long a compact model takes on this machine: measured, and estimated from a table of its parts.
+
+Operations with few multiply-accumulates can be the slowest (dilated depthwise convolutions), so candidates are ranked
+by time. The table is measured once for a search; estimates from it are the same for every resume.
+"""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segue.config import UsageError
+from segue.engine import write_atomically
+from segue.models.compact import MAPS, OPERATIONS, Genotype, conv_bn_relu, operation
+from segue.search.candidates import one_thread
+from segue.search.trials import Trial
+
+STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model may take.
+
+    Args:
+        milliseconds: median time of one picture.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+    """
+
+    milliseconds: float
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """``25ms@512x512``: milliseconds, width and height.
+
+        Raises:
+            UsageError: it is no such thing.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)ms@(\d+)x(\d+)", text)
+        if not found or not float(found[1]) or min(int(found[2]), int(found[3])) < 32:
+            raise UsageError(f"--target {text!r}: write milliseconds at a size of at least 32, as 25ms@512x512")
+        return cls(float(found[1]), int(found[3]), int(found[2]))
+
+
+@torch.inference_mode()
+def measured(work: Callable[[], object], *, runs: int = 7, seconds: float = 2.0) -> list[float]:
+    """Milliseconds of each of some runs on one thread, two to warm up left out; fewer where a run is long."""
+    with one_thread():
+        work()
+        work()
+        found: list[float] = []
+        started = time.monotonic()
+        while len(found) < 3 or (len(found) < runs and time.monotonic() - started < seconds):
+            before = time.perf_counter()
+            work()
+            found.append(1000 * (time.perf_counter() - before))
+    return found
+
+
+def of_model(model: nn.Module, height: int, width: int, *, runs: int = 15) -> tuple[float, float]:
+    """Median and 95th percentile of milliseconds for one picture, in torch, on one thread of this CPU."""
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    times = sorted(measured(lambda: model(image), runs=runs, seconds=10.0))
+    return statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Milliseconds of the parts of a compact model at one size of picture.
+
+    Args:
+        encoder: of the encoder, with the adaptation of its four maps.
+        operations: (4, 11), of each operation at each stride.
+        projection: (4,), of the 1 x 1 convolution and the sum behind a cell.
+        output: (4,), of joining one map and classifying at each stride.
+    """
+
+    encoder: float
+    operations: tuple[tuple[float, ...], ...]
+    projection: tuple[float, ...]
+    output: tuple[float, ...]
+
+    @classmethod
+    def made(
+        cls, path: Path, encoder: nn.Module, *, height: int, width: int, channels: int, repeats: int, classes: int
+    ) -> "Table":
+        """The table in ``path``; measured now if it is not there.
+
+        Args:
+            path: of the JSON file.
+            encoder: pictures (1, 3, H, W) in float -> four maps.
+            height: of the pictures.
+            width: of the pictures.
+            channels: C of the decoder.
+            repeats: of separable operations.
+            classes: K.
+        """
+        if not path.is_file():
+            table = _measure(encoder, height, width, channels, repeats, classes)
+            write_atomically(path, json.dumps(table).encode())
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """The table in ``path``."""
+        encoded, operations, projection, output = json.loads(path.read_text(encoding="utf-8"))
+        return cls(encoded, tuple(map(tuple, operations)), tuple(projection), tuple(output))
+
+    def estimate(self, genotype: Genotype) -> float:
+        """Milliseconds of a genotype's model."""
+        levels = list(range(MAPS))
+        total = self.encoder
+        for i, j in genotype.blocks:
+            for level in (levels[i], levels[j]):
+                chosen = (genotype.first, *(index for layer in genotype.layers for index in layer[2:]))
+                total += sum(self.operations[level][index] for index in chosen) + self.projection[level]
+            levels.append(min(levels[i], levels[j]))
+        loose = [levels[MAPS + b] for b in genotype.loose()]
+        return total + len(loose) * self.output[min(loose)]
+
+    def fastest(self, blocks: int) -> float:
+        """Milliseconds below which no genotype of so many blocks can come, by the table."""
+        cheapest = [min(row) for row in self.operations]
+        block = min(2 * (7 * cheap + cost) for cheap, cost in zip(cheapest, self.projection, strict=True))
+        return self.encoder + blocks * block + min(self.output)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate is worth, its time considered: R min(1, t* / t)^w.
+
+    Args:
+        table: gives t; None where there is no target.
+        target: t*.
+        power: w.
+    """
+
+    table: Table | None = None
+    target: float = 0.0
+    power: float = 1.0
+
+    def latency(self, genotype: str) -> float | None:
+        """t, in milliseconds."""
+        return self.table.estimate(Genotype.parse(genotype)) if self.table else None
+
+    def worth(self, trial: Trial) -> float:
+        """R: after training end to end where the gate let it, else after the short one."""
+        return self.of(trial, trial.reward2 if trial.reward2 is not None else float(trial.reward1 or 0.0))
+
+    def of(self, trial: Trial, reward: float) -> float:
+        """A reward of a candidate, times what its time makes of it."""
+        return reward if trial.latency is None else float(reward * min(1.0, self.target / trial.latency) ** self.power)
+
+    def best(self, trials: Iterable[Trial]) -> Trial | None:
+        """The best of those that were trained end to end, or of all that did not fail; None if all failed."""
+        known = list(trials)
+        sound = [t for t in known if t.state == "done"] or [t for t in known if t.state != "failed"]
+        return max(sound, key=self.worth) if sound else None
+
+
+@torch.inference_mode()
+def _measure(
+    encoder: nn.Module, height: int, width: int, channels: int, repeats: int, classes: int
+) -> tuple[float, list[list[float]], list[float], list[float]]:
+    """The four columns of a table."""
+
+    def median(work: Callable[[], object]) -> float:
+        return statistics.median(measured(work, seconds=0.5))
+
+    def at(stride: int, count: int) -> Tensor:
+        x = torch.rand(1, count, -(-height // stride), -(-width // stride))
+        return x.to(memory_format=torch.channels_last)
+
+    pictures = torch.rand(1, 3, height + -height % 32, width + -width % 32).to(memory_format=torch.channels_last)
+    encoder = encoder.eval()
+    encoded = median(lambda: encoder(pictures))
+    for feature in encoder(pictures):
+        adapt = conv_bn_relu(feature.shape[1], channels).to(memory_format=torch.channels_last).eval()
+        encoded += median(lambda adapt=adapt, feature=feature: adapt(feature))  # type: ignore[misc]
+    operations, projection, output = [], [], []
+    head = nn.Conv2d(channels, classes, 3, padding=1).to(memory_format=torch.channels_last)
+    join = conv_bn_relu(channels, channels).to(memory_format=torch.channels_last).eval()
+    for stride in STRIDES:
+        x = at(stride, channels)
+        row = []
+        for index in range(len(OPERATIONS)):
+            built = operation(index, channels, repeats).to(memory_format=torch.channels_last).eval()
+            row.append(median(lambda built=built, x=x: built(x)))  # type: ignore[misc]
+        operations.append(row)
+        projection.append(median(lambda x=x: join(x) + x))  # type: ignore[misc]
+        output.append(median(lambda x=x: head(join(x))))  # type: ignore[misc]
+    return encoded, operations, projection, output

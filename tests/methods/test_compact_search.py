@@ -1,0 +1,303 @@
+"""Search under distillation: losses by hand, candidates, and the whole command on drawn pictures."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, write_set
+from PIL import Image
+from test_contract import SEARCH, semantic_teacher
+
+import segue
+from segue.config import UsageError, build
+from segue.data.sample import DataError
+from segue.engine import Run
+from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search
+from segue.metrics import Confusion
+from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype
+from segue.search import pool
+from segue.search.cache import Cache
+from segue.search.candidates import Job, Recipe, measured_reliability, reliability, try_candidate
+from segue.search.data import open_compression
+from segue.search.latency import STRIDES, Cost, Table, Target
+from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
+from segue.search.trials import Trial, Trials
+
+ARCH1 = "[[2,[1,0,3,6],[0,1,2,8],[2,0,6,1]],[[2,3],[3,1]]]"
+
+
+# -- losses and reward -------------------------------------------------------------------------------------------------
+
+
+def test_dice_by_hand_without_background_and_ignored_pixels() -> None:
+    # two pixels of class 1 with p = 0.8 and 0.6, one of class 0 with p_1 = 0.5, one ignored
+    p1 = torch.tensor([[[0.8, 0.6], [0.5, 0.9]]])
+    logits = torch.stack([(1 - p1).log(), p1.log()], 1)
+    labels = torch.tensor([[[1, 1], [0, 255]]])
+    one = 2 * 1.4 / (2 + 0.64 + 0.36 + 0.25)
+    zero = 2 * 0.5 / (1 + 0.04 + 0.16 + 0.25)
+    assert float(soft_dice(logits, labels, background=0)) == pytest.approx(1 - one, abs=1e-6)
+    assert float(soft_dice(logits, labels)) == pytest.approx(1 - (one + zero) / 2, abs=1e-6)
+    assert float(soft_dice(logits, torch.full_like(labels, 255))) == 0
+
+
+def test_distillation_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 3, (2, 4, 4), generator=generator)
+    plain = segmentation_loss(student, labels, "ce")
+    assert float(plain) == pytest.approx(float(F.cross_entropy(student, labels)), abs=1e-6)
+
+    def found(mode: Any) -> float:
+        return float(distilled(student, teacher, labels, mode=mode, weight=0.3, objective="ce"))
+
+    assert found("none") == pytest.approx(float(plain))
+    assert found("logits") == pytest.approx(float(plain + 0.3 * (student - teacher).square().mean()), abs=1e-6)
+    told, said = (teacher / 4).softmax(1), (student / 4).softmax(1)
+    divergence = (told * (told / said).log()).sum(1).mean()
+    assert found("kl") == pytest.approx(float(0.7 * plain + 0.3 * 16 * divergence), abs=1e-5)
+    each = [F.cross_entropy(student[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    of_teacher = [F.cross_entropy(teacher[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    bound = sum(max(float(s - t), 0.0) for s, t in zip(each, of_teacher, strict=True)) / 2
+    assert found("bounded") == pytest.approx(float(plain) + 0.3 * bound, abs=1e-6)
+
+
+def test_bounded_distillation_raises_the_gradient_by_coff_where_the_student_is_worse() -> None:
+    student = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    perfect = torch.stack([torch.full((4, 4), 9.0), torch.zeros(4, 4), torch.zeros(4, 4)])[None]
+    (plain,) = torch.autograd.grad(segmentation_loss(student, labels, "ce"), student)
+    for teacher, factor in ((perfect, 1.3), (-perfect, 1.0)):
+        loss = distilled(student, teacher, labels, mode="bounded", weight=0.3, objective="ce")
+        torch.testing.assert_close(torch.autograd.grad(loss, student)[0], factor * plain)
+
+
+def test_reward_by_hand() -> None:
+    confusion = Confusion(3)
+    confusion.counts = np.array([[4, 0, 0], [1, 2, 1], [0, 0, 0]])
+    # class 0: IoU 4/5, class 1: 2/4; accuracy 1 and 1/2; class 2 is not in the truth
+    found = reward_of(confusion)
+    assert found.parts == pytest.approx({"miou": 0.65, "fwiou": 0.65, "mpa": 0.75})
+    assert found.value == pytest.approx((0.65 * 0.65 * 0.75) ** (1 / 3))
+    assert reward_of(confusion, background=0).parts["miou"] == pytest.approx(0.5)
+
+
+def test_reliability_by_hand() -> None:
+    # means 1, 3: variance 2; within 1 (ddof 1): between = 2 - 1 / 2
+    assert reliability([[0.29289322, 1.70710678], [2.29289322, 3.70710678]]) == pytest.approx(1.5 / 2.5)
+    assert reliability([[0.5, 0.5], [0.5, 0.5]]) == 0
+
+
+# -- candidates --------------------------------------------------------------------------------------------------------
+
+
+def config_for(root: Path, **changes: Any) -> Config:
+    values = {**TINY, **SEARCH, "data": str(root), "teacher": str(semantic_teacher(root.parent / "teacher")), **changes}
+    del values["decoder_channels"]
+    return build(Config, values)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[Config, Run, Cache, Recipe]:
+    config = config_for(write_set(tmp_path / "set", train=10, size=64))
+    run = Run(tmp_path / "run", quiet=True)
+    run.open()
+    data = open_compression(config.teacher, config.data, seed=0)
+    return config, run, cached(config, run, data, None), recipe_of(config, data.training.classes, 0)
+
+
+def test_cached_maps_and_logits_are_those_of_encoder_and_teacher(
+    prepared: tuple[Config, Run, Cache, Recipe],
+) -> None:
+    config, _, cache, _ = prepared
+    encoder, normalise = cache.new_encoder()
+    teacher = open_compression(config.teacher, config.data, seed=0).teacher
+    with torch.inference_mode():
+        image = torch.from_numpy(cache.train.images[[0, 3]])
+        for known, maps in zip(cache.train.maps([0, 3]), encoder(normalise(image)), strict=True):
+            torch.testing.assert_close(known, maps, rtol=2e-3, atol=2e-3)  # kept in float16
+        logits = F.interpolate(teacher(image), scale_factor=0.25, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(torch.from_numpy(cache.train.logits[[0, 3]]).float(), logits, rtol=2e-3, atol=2e-3)
+    assert len(cache.train) == 9
+    assert len(cache.val) == 4  # four crops of the one image that is held out
+
+
+def test_a_candidate_that_fails_has_an_error_and_no_reward(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, cache, recipe = prepared
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no room\nmore")
+
+    monkeypatch.setattr("segue.search.candidates.train_decoder", full)
+    trial = try_candidate(Job(cache.folder, recipe, 0, ARCH1))
+    assert (trial.state, trial.reward1, trial.error) == ("failed", None, "OutOfMemoryError: no room")
+
+
+@pytest.mark.slow
+def test_the_same_candidates_with_one_process_and_with_two(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    _, _, cache, recipe = prepared
+    jobs = [Job(cache.folder, recipe, n, ARCH1.replace("[[2,", f"[[{n},", 1)) for n in range(3)]
+    alone, together = (
+        {t.trial: (t.reward1, t.reward2, t.state) for t in pool.tried(jobs, parallel)} for parallel in (1, 2)
+    )
+    assert alone == together
+
+
+def dies(job: Job) -> Trial:
+    """Kills its process, always for candidate 1, once for candidate 2."""
+    flag = job.cache / f"died_{job.trial}"
+    if job.trial == 1 or (job.trial == 2 and not flag.exists()):
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Trial(job.trial, job.genotype, "done", reward1=0.5)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_costs_its_candidate_alone(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    _, _, cache, recipe = prepared
+    found = {t.trial: t for t in pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in (2, 0, 3, 1)], 2, dies)}
+    assert [found[n].state for n in range(4)] == ["done", "failed", "done", "done"]
+    assert found[1].error.startswith("ProcessDied")
+    assert found[1].reward1 is None
+
+
+def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path) -> None:
+    config, run, cache, recipe = prepared
+    whole = search(config, run, cache, recipe, Cost())
+    part = Run(tmp_path / "part", quiet=True)
+    part.open()
+    identity = repr((config.search, recipe, cache.encoder, config.teacher))
+    ledger = Trials(part.out / "trials.sqlite", identity)
+    for trial in (whole[0], whole[2], whole[5]):  # what two processes may leave behind
+        ledger.add(trial)
+    again = search(config, part, cache, recipe, Cost())
+    assert [(t.trial, t.genotype, t.reward1, t.reward2) for t in again] == [
+        (t.trial, t.genotype, t.reward1, t.reward2) for t in whole
+    ]
+    assert [line["step"] for line in part.read_log()] == list(range(1, 11))
+
+
+def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    _, _, cache, recipe = prepared
+    told: list[str] = []
+    assert 0 <= measured_reliability(cache, recipe, 2, told.append) <= 1
+    assert "variance is the genotype's" in told[0]
+
+
+def test_slower_candidates_are_worth_less() -> None:
+    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (2.0,) * 4)
+    cost = Cost(table, target=20.0, power=1.0)
+    # 10 + two blocks of two cells of (7 + 0.5) + one map out: 10 + 30 + 2 x 2 (both blocks are loose)
+    assert cost.latency(ARCH1) == pytest.approx(44.0)
+    trial = Trial(0, ARCH1, "stopped", reward1=0.6, latency=40.0)
+    assert cost.worth(trial) == pytest.approx(0.3)
+    assert Cost().worth(Trial(0, ARCH1, "done", reward1=0.6, reward2=0.7)) == 0.7
+    assert len(STRIDES) == len(table.operations)
+
+
+@pytest.mark.parametrize("text", ["25@512x512", "0ms@512x512", "25ms", "25ms@8x512", "ms@1x1"])
+def test_a_target_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="as 25ms@512x512"):
+        Target.parse(text)
+
+
+def test_width_and_height_of_a_target_are_told_apart() -> None:
+    assert Target.parse("25.5ms@640x480") == Target(25.5, 480, 640)
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_statistics_do_not_move_and_the_teacher_is_not_saved() -> None:
+    spec = CompactSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), ARCH1, channels=8, repeats=1)
+    network = CompactSegmenter(spec)
+    teacher = CompactSegmenter(spec).eval()
+    method = Distilled(
+        network, AuxiliaryHeads(network.decoder), teacher, Config(), aux_weight=0.15, frozen=True, background=-1
+    ).train()
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items() if "running" in name}
+    batch = {"image": torch.randint(0, 256, (2, 3, 80, 64), dtype=torch.uint8), "mask": torch.zeros(2, 80, 64)}
+    losses = method(batch)
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    assert all(torch.equal(method.state_dict()[name], tensor) for name, tensor in before.items())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any("teacher" in name for name in method.state_dict())
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_from_teacher_to_a_small_model(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=10, size=64)
+    teacher, out = semantic_teacher(tmp_path / "teacher"), tmp_path / "run"
+    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in {**TINY, **SEARCH}.items()]
+    given = ["compress", teacher, "--data", root, "--out", out, "--device", "cpu", "--precision", "fp32", *fields]
+    status, output, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", "--compare", "--json")
+    assert status == 0, errors
+    assert "search 10/10" in errors
+    assert json.loads(output)["model"] == str(out / "model")
+    numbers = json.loads((out / "compression.json").read_text())
+    assert set(numbers) == {"teacher", "found", "DeepLabV3+ on the same encoder"}
+    assert numbers["found"]["milliseconds"] < 400
+    page = (out / "report.html").read_text()
+    assert "What was won and lost" in page
+    assert "Search: candidate" in page
+    status, output, _ = segue("predict", out, root / "images", "--out", tmp_path / "found")
+    assert status == 0
+    with Image.open(tmp_path / "found" / "labels" / "test_012.png") as image:
+        assert image.size == (64, 64)
+    status, _, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", "--compare")
+    assert status == 0
+    assert errors.count("finished before") == 2
+
+
+def test_what_cannot_be_searched_is_one_line(
+    segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path
+) -> None:
+    teacher = semantic_teacher(tmp_path / "teacher")
+    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in {**TINY, **SEARCH}.items()]
+
+    def refused(*changes: object, teacher: Path = teacher) -> str:
+        out = tmp_path / f"x{len(list(tmp_path.iterdir()))}"
+        status, _, errors = segue("compress", teacher, "--data", dataset, "--out", out, *fields, *changes)
+        assert status == 2
+        assert "comes below" in errors or not out.exists()
+        return errors.splitlines()[-1]
+
+    assert "comes below" in refused("--target", "0.1ms@512x512")
+    assert "is no genotype" in refused("--genotype", "[[1]]")
+    assert "give at least 1" in refused("--candidates", "0")
+    assert "write milliseconds" in refused("--target", "fast")
+    assert "holds no model" in refused(teacher=dataset)
+    assert "multiple of 32" in refused("--search_crop", "50")
+    described = json.loads((dataset / "dataset.json").read_text())
+    described["classes"] = ["ground", "disc", "bus"]
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    assert "same names in the same order" in refused()
+
+
+def test_a_genotype_that_is_given_is_trained_without_a_search(dataset: Path, tmp_path: Path) -> None:
+    fields = {k: v for k, v in {**TINY, **SEARCH}.items()}
+    out = segue.compress(
+        semantic_teacher(tmp_path / "teacher"), str(dataset), tmp_path / "run", genotype=ARCH1, quiet=True,
+        device="cpu", precision="fp32", **fields,
+    )  # fmt: skip
+    assert segue.load_model(str(out)).spec.genotype == str(Genotype.parse(ARCH1))  # type: ignore[union-attr]
+    assert not (out / "trials.sqlite").exists()
+
+
+def test_a_panoptic_teacher_is_refused(dataset: Path, tmp_path: Path) -> None:
+    from test_contract import historic
+
+    with pytest.raises(DataError, match="is a panoptic model"):
+        open_compression(str(historic(tmp_path / "historic")), build(Config, {"data": str(dataset)}).data, seed=0)
