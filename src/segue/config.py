@@ -44,6 +44,31 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Domains:
+    """What to learn from, and where it is to work.
+
+    Args:
+        source: folders of labelled sets, or ``FOLDER:split``.
+        target: folder of images of the domain that matters, or ``FOLDER:split``; masks in it are left alone.
+        map: a class map (``maps.yaml``) for the sources together, or one for each, from their classes to the target's.
+        val: labelled set of the target's domain, or ``FOLDER:split``; none if absent.
+        layout: how the labelled sets lie on disk; ``auto`` looks.
+        translated: folder of the source's images in the target's style, of the same names, instead of a style.
+        allow_missing: go on although some source images have no mask, or masks no image.
+        skip_bad: go on without source pairs that cannot be read or whose sizes differ.
+    """
+
+    source: tuple[str, ...] = ()
+    target: str = ""
+    map: tuple[str, ...] = ()
+    val: str = ""
+    layout: str = "auto"
+    translated: str = ""
+    allow_missing: bool = False
+    skip_bad: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """The network: a timm encoder under a DeepLabV3+ decoder.
 
