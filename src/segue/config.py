@@ -50,12 +50,15 @@ class Domains:
     Args:
         source: folders of labelled sets, or ``FOLDER:split``.
         target: folder of images of the domain that matters, or ``FOLDER:split``; masks in it are left alone.
-        map: a class map (``maps.yaml``) for the sources together, or one for each, from their classes to the target's.
+        map: a class map (``maps.yaml``) for all sources, or one for each, from their classes to the model's: those of
+            ``val``, else of the target where it has a class list, else of the first source.
         val: labelled set of the target's domain, or ``FOLDER:split``; none if absent.
         layout: how the labelled sets lie on disk; ``auto`` looks.
         translated: folder of the source's images in the target's style, of the same names, instead of a style.
         allow_missing: go on although some source images have no mask, or masks no image.
-        skip_bad: go on without source pairs that cannot be read or whose sizes differ.
+        skip_bad: go on without pictures and pairs that cannot be read or whose sizes differ.
+        limit: points of mIoU that the whole may lose against source-only; beyond it the run is not for release.
+        class_limit: points of IoU that one class may lose.
     """
 
     source: tuple[str, ...] = ()
@@ -66,6 +69,8 @@ class Domains:
     translated: str = ""
     allow_missing: bool = False
     skip_bad: bool = False
+    limit: float = 1.0
+    class_limit: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +167,7 @@ def documented(kind: type[Any]) -> dict[str, str]:
     return texts
 
 
-def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str) -> T:
+def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str = "") -> T:
     """A config from ``--name value`` options, over a ``--config FILE``, over the defaults.
 
     Raises:

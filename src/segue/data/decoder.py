@@ -1,6 +1,7 @@
 """From what a label map stores to class ids. No torch here: the check of a data set starts without it."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ class Decoder:
         self.by_color = by_color
         if by_color:
             keys = np.array([(r << 16) + (g << 8) + b for r, g, b in colors])
-            self.order = np.argsort(keys)
+            self.order: Array = np.argsort(keys)
             self.keys = keys[self.order]
         else:
-            self.table = np.full(1 << 16, UNKNOWN, np.int16)
+            self.table: Array = np.full(1 << 16, UNKNOWN, np.int16)
             for raw, index in ids.items():
                 if raw >= 0:
                     self.table[raw] = index
@@ -32,6 +33,18 @@ class Decoder:
     def of(cls, listing: Listing) -> "Decoder":
         """The decoder of a listing's label maps."""
         return cls(listing.ids, listing.colors, listing.by_color)
+
+    def onto(self, ids: Mapping[int, int]) -> "Decoder":
+        """The decoder that gives ``ids[i]`` where this one gives class ``i``; `IGNORE` stays."""
+        table = np.arange(256, dtype=np.int16)
+        for i, other in ids.items():
+            table[i] = other
+        mapped = copy(self)
+        if self.by_color:
+            mapped.order = table[self.order]
+        else:
+            mapped.table = np.where(self.table < 0, self.table, table[self.table])
+        return mapped
 
     def __call__(self, stored: Array) -> Array:
         """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""

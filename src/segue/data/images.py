@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
-from segue.data.sample import DataError, Sample, open_image, to_rgb
-from segue.data.transforms import PLAIN, ColorJitter, blank_outside, cut, draw_window, recolored
+from segue.data.sample import Array, DataError, Sample, open_image, to_rgb
+from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, recolored
 
 
 class Whole(Dataset[Sample]):
@@ -26,7 +26,7 @@ class Whole(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
         image = to_rgb(open_image(pair.image), pair.image)
-        sample: Sample = {"image": _tensor(image), "name": pair.name}
+        sample: Sample = {"image": tensor_of(image), "name": pair.name}
         if pair.mask is not None:
             mask = self.decoder.known(np.asarray(mask_image(pair)), pair.mask)
             if mask.shape != (image.height, image.width):
@@ -63,21 +63,28 @@ class RandomViews(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, mask = open_image(pair.image), mask_image(pair)
-        if image.size != mask.size:
-            raise DataError(_sizes(pair, image.size, mask.size))
-        window = draw_window(image.width, image.height, self.crop, self.scale)
-        piece = to_rgb(cut(to_rgb(image, pair.image), window, self.crop, smooth=True), pair.image)
-        stored = cut(mask, window, self.crop, smooth=False)
-        ids = self.decoder.known(np.asarray(stored), pair.mask)
+        piece, ids, _ = labelled_piece(pair, self.decoder, self.crop, self.scale)
         sample: Sample = {
-            "image": _tensor(recolored(piece, self.jitter)),
-            "mask": torch.from_numpy(blank_outside(ids, window, self.crop)),
+            "image": tensor_of(recolored(piece, self.jitter)),
+            "mask": torch.from_numpy(ids),
             "name": pair.name,
         }
         if self.second is not None:
-            sample["view"] = _tensor(recolored(piece, self.second))
+            sample["view"] = tensor_of(recolored(piece, self.second))
         return sample
+
+
+def labelled_piece(
+    pair: Pair, decoder: Decoder, crop: int, scale: tuple[float, float]
+) -> tuple[Image.Image, Array, Window]:
+    """A random piece of a picture on a (crop, crop) canvas, its class ids uint8 (crop, crop), and where it was cut."""
+    image, mask = open_image(pair.image), mask_image(pair)
+    if image.size != mask.size:
+        raise DataError(_sizes(pair, image.size, mask.size))
+    window = draw_window(image.width, image.height, crop, scale)
+    piece = to_rgb(cut(to_rgb(image, pair.image), window, crop, smooth=True), pair.image)
+    ids = decoder.known(np.asarray(cut(mask, window, crop, smooth=False)), pair.mask)
+    return piece, blank_outside(ids, window, crop), window
 
 
 def _sizes(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
@@ -88,6 +95,6 @@ def _sizes(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
     )
 
 
-def _tensor(image: Image.Image) -> torch.Tensor:
+def tensor_of(image: Image.Image) -> torch.Tensor:
     """uint8 (3, H, W), laid out as Pillow does: collating copies it anyway."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

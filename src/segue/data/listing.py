@@ -5,7 +5,7 @@ data sets in `segue.data.images`.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,3 +126,9 @@ def pair_up(images: Mapping[str, Path], masks: Mapping[str, Path]) -> tuple[tupl
 def colors_or_palette(colors: list[Color] | None, count: int) -> tuple[Color, ...]:
     """The given colours, or told-apart ones where none are given."""
     return tuple(colors) if colors else tuple(palette(count))
+
+
+def spread(pairs: Sequence[Pair], count: int) -> tuple[Pair, ...]:
+    """At most ``count`` of the pairs, evenly over their order."""
+    total = min(count, len(pairs))
+    return tuple(pairs[i * len(pairs) // total] for i in range(total))

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from segue.data.cityscapes import LABEL_IDS
 from segue.data.decoder import Decoder, mask_image
-from segue.data.images import _tensor as tensor_of
+from segue.data.images import tensor_of
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image, to_rgb

@@ -151,8 +151,12 @@ def blank_outside(mask: Array, window: Window, crop: int) -> Array:
     """``mask`` (crop, crop) with `IGNORE` where the canvas is empty."""
     if window.size == (crop, crop):
         return mask
-    x, y = _corner(window, crop)
     kept = np.full_like(mask, IGNORE)
-    rows, columns = slice(y, y + window.size[1]), slice(x, x + window.size[0])
-    kept[rows, columns] = mask[rows, columns]
+    kept[filled(window, crop)] = mask[filled(window, crop)]
     return kept
+
+
+def filled(window: Window, crop: int) -> tuple[slice, slice]:
+    """Rows and columns of the canvas that the piece covers."""
+    x, y = _corner(window, crop)
+    return slice(y, y + window.size[1]), slice(x, x + window.size[0])
