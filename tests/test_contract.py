@@ -22,6 +22,7 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.training import open_training
+from segue.data.two_domains import open_domains
 from segue.engine import Run
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
@@ -34,6 +35,7 @@ TRAINERS = methods.names("train")
 # How each verb opens its data, as `segue.verbs` does.
 OPENERS: dict[str, Callable[[Any, int], Any]] = {
     "train": lambda config, seed: open_training(config.data, seed=seed),
+    "adapt": lambda config, seed: open_domains(config.domains, crop=config.views.crop),
     "extend": lambda config, seed: open_extension(
         config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
         by_region=config.by_region, seed=seed,
@@ -72,6 +74,8 @@ class CutRun(Run):
 def settings(method: str, root: Path, **changes: Any) -> Any:
     kind = methods.load(method).Config
     values = {**TINY, "data": str(root), "queries": 6, "points": 32, **changes}
+    if "source" in leaves(kind):
+        values |= {"source": (f"{root}:train",), "target": f"{root}:test", "val": f"{root}:val", "keep": "information"}
     if "unlabeled" in leaves(kind) and method == "pixel_contrast":
         values = {"labels": "3", "unlabeled": ("rest",), "threshold": 0.0, **values}
     if methods.verb_of(method) == "extend":

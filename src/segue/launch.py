@@ -94,6 +94,7 @@ class Arm(Generic[D]):
         data: what it learns from.
         measure: gives scores of the trained model; None where there is nothing to measure on.
         folder: below the run folder; empty for the run folder itself.
+        title: what it is called, where that is not its method's name.
     """
 
     method: str
@@ -101,6 +102,12 @@ class Arm(Generic[D]):
     data: D
     measure: Callable[[Any], Scores | None] = lambda model: None
     folder: str = ""
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.title or self.method
 
 
 def pick_device(name: str) -> str:
@@ -232,7 +239,7 @@ def launch(
 def _train(arm: Arm[Any], run: Run) -> bool:
     """Trains one arm, measures and saves it, unless that was done before; whether it was not."""
     if (run.out / "evaluation.json").is_file():
-        run.say(f"{arm.method}: finished before")
+        run.say(f"{arm.name}: finished before")
         return False
     started = time.monotonic()
     model = methods.load(arm.method).train(arm.config, run, arm.data)
@@ -248,7 +255,7 @@ def _finish(arm: Arm[Any], model: AnyModel, run: Run, seconds: float) -> None:
     finite = {name: value for name, value in scores.items() if math.isfinite(value)}
     save_model(model, run.out / "model", method=arm.method, metrics=finite)
     written = {
-        "method": arm.method,
+        "method": arm.name,
         "seconds": seconds,
         "split": "validation",
         **(measured.plain() if measured else {}),
@@ -256,7 +263,7 @@ def _finish(arm: Arm[Any], model: AnyModel, run: Run, seconds: float) -> None:
     write_metrics(run)
     write_atomically(run.out / "evaluation.json", json.dumps(written).encode())
     told = f"validation {measured.line()}" if measured else "no validation images, nothing is claimed of its accuracy"
-    run.say(f"{arm.method}: {told}; trained for {seconds:.0f} s")
+    run.say(f"{arm.name}: {told}; trained for {seconds:.0f} s")
 
 
 def claim_folder(out: Path, identity: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
+REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -45,6 +46,7 @@ class Run:
         quiet: say nothing on the terminal; the log is written all the same.
         records: files that describe the run, written with the first thing that is: a run that is refused before it
             starts leaves no folder.
+        parent: the run that this one is a part of; its records are written first.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Run:
         checkpoint_every: float = 60.0,
         quiet: bool = False,
         records: Mapping[str, bytes] | None = None,
+        parent: "Run | None" = None,
     ) -> None:
         self.out = out
+        self.parent = parent
         self.records = dict(records or {})
         self.seed = seed
         self.device = torch.device(device)
@@ -78,6 +82,7 @@ class Run:
             workers=self.workers,
             checkpoint_every=self.checkpoint_every,
             quiet=self.console.quiet,
+            parent=self,
         )
 
     def say(self, text: str) -> None:
@@ -86,6 +91,8 @@ class Run:
 
     def open(self) -> None:
         """Makes the folder and writes its records, unless both are there."""
+        if self.parent is not None:
+            self.parent.open()
         self.out.mkdir(parents=True, exist_ok=True)
         while self.records and rank_and_world()[0] == 0:
             name, content = self.records.popitem()

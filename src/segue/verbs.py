@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segue import methods
+from segue.adaptation import SOURCE_ONLY
+from segue.adaptation import conclude as conclude_adaptation
 from segue.config import UsageError, build, did_you_mean, leaves
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
@@ -16,6 +18,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE, DataError
 from segue.data.training import TrainingData, open_training, parse_map
+from segue.data.two_domains import DomainData, open_domains
 from segue.evaluation import Measured, measure
 from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
 from segue.models.mask_classifier import MaskClassifier
@@ -250,6 +253,73 @@ def panoptic_only(model: AnyModel) -> MaskClassifier:
     return model
 
 
+def adapt(
+    source: str | Sequence[str],
+    target: str,
+    out: str | Path,
+    *,
+    val: str = "",
+    method: str = "mean_teacher",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = -1,
+    quiet: bool = False,
+    **fields: Any,
+) -> Path:
+    """Adapts to a domain without labels, beside a source-only training of as many steps; the run folder.
+
+    ``out/decision.json`` says whether it helped, where ``val`` is given; if it harmed, ``out/model`` is the source-only
+    model.
+
+    Args:
+        source: folder of the labelled set, or ``FOLDER:split``; or several.
+        target: folder of images of the domain that matters, or ``FOLDER:split``.
+        out: the run folder; a run of the same settings in it goes on where it stopped.
+        val: labelled set of the target's domain, or ``FOLDER:split``.
+        method: one of ``segue.methods.names("adapt")``.
+        seed: of everything random.
+        device: ``auto``, ``cpu``, ``cuda``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
+        quiet: print nothing.
+        fields: any field of the method's ``Config``, by its own name.
+
+    Raises:
+        DataError: a fault of the data, or sets that do not fit each other.
+        UsageError: an unknown method, field or device, or ``out`` holds something else.
+    """
+    around = Surroundings(seed, device, precision, workers, quiet)
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    config = config_from("adapt", method, {**fields, "source": sources, "target": target, "val": val})
+    return run_adaptation(method, config, Path(out), around)
+
+
+def run_adaptation(method: str, config: Any, out: Path, around: Surroundings) -> Path:
+    """What `adapt` does, from a built config."""
+    module, domains = method_module(method, "adapt"), config.domains
+    refuse_impossible(config.steps, config.views)
+    module.refuse_impossible(config)
+    for option in ("limit", "class_limit"):
+        if getattr(domains, option) < 0:
+            raise UsageError(f"--{option} {getattr(domains, option):g}: give the points that may be lost, at least 0")
+
+    def arms(data: DomainData) -> list[Arm[DomainData]]:
+        val = Whole(data.val, data.decoder)
+
+        def on_target(model: Any) -> Measured | None:
+            return measure(model, val, data.classes) if data.val else None
+
+        plain = Arm(method, module.source_only(config), data, on_target, BASELINE, SOURCE_ONLY)
+        return [plain, Arm(method, config, data, on_target)]
+
+    return launch(
+        "adapt", config, out, around, method=method, arms=arms,
+        open_data=lambda: open_domains(domains, crop=config.views.crop),
+        conclude=lambda run: conclude_adaptation(run, limit=domains.limit, class_limit=domains.class_limit),
+    )  # fmt: skip
+
+
 def control(config: Any) -> Any:
     """The plain training that a method is measured against: same data, network, views and number of steps."""
     shared = {"data": config.data, "network": config.network, "views": config.views, "steps": config.steps}
@@ -286,9 +356,12 @@ def evaluate(
         record = Path(model) / "run.json"
         if not record.is_file():
             raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
-        trained = json.loads(record.read_text(encoding="utf-8"))["identity"]["config"]
-        data, layout, mapping = trained["data"], trained["layout"], mapping or trained["map"]
-        by_region = trained.get("by_region", False)
+        described = json.loads(record.read_text(encoding="utf-8"))
+        at = described["data"]["validation_at"]
+        if not at["data"]:
+            raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
+        data, layout, mapping = at["data"], at["layout"], mapping or at["map"]
+        by_region = described["identity"]["config"].get("by_region", False)
     listing = open_listing(data, layout)
     listing = listing.extended(parse_map(mapping, listing))
     if isinstance(network, MaskClassifier):

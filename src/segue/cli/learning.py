@@ -1,4 +1,4 @@
-"""The commands that train: ``segue train``, ``segue extend`` and ``segue demo``."""
+"""The commands that train: ``segue train``, ``segue adapt``, ``segue extend`` and ``segue demo``."""
 
 import argparse
 import json
@@ -57,6 +57,17 @@ def add_commands(command: Command) -> None:
     add_surroundings(compress)
     compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
+    adapt = command("adapt", adapt_command, "learn from labels of one domain for images of another")
+    adapt.usage = "segue adapt --source LABELLED --target IMAGES --out RUN [--val LABELLED] [--FIELD VALUE ...]"
+    adapt.add_argument("--source", nargs="+", default=[], metavar="DATA", help="labelled folders, or FOLDER:split")
+    adapt.add_argument("--target", default="", metavar="IMAGES", help="images of the domain that matters")
+    adapt.add_argument("--val", default="", metavar="DATA", help="labelled folder of that domain, to measure on")
+    adapt.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    adapt.add_argument("--method", default="mean_teacher", help=f"one of {', '.join(methods.names('adapt'))}")
+    add_surroundings(adapt)
+    adapt.epilog = "Exit status 3: the adapted model lost to source-only by more than --limit; that one was kept."
+    adapt.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
     demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
     demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
@@ -111,6 +122,24 @@ def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.json:
         print_result(out)
     return 0
+
+
+def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue adapt``; `GATE_EXIT` where adaptation did harm."""
+    from segue.launch import method_module
+    from segue.verbs import run_adaptation
+
+    name = arguments.method
+    kind = method_module(name, "adapt").Config
+    given = {"source": arguments.source, "target": arguments.target, "val": arguments.val}
+    options = [f"--{option}={json.dumps(v) if option == 'source' else v}" for option, v in given.items() if v]
+    config = parse_fields(kind, ["--help"] if arguments.fields else [*options, *rest], f"segue adapt --method {name}")
+    out = run_adaptation(name, config, Path(arguments.out), surroundings(arguments))
+    decision = json.loads((out / "decision.json").read_text(encoding="utf-8"))
+    if arguments.json:
+        scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8")).get("scores")
+        print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
+    return GATE_EXIT if decision["release"] is False else 0
 
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":

@@ -19,27 +19,37 @@ averaged at the decoder's size and then upsampled. The teacher runs in evaluatio
 statistics, and only its dropout is stochastic; ``trunk shared`` has one pass up to the classifier and K draws of
 dropout before it. ``consistency cross_entropy`` puts CE(f(x~), argmax P) in the place of the square of (4); (8) and the
 strong view are those of Olsson et al. (WACV 2021) and Tranheden et al. (WACV 2021). With w_max = 0 the target is seen
-through its style alone.
+through its style alone. ``keep`` may return the teacher of an earlier look at the target than the last one.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.config import Domains, Network, Views
+from segue.adaptation import show_styles, show_target
+from segue.config import Domains, Network, UsageError, Views
 from segue.credibility import Gate, credibility, ramp
+from segue.data.domain_views import DomainViews
+from segue.data.images import Whole
+from segue.data.listing import spread
 from segue.data.style import Style
-from segue.engine import Losses, Method, ema_update
+from segue.data.two_domains import DomainData
+from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, only_first
+from segue.evaluation import Samples
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, upsample
+from segue.watch import watch
+from segue.weights import new_segmenter
 
 VERB = "adapt"
 IGNORE = 255
 LARGEST_NOISE = 2.0  # c over e, in the published form
+WATCHED = 12  # pictures of the target, and of the validation set, at each look
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,9 @@ class Config:
         class_mix: eq. 8.
         strong: the student sees the target in other colours than the teacher.
         ema_decay: a_max of eq. 7.
+        looks: how often the teacher is looked at on the target, evenly over the steps.
+        keep: the teacher that is returned: ``last``, or that of the look with the best ``information``, ``agreement``,
+            ``entropy`` or ``drift``, none of which needs a label (`segue.watch`).
     """
 
     domains: Domains = field(default_factory=Domains)
@@ -88,6 +101,14 @@ class Config:
     class_mix: bool = False
     strong: bool = False
     ema_decay: float = 0.99
+    looks: int = 8
+    keep: Literal["last", "information", "agreement", "entropy", "drift"] = "last"
+
+
+def source_only(config: Config) -> Config:
+    """The control: the same training that never sees the target."""
+    domains = replace(config.domains, translated="")
+    return replace(config, domains=domains, style="none", weight=0.0, class_mix=False, strong=False, keep="last")
 
 
 def noisy(image: Tensor, deviation: Tensor, *, noise: float) -> Tensor:
@@ -200,13 +221,16 @@ class MeanTeacher(Method):
     """
 
     step: Tensor
+    best: Tensor
 
     def __init__(self, student: Segmenter, config: Config) -> None:
         super().__init__()
         self.student = student
         self.teacher: Segmenter = deepcopy(student).requires_grad_(False)
         self.config = config
+        self.kept: Segmenter | None = deepcopy(self.teacher) if config.keep != "last" else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("best", torch.tensor(-torch.inf, dtype=torch.float64))
 
     def train(self, mode: bool = True) -> "MeanTeacher":
         """The teacher stays in evaluation mode, but for its dropout where several passes are to differ."""
@@ -242,10 +266,11 @@ class MeanTeacher(Method):
         )  # fmt: skip
 
     def forward(self, batch: dict[str, dict[str, Any]]) -> Losses:
-        source, target = batch["source"], batch["target"]
+        source = batch["source"]
         losses = {"source": pixel_cross_entropy(self.student(source["image"]), source["mask"])}
         if self.config.weight == 0:
             return losses
+        target = batch["target"]
         probabilities = self.teach(target["image"])
         mask = self.credible(probabilities, target["inside"])
         view = noisy(target["view"], self.student.std, noise=self.config.noise)
@@ -274,3 +299,86 @@ class MeanTeacher(Method):
     def after_step(self, step: int) -> None:
         ema_update(self.teacher, self.student, ema_decay(step, largest=self.config.ema_decay))
         self.step.fill_(step + 1)
+
+    def trusted(self, probabilities: Tensor) -> Tensor:
+        """`credible` of whole pictures, which have no padding."""
+        return self.credible(probabilities, torch.ones_like(probabilities[:, 0], dtype=torch.bool))
+
+    def look(self, target: Samples, val: Samples, data: DomainData) -> dict[str, float]:
+        """What `segue.watch` tells of the teacher; it is kept if that is the best so far by ``keep``."""
+        self.student.eval()
+        scores = watch(self.teach, self.trusted, self.student, target, val, data.classes, data.shares)
+        self.student.train()
+        if self.kept is not None:
+            sign = -1 if self.config.keep in ("entropy", "drift") else 1
+            if sign * scores[self.config.keep] > float(self.best):
+                self.best.fill_(sign * scores[self.config.keep])
+                self.kept.load_state_dict(self.teacher.state_dict())
+        return scores
+
+    def result(self) -> Segmenter:
+        """The teacher that ``keep`` chose."""
+        return self.kept if self.kept is not None else self.teacher
+
+
+def refuse_impossible(config: Config) -> None:
+    """Refuses values that the equations do not allow.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    first, last = config.gate_shares if len(config.gate_shares) == 2 else (1.0, 0.0)
+    checks = (
+        (0 <= config.band < 0.5, f"--band {config.band:g}: give a share of the shorter side in [0, 0.5)"),
+        (config.noise >= 0, f"--noise {config.noise:g}: give at least 0"),
+        (config.passes >= 1, f"--passes {config.passes}: give at least 1"),
+        (0 <= config.dropout < 1, f"--dropout {config.dropout:g}: give a chance in [0, 1)"),
+        (0 <= config.gate_start <= 1, f"--gate_start {config.gate_start:g}: give a share of ln K in [0, 1]"),
+        (
+            0 <= first <= 1 and 0 <= last <= 1,
+            f"--gate_shares {list(config.gate_shares)}: give two shares, as [0.3,0.9]",
+        ),
+        (config.weight >= 0, f"--weight {config.weight:g}: give at least 0"),
+        (0 <= config.ramp <= 1, f"--ramp {config.ramp:g}: give a share of the steps in [0, 1]"),
+        (0 <= config.ema_decay < 1, f"--ema_decay {config.ema_decay:g}: give a share in [0, 1)"),
+        (config.looks >= 1, f"--looks {config.looks}: give at least 1"),
+    )
+    for holds, message in checks:
+        if not holds:
+            raise UsageError(message)
+
+
+def train(config: Config, run: Run, data: DomainData) -> Segmenter:
+    """The adapted teacher."""
+    refuse_impossible(config)
+    torch.manual_seed(run.seed)
+    network = new_segmenter(config.network, data.listing, say=run.say)
+    method = MeanTeacher(network.to(memory_format=torch.channels_last), config)
+    translated = bool(config.domains.translated)
+    views = DomainViews(
+        tuple((source.styled() if translated else source.pairs, source.decoder) for source in data.sources),
+        data.target, config.views.crop, config.views.scale, "none" if translated else config.style, config.band,
+        config.strong, config.weight > 0,
+    )  # fmt: skip
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
+
+    looked = Whole(spread(data.target, WATCHED), data.decoder), Whole(spread(data.val, WATCHED), data.decoder)
+    fit(
+        method,
+        batches,
+        run=run,
+        optimizer=torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay),
+        steps=config.steps,
+        stage="adapt",
+        schedule=cosine(config.steps),
+        accumulate=config.views.accumulate,
+        evaluate=lambda: method.look(*looked, data),
+        evaluate_every=-(-config.steps // config.looks),
+    )
+    if config.weight or views.style != "none" or translated:
+        learnt = tuple(pair for pairs, _ in views.sources for pair in pairs)
+        only_first(lambda: show_styles(run, data.labelled(), learnt, data.target, style=views.style, band=views.band))
+        only_first(lambda: show_target(run, method.result(), method.trusted, data.target))
+    return method.result()

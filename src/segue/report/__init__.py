@@ -24,7 +24,7 @@ from segue.prediction import overlay, predict_image
 from segue.report.arm import Arm, read_json
 from segue.report.pictures import jpeg, picture_of
 from segue.report.plots import curves, lines, reliability, tsne
-from segue.run import BASELINE
+from segue.run import BASELINE, REJECTED
 from segue.sections import read_headline, read_sections
 from segue.weights import describe, load_model
 
@@ -241,7 +241,7 @@ def examples(
     missing = ""
     try:
         pairs, decoder = _validation(record["data"]["validation_at"])
-        models = [load_model(str(arm.folder)) for arm in arms]
+        models = [load_model(str(model_of(arm))) for arm in arms]
     except DataError as error:
         return shown, str(error)
     for kind, image in chosen:
@@ -260,6 +260,11 @@ def examples(
             panels.append((arm.title, score.get(image["name"]), *jpeg(predicted)))
         shown.append({"kind": kind, "name": image["name"], "miou": image["miou"], "panels": panels})
     return shown, missing
+
+
+def model_of(arm: Arm) -> Path:
+    """Where the model of an arm lies: of a run that is not for release, beside the one that was kept."""
+    return arm.folder / REJECTED if (arm.folder / REJECTED).is_dir() else arm.folder
 
 
 def _validation(at: Mapping[str, str]) -> tuple[dict[str, Pair], Decoder]:
