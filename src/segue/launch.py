@@ -25,7 +25,7 @@ from segue import methods
 from segue.config import UsageError, Views, did_you_mean, flat
 from segue.engine import Run, only_first, rank_and_world, write_atomically
 from segue.tuning import tune
-from segue.weights import AnyModel, save_model
+from segue.weights import Saved, save_model
 
 
 class MethodData(Protocol):
@@ -248,7 +248,7 @@ def _train(arm: Arm[Any], run: Run) -> bool:
     return True
 
 
-def _finish(arm: Arm[Any], model: AnyModel, run: Run, seconds: float) -> None:
+def _finish(arm: Arm[Any], model: Saved, run: Run, seconds: float) -> None:
     """Measures and saves what a method gave."""
     measured = arm.measure(model)
     scores = measured.scores() if measured else {}

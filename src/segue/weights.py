@@ -22,22 +22,25 @@ from segue.data.listing import Listing
 from segue.data.sample import DataError
 from segue.engine import write_atomically
 from segue.models.compact import CompactSegmenter, CompactSpec
+from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
 
 FORMAT = 1
 Model = Segmenter | LinearProbe | CompactSegmenter  # semantic: logits for every pixel
-AnyModel = Model | MaskClassifier
-KINDS: dict[str, tuple[Callable[[Any], AnyModel], type[Any]]] = {
+AnyModel = Model | MaskClassifier  # what predicts
+Saved = AnyModel | Encoder
+KINDS: dict[str, tuple[Callable[[Any], Saved], type[Any]]] = {
     "segmenter": (Segmenter, SegmenterSpec),
     "compact": (CompactSegmenter, CompactSpec),
     "linear_probe": (LinearProbe.build, SegmenterSpec),
     "mask_classifier": (MaskClassifier, MaskClassifierSpec),
+    "encoder": (Encoder, EncoderSpec),
 }
 
 
-def save_model(model: AnyModel, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
+def save_model(model: Saved, folder: Path, *, method: str, metrics: Mapping[str, float]) -> Path:
     """Writes the model folder.
 
     Args:
@@ -135,8 +138,39 @@ def load_any(source: str, *, device: str = "cpu") -> AnyModel:
     """The model of a run folder, a model folder or ``hf:owner/name``, ready to predict.
 
     Raises:
+        DataError: no model there, its two files do not belong together, or it is an encoder, which predicts nothing.
+    """
+    model = _load(source, device)
+    if isinstance(model, Encoder):
+        raise DataError(
+            f"{source} holds an encoder, which labels no pixel; "
+            f"train on it first: segue train DATA --init {source} --encoder {model.spec.encoder} --out RUN"
+        )
+    return model
+
+
+def load_encoder(source: str, *, device: str = "cpu") -> Encoder:
+    """The encoder of a saved encoder or semantic model, ready to be run.
+
+    Raises:
         DataError: no model there, or its two files do not belong together.
     """
+    model = _load(source, device)
+    if isinstance(model, Encoder):
+        return model
+    if isinstance(model, MaskClassifier):
+        raise DataError(f"{source} is a panoptic model; an encoder or a semantic model is needed here")
+    inner = model.segmenter if isinstance(model, LinearProbe) else model
+    spec = inner.spec
+    encoder = Encoder(
+        EncoderSpec(spec.encoder, spec.in_channels, spec.value_range, spec.mean, spec.std, spec.output_stride)
+    )
+    encoder.encoder = inner.encoder
+    return encoder.to(device).eval()
+
+
+def _load(source: str, device: str) -> Saved:
+    """Whatever kind of network the folder holds."""
     described = describe(source)
     network, spec = KINDS[described["kind"]]
     path = model_folder(source) / "model.safetensors"
@@ -211,7 +245,7 @@ def _lite0_package(package: str) -> dict[str, Tensor]:
     return dict(zip(ours, values, strict=True))
 
 
-def start_encoder(model: Segmenter | MaskClassifier, state: Mapping[str, Tensor]) -> None:
+def start_encoder(model: Segmenter | MaskClassifier | Encoder, state: Mapping[str, Tensor]) -> None:
     """Copies ``state`` into the encoder; see `fill_encoder`."""
     fill_encoder(model.encoder.get_submodule("model"), state, model.spec.encoder, bands=model.spec.in_channels)
     model.is_pretrained = True
@@ -307,3 +341,21 @@ def new_mask_classifier(
     parameters = sum(p.numel() for p in model.parameters())
     say(f"network: {encoder} under Mask2Former ({size}), {parameters / 1e6:.1f} M parameters, from {origin}")
     return model
+
+
+def new_encoder(encoder: str, init: str, *, output_stride: int, say: Callable[[str], None]) -> Encoder:
+    """An encoder of timm, started as ``init`` says; `segue.config.Network` describes all three.
+
+    Raises:
+        DataError: unknown encoder, one that no decoder can use, or no such weights.
+    """
+    state, origin = encoder_weights(init, encoder)
+    try:
+        mean, std = encoder_statistics(encoder, 3)
+        found = Encoder(EncoderSpec(encoder, mean=mean, std=std, output_stride=output_stride))
+    except ValueError as error:
+        raise DataError(f"--encoder: {error}") from None
+    if state is not None:
+        start_encoder(found, state)
+    say(f"network: {encoder}, {sum(p.numel() for p in found.parameters()) / 1e6:.1f} M parameters, from {origin}")
+    return found

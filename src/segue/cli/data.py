@@ -94,7 +94,9 @@ def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         from segue.data.domains import model_faults
         from segue.weights import describe
 
-        classes = describe(arguments.model)["spec"]["classes"]
+        classes = describe(arguments.model)["spec"].get("classes")
+        if classes is None:
+            raise UsageError(f"segue check: --model {arguments.model} is an encoder, which knows no classes")
         further += [
             f for one in audits if one.listing.classes for f in model_faults(one.listing, arguments.model, classes)
         ]
