@@ -87,3 +87,28 @@ class Calibration:
         """Expected calibration error in [0, 1]: mean gap of probability and accuracy; NaN without pixels."""
         total = self.count.sum()
         return float(np.abs(self.right - self.probability).sum() / total) if total else float("nan")
+
+
+def spread(features: Tensor) -> float:
+    """How differently features (N, D) are directed: 0 where all are alike, 1 where they point evenly all ways."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    return float(1 - unit.mean(0).square().sum())
+
+
+def effective_rank(features: Tensor) -> float:
+    """How many directions features (N, D) use: exp of the entropy of the shares of their singular values, centred.
+
+    Roy and Vetterli, *The effective rank*, EUSIPCO 2007. From 1 to D; 1 where all features are alike.
+    """
+    centred = features.double() - features.double().mean(0)
+    values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
+    total = values.sum()
+    return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 1.0
+
+
+def rank_agreement(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of two lists (n,), in [-1, 1]; 0 where one of them is constant. Ties by place."""
+    ranks = torch.stack([first.argsort(stable=True).argsort(), second.argsort(stable=True).argsort()]).double()
+    if len(first) < 2 or first.min() == first.max() or second.min() == second.max():
+        return 0.0
+    return float(torch.corrcoef(ranks)[0, 1])
