@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adapt", "compress", "evaluate", "extend", "load_model", "predict", "train"]
+__all__ = ["__version__", "adapt", "compress", "evaluate", "extend", "load_model", "predict", "pretrain", "train"]
 
 if TYPE_CHECKING:
-    from segue.verbs import adapt, compress, evaluate, extend, predict, train
+    from segue.verbs import adapt, compress, evaluate, extend, predict, pretrain, train
     from segue.weights import load_model
 
 _HOMES = {
-    **dict.fromkeys(("adapt", "compress", "evaluate", "extend", "predict", "train"), "segue.verbs"),
+    **dict.fromkeys(("adapt", "compress", "evaluate", "extend", "predict", "pretrain", "train"), "segue.verbs"),
     "load_model": "segue.weights",
 }
 

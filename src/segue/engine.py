@@ -135,6 +135,7 @@ def fit(
     clip: float = 0.0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
+    converged: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains ``method`` for ``steps`` optimiser steps, or for what is left of them after a resume.
 
@@ -150,6 +151,7 @@ def fit(
         clip: largest norm of the whole gradient; 0 leaves it as it is.
         evaluate: gives scores to log, at the end and every ``evaluate_every`` steps.
         evaluate_every: steps between two evaluations; 0 evaluates at the end only.
+        converged: whether to stop before ``steps``; asked before each step, and depends on the method's state alone.
 
     Raises:
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
@@ -167,7 +169,7 @@ def fit(
     try:
         with Signals() as signals:
             method.train()
-            while loop.step < steps:
+            while loop.step < steps and not _all_agree(converged(), run.device):
                 losses, images, taken = loop.gradients(module, stream, accumulate)
                 loop.update(losses, taken, clip)
                 bar.update(loop.step, losses["loss"], images * world)

@@ -19,6 +19,7 @@ from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE, DataError
 from segue.data.training import TrainingData, open_training, parse_map
 from segue.data.two_domains import DomainData, open_domains
+from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
 from segue.models.mask_classifier import MaskClassifier
@@ -35,6 +36,7 @@ from segue.tuning import tune
 from segue.weights import AnyModel, load_any
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
+PRETRAINING = "ranking_distillation"
 
 
 def config_from(verb: str, method: str, fields: Mapping[str, Any]) -> Any:
@@ -118,6 +120,41 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
     return launch(
         "train", config, out, around, method=method, open_data=open_data, arms=panoptic_arms,
         conclude=lambda run: conclude_training(run, val()),
+    )  # fmt: skip
+
+
+def pretrain(
+    images: str,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = -1,
+    quiet: bool = False,
+    **fields: Any,
+) -> Path:
+    """Trains an encoder on images without labels; the run folder, which ``train`` takes as its ``init``.
+
+    Args:
+        images: their folder, or ``FOLDER:split``; masks in it are left alone.
+        out: the run folder; a run of the same settings in it goes on where it stopped.
+        seed, device, precision, workers, quiet: as of `train`.
+        fields: any field of the method's ``Config``, by its own name.
+
+    Raises:
+        DataError: a fault of the images.
+        UsageError: an unknown field or device, or ``out`` holds something else.
+    """
+    around = Surroundings(seed, device, precision, workers, quiet)
+    return run_pretraining(config_from("pretrain", PRETRAINING, {**fields, "data": images}), Path(out), around)
+
+
+def run_pretraining(config: Any, out: Path, around: Surroundings) -> Path:
+    """What `pretrain` does, from a built config."""
+    return launch(
+        "pretrain", config, out, around, method=PRETRAINING, arms=lambda data: [Arm(PRETRAINING, config, data)],
+        open_data=lambda: open_image_set(config.data, skip_bad=config.skip_bad),
     )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def load_any(source: str, *, device: str = "cpu") -> AnyModel:
     Raises:
         DataError: no model there, its two files do not belong together, or it is an encoder, which predicts nothing.
     """
-    model = _load(source, device)
+    model = load_saved(source, device=device)
     if isinstance(model, Encoder):
         raise DataError(
             f"{source} holds an encoder, which labels no pixel; "
@@ -155,7 +155,7 @@ def load_encoder(source: str, *, device: str = "cpu") -> Encoder:
     Raises:
         DataError: no model there, or its two files do not belong together.
     """
-    model = _load(source, device)
+    model = load_saved(source, device=device)
     if isinstance(model, Encoder):
         return model
     if isinstance(model, MaskClassifier):
@@ -169,8 +169,12 @@ def load_encoder(source: str, *, device: str = "cpu") -> Encoder:
     return encoder.to(device).eval()
 
 
-def _load(source: str, device: str) -> Saved:
-    """Whatever kind of network the folder holds."""
+def load_saved(source: str, *, device: str = "cpu") -> Saved:
+    """Whatever kind of network a run folder, a model folder or ``hf:owner/name`` holds, in evaluation mode.
+
+    Raises:
+        DataError: no model there, or its two files do not belong together.
+    """
     described = describe(source)
     network, spec = KINDS[described["kind"]]
     path = model_folder(source) / "model.safetensors"

@@ -1,4 +1,4 @@
-"""The commands that train: ``segue train``, ``segue adapt``, ``segue extend`` and ``segue demo``."""
+"""The commands that train: pretrain, train, adapt, extend, compress, demo."""
 
 import argparse
 import json
@@ -67,6 +67,14 @@ def add_commands(command: Command) -> None:
     add_surroundings(adapt)
     adapt.epilog = "Exit status 3: the adapted model lost to source-only by more than --limit; that one was kept."
     adapt.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
+    pretrain = command("pretrain", pretrain_command, "learn an encoder from images without labels")
+    pretrain.usage = "segue pretrain IMAGES --out RUN [--FIELD VALUE ...]"
+    pretrain.add_argument("images", metavar="IMAGES", help="folder of images, or FOLDER:split; masks are left alone")
+    pretrain.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    add_surroundings(pretrain)
+    pretrain.epilog = "Every field of the method is an option: --fields lists them. Then: segue train DATA --init RUN"
+    pretrain.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
     demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -140,6 +148,19 @@ def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8")).get("scores")
         print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
     return GATE_EXIT if decision["release"] is False else 0
+
+
+def pretrain_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue pretrain``."""
+    from segue.launch import method_module
+    from segue.verbs import PRETRAINING, run_pretraining
+
+    kind = method_module(PRETRAINING, "pretrain").Config
+    config = parse_fields(kind, ["--help"] if arguments.fields else rest, "segue pretrain", data=arguments.images)
+    out = run_pretraining(config, Path(arguments.out), surroundings(arguments))
+    if arguments.json:
+        print_result(out)
+    return 0
 
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":

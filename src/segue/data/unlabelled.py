@@ -1,0 +1,83 @@
+"""A set of images without labels, opened for training: what is used, what is left out and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segue.data.check import check
+from segue.data.finding import Finding
+from segue.data.layouts import open_images
+from segue.data.listing import Listing, Pair
+from segue.data.sample import DataError
+
+LABELS = {"E107"}  # codes that ask for masks
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a method that needs no labels gets.
+
+    Args:
+        root: the folder as it was named.
+        images: to learn from.
+        found: images that were found.
+        dropped: why how many of them are not used; used + dropped == found.
+        warnings: findings that did not stop.
+    """
+
+    root: str
+    images: tuple[Pair, ...]
+    found: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[Finding, ...] = ()
+
+    def account(self) -> dict[str, object]:
+        """What goes into ``run.json`` and the report."""
+        return {
+            "root": self.root,
+            "layout": "images",
+            "classes": [],
+            "found": self.found,
+            "labelled": 0,
+            "unlabelled": len(self.images),
+            "validation": 0,
+            "dropped": self.dropped,
+            "labelled_names": [],
+            "warnings": [str(finding) for finding in self.warnings],
+        }
+
+    def files(self) -> Iterator[tuple[str, tuple[Path | None, ...]]]:
+        """(name, files) of every image."""
+        return ((pair.name, (pair.image,)) for pair in self.images)
+
+    def lines(self) -> list[str]:
+        """What the command understood, for the person who waits."""
+        left_out = ", ".join(f"{count} {why}" for why, count in self.dropped.items()) or "nothing"
+        used = f"using {len(self.images)} images of {self.root}, none of their masks"
+        return [f"{used}; left out of {self.found} found: {left_out}", *(f"note: {found}" for found in self.warnings)]
+
+
+def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
+    """Every image of a folder, or of a data set's split, once its header and its end have been looked at.
+
+    Args:
+        address: the folder, or ``FOLDER:split``; masks in it are left alone.
+        skip_bad: go on without images that cannot be read.
+
+    Raises:
+        DataError: no image, or one that cannot be read; each kind of fault is one line of the message.
+    """
+    if not address:
+        raise DataError("no images named; give their folder: segue pretrain IMAGES --out RUN")
+    pairs = open_images(address)
+    listing = Listing(Path(address), "images", (), (), {"images": pairs}, {})
+    findings, facts = check(listing, allow_missing=True, skip_bad=skip_bad)
+    findings = [finding for finding in findings if finding.code not in LABELS]
+    stops = [finding for finding in findings if finding.stop]
+    if stops:
+        raise DataError("\n".join(str(finding) for finding in stops))
+    sound = tuple(pair for pair in pairs if pair.image not in facts.bad)
+    if not sound:
+        raise DataError(f"{address}: none of its {len(pairs)} images can be read")
+    dropped = {"unreadable (--skip_bad)": len(pairs) - len(sound)} if len(sound) < len(pairs) else {}
+    return ImageSet(address, sound, len(pairs), dropped, tuple(f for f in findings if not f.stop))

@@ -1,0 +1,400 @@
+"""Soft-label ranking self-distillation (Wen, Xu, Dai, Cong, Huang, *Semantic Concentration for Self-Supervised Dense
+Representations Learning*, TPAMI 2025, arXiv:2509.09429, and the group's Chinese patent application of 2024-01-26).
+
+x is an image, C_x its candidates, x+ one of them that resembles it. s are cosine similarities of the student's
+embeddings of views in other colours and blurred (v1), t of the teacher's of the same places as they are (v2). l(s, t;
+tau) is the ranking loss of `segue.losses.ranking`: s is to be in the order of t, with margin tau.
+
+    (1)  C_x      =  {x+} and the images of the batch from other clusters than x's                     A1, A2
+    (2)  L_img    =  mean_x  l( {s(x, c)}_{c in C_x}, {t(x, c)}_{c in C_x}; tau_image )                A3
+    (3)  L_patch  =  mean_x  l( {s(x_i, x+_j)}_ij, {t(x_i, x+_j)}_ij; tau_patch )                      A3
+    (4)  L        =  a L_img  +  b L_patch,  whose gradient goes to the student alone                  A3, A4
+    (5)  teacher  <-  m teacher + (1 - m) student,  m from m_0 to m_1 along half a cosine              A5
+
+A1: the teacher embeds all images, spherical k-means divides them, and x+ is drawn anew at each step from the images of
+x's cluster most like it; all of this again every ``refresh`` steps. A6: until the loss has not fallen for ``patience``
+such spans, or ``steps``. A7, A8: ``segue train --init RUN``, with ``--linear_probe`` for a linear module on the frozen
+encoder. So a soft label keeps patches of one kind together that a contrast of views would push apart.
+
+Departs from the sources: one global crop and no prototype heads, whatever the encoder; all anchors of a batch share its
+images as negatives; the image's embedding is the plain mean of its patches. What the patent leaves open is taken from
+the released code (margins, theta, weights) or chosen here (clusters, a = b = 1).
+"""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from segue.data.candidates import Candidates, Squeezed
+from segue.data.sample import DataError
+from segue.data.unlabelled import ImageSet
+from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first
+from segue.health import Watch, history, write_health
+from segue.losses import ranking_loss
+from segue.models.encoder import Encoder, settle_statistics
+from segue.models.heads import projection_head
+from segue.weights import new_encoder
+
+VERB = "pretrain"
+STAGE = "distil"
+PROBES = 8  # images that health is measured on
+ROUNDS = 25  # of k-means
+FALLEN = 0.995  # of the best loss: what counts as fallen
+
+
+@dataclass(frozen=True)
+class Config:
+    """Soft-label ranking self-distillation.
+
+    Args:
+        data: folder of images, or ``FOLDER:split``; masks in it are left alone.
+        skip_bad: go on without images that cannot be read.
+        encoder: any timm model that DeepLabV3+ can use, or a plain vision transformer.
+        init: what it starts from: ``auto``, ``random``, ``timm:``, a file or a run's folder, as of ``segue train``.
+        output_stride: of a convolutional encoder, 8 or 16.
+        steps: optimiser steps at most.
+        lr: peak learning rate of AdamW; 3e-5 in the released code, for transformers and 210,000 steps.
+        weight_decay: of weights that are no bias and no norm; from 0.024 to 0.24 in the released code.
+        crop: side of the views, in pixels; a multiple of 16.
+        area: smallest and largest share of an image that a view shows.
+        batch: anchors x a step; as many positives go through the networks with them.
+        tau_image: margin of eq. 2.
+        tau_patch: margin of eq. 3.
+        threshold: theta of the ranking loss.
+        image_weight: a of eq. 4.
+        patch_weight: b of eq. 4.
+        lists: what is ranked in eq. 3: all patches of a ``pair`` of images, each ``row`` of it, or the whole ``batch``.
+        others: images that do not match whose patches join the lists of eq. 3.
+        alpha: weight of those.
+        objective: ``ranking``, or ``mse``: the mean of (s - t)^2 in its place, a control.
+        embedding: length of a projection that is compared in place of the encoder's features; 0 compares those.
+        ema_start: m_0 of eq. 5.
+        ema_end: m_1 of eq. 5.
+        clusters: of k-means; 0 takes one for 20 images, from 2 to 1,000.
+        positives: images of its cluster that x+ is drawn from.
+        refresh: steps between two clusterings; 0 takes 100, or more where the set is large.
+        patience: spans of ``refresh`` steps without a lower loss that end the training; 0 goes on to the last step.
+    """
+
+    data: str = ""
+    skip_bad: bool = False
+    encoder: str = "mobilenetv2_100"
+    init: str = "auto"
+    output_stride: int = 16
+    steps: int = 1000
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    crop: int = 224
+    area: tuple[float, float] = (0.25, 1.0)
+    batch: int = 8
+    tau_image: float = 0.5
+    tau_patch: float = 0.5
+    threshold: float = -0.2
+    image_weight: float = 1.0
+    patch_weight: float = 1.0
+    lists: Literal["pair", "row", "batch"] = "pair"
+    others: int = 0
+    alpha: float = 0.1
+    objective: Literal["ranking", "mse"] = "ranking"
+    embedding: int = 0
+    ema_start: float = 0.996
+    ema_end: float = 0.9999
+    clusters: int = 0
+    positives: int = 7
+    refresh: int = 0
+    patience: int = 5
+
+
+# -- A1: candidates ----------------------------------------------------------------------------------------------------
+
+
+def spherical_clusters(points: Tensor, count: int, *, seed: int) -> Tensor:
+    """A1: the cluster of each of M unit-length points (M, D) by spherical k-means: int64 (M,), some may be empty."""
+    start = kmeans_plusplus(points.cpu().numpy(), count, random_state=seed % 2**32)[0]
+    centres = torch.from_numpy(start).to(points)
+    for _ in range(ROUNDS):
+        members = F.one_hot((points @ centres.T).argmax(1), count).to(points)  # (M, count)
+        centres = F.normalize(members.T @ points, dim=1)
+    return (points @ centres.T).argmax(1)
+
+
+def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
+    """A1: places of the ``count`` points of its own cluster nearest to each, -1 where there are fewer: (M, count).
+
+    A point alone in its cluster gets the one nearest of all.
+    """
+    found = torch.full((len(points), count), -1, dtype=torch.int64, device=points.device)
+    for cluster in torch.unique(clusters):
+        members = (clusters == cluster).nonzero()[:, 0]
+        similarity = (points[members] @ points[members].T).fill_diagonal_(-math.inf)
+        best = similarity.topk(min(count, len(members) - 1), dim=1).indices
+        found[members, : best.shape[1]] = members[best]
+    for alone in (found[:, 0] < 0).nonzero()[:, 0]:
+        similarity = points @ points[alone]
+        similarity[alone] = -math.inf
+        found[alone, 0] = similarity.argmax()
+    return found
+
+
+def centred(embeddings: Tensor) -> Tensor:
+    """Embeddings (M, D) about their mean, of unit length: what all images share says nothing of any.
+
+    Raises:
+        DataError: they are no numbers, or all alike.
+    """
+    if not embeddings.isfinite().all():
+        raise DataError("the teacher's embeddings are no numbers: the weights it started from, or a too high --lr")
+    apart = embeddings.double() - embeddings.double().mean(0)
+    if apart.norm(dim=1).max() < 1e-6 * embeddings.norm(dim=1).max():
+        raise DataError("all images look alike to the encoder: there is nothing to rank; give images that differ")
+    return F.normalize(apart, dim=1).float()
+
+
+# -- A2, A3: similarities and losses -----------------------------------------------------------------------------------
+
+
+def image_loss(student: Tensor, teacher: Tensor, may_compare: Tensor, config: Config) -> Tensor:
+    """Eq. 2.
+
+    Args:
+        student: (2 B, D) unit-length embeddings of the anchors, then of their positives.
+        teacher: of the same images.
+        may_compare: bool (B, 2 B), which of them are candidates of each anchor.
+        config: gives margin and theta.
+    """
+    anchors = len(may_compare)
+    s, t = student[:anchors] @ student.T, teacher[:anchors] @ teacher.T
+    if config.objective == "mse":
+        return (s - t).square()[may_compare].mean()
+    # What is no candidate stands so low in both lists that it weighs nothing and is out of order with nothing.
+    s = torch.where(may_compare, s, -2.0 - 2 * config.tau_image)
+    t = torch.where(may_compare, t, min(-2.0, config.threshold - 1))
+    return ranking_loss(s, t, tau=config.tau_image, threshold=config.threshold)
+
+
+def patch_loss(student: Tensor, teacher: Tensor, config: Config) -> Tensor:
+    """Eq. 3; arguments (2 B, N, D): unit-length patches of the anchors, then of their positives."""
+
+    def lists(patches: Tensor) -> Tensor:
+        anchors, positives = patches.chunk(2)
+        shifted = [positives.roll(k, 0) for k in range(1 + config.others)]
+        return anchors @ torch.cat(shifted, 1).transpose(1, 2)  # (B, N, (1 + others) N)
+
+    s, t = lists(student), lists(teacher)
+    if config.objective == "mse":
+        return (s - t).square().mean()
+    is_match = torch.zeros_like(s, dtype=torch.bool)
+    is_match[..., : student.shape[1]] = True
+    shape = {"pair": (len(s), -1), "row": (-1, s.shape[2]), "batch": (1, -1)}[config.lists]
+    return ranking_loss(
+        s.reshape(shape), t.reshape(shape), tau=config.tau_patch, threshold=config.threshold,
+        is_match=is_match.reshape(shape) if config.others else None, alpha=config.alpha,
+    )  # fmt: skip
+
+
+class Branch(nn.Module):
+    """Student or teacher: an encoder, and a projection where one is wanted."""
+
+    def __init__(self, encoder: Encoder, embedding: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection: nn.Module = projection_head(encoder.channels, embedding) if embedding else nn.Identity()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W) -> patches (B, N, D) and images (B, D), each of unit length, float32."""
+        maps = self.projection(self.encoder(image)).float().flatten(2)  # (B, D, N)
+        return F.normalize(maps.transpose(1, 2), dim=2), F.normalize(maps.mean(2), dim=1)
+
+
+class RankingDistillation(Method):
+    """Eqs. 1 to 5. A batch is a collated sample of `Candidates`."""
+
+    recent: Tensor
+    best: Tensor
+    stale: Tensor
+    done: Tensor
+
+    def __init__(self, encoder: Encoder, images: int, refresh: int, config: Config) -> None:
+        super().__init__()
+        self.student = Branch(encoder, config.embedding)
+        self.teacher = deepcopy(self.student).requires_grad_(False).eval()
+        self.config, self.refresh = config, refresh
+        # No buffers: the loop puts those back when it does not take a step.
+        self.clusters = torch.zeros(images, dtype=torch.int64)
+        self.neighbours = torch.full((images, config.positives), -1)
+        self.register_buffer("recent", torch.zeros(2, dtype=torch.float64))  # sum and number of losses of this span
+        self.register_buffer("best", torch.tensor(math.inf, dtype=torch.float64))
+        self.register_buffer("stale", torch.tensor(0))
+        self.register_buffer("done", torch.tensor(0))  # steps
+
+    def train(self, mode: bool = True) -> "RankingDistillation":
+        """The teacher stays in evaluation mode: it is an average, and must not depend on the batch."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides weights and buffers."""
+        return {"clusters": self.clusters, "neighbours": self.neighbours}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Takes it back."""
+        self.clusters, self.neighbours = state["clusters"], state["neighbours"]
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        patches, images = self.student(batch["strong"].transpose(0, 1).flatten(0, 1))
+        with torch.no_grad():  # A4
+            teacher_patches, teacher_images = self.teacher(batch["image"].transpose(0, 1).flatten(0, 1))
+        config = self.config
+        with torch.autocast(patches.device.type, enabled=False):
+            losses = {
+                "image": config.image_weight
+                * image_loss(images, teacher_images, self.candidates(batch["index"], batch["positive"]), config),
+                "patch": config.patch_weight * patch_loss(patches, teacher_patches, config),
+            }
+        total = torch.stack(list(losses.values())).sum().detach().double()
+        self.recent += torch.where(total.isfinite(), torch.stack([total, torch.ones_like(total)]), 0)
+        return losses
+
+    def candidates(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        """Eq. 1: bool (B, 2 B), over the anchors and then the positives of the batch."""
+        clusters = self.clusters.to(anchors.device)
+        other_cluster = clusters[anchors][:, None] != clusters[torch.cat([anchors, positives])]
+        own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+        return other_cluster | torch.cat([torch.zeros_like(own), own], 1)
+
+    def after_step(self, step: int) -> None:
+        """A5, and every ``refresh`` steps whether the loss still falls."""
+        config = self.config
+        share = cosine(config.steps)(step)
+        ema_update(self.teacher, self.student, config.ema_end - (config.ema_end - config.ema_start) * share)
+        self.done.fill_(step + 1)
+        if (step + 1) % self.refresh == 0:
+            mean = self.recent[0] / self.recent[1].clamp(min=1)
+            has_fallen = mean < FALLEN * self.best
+            self.stale = torch.where(has_fallen, 0, self.stale + 1)
+            self.best = torch.minimum(self.best, mean)
+            self.recent = torch.zeros_like(self.recent)
+
+    def has_converged(self) -> bool:
+        """A6: whether the loss has not fallen for ``patience`` spans; without labels, as everything here."""
+        return 0 < self.config.patience <= int(self.stale)
+
+    @torch.no_grad()
+    def patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What student and teacher make of whole images (K, 3, H, W): patches (K, N, D) of either."""
+        self.eval()
+        student, teacher = self.student(images)[0], self.teacher(images)[0]
+        self.train()
+        return student, teacher
+
+    @torch.no_grad()
+    def recluster(self, data: ImageSet, seed: int, workers: int) -> None:
+        """A1: clusters and positives of all images by the teacher as it is now."""
+        device = self.best.device
+        loader = DataLoader(
+            Squeezed(data.images, self.config.crop), 2 * self.config.batch, num_workers=workers,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        points = centred(torch.cat([self.teacher(images.to(device))[1] for images in loader]))
+        count = self.config.clusters or min(1000, max(2, len(points) // 20))
+        self.clusters = spherical_clusters(points, min(count, len(points)), seed=seed)
+        if (self.clusters == self.clusters[0]).all():
+            raise DataError("all images fall into one cluster: no negatives to rank below; give images that differ")
+        self.neighbours = most_similar(points, self.clusters, self.config.positives)
+
+
+def train(config: Config, run: Run, data: ImageSet) -> Encoder:
+    """The student's encoder."""
+    _refuse_impossible(config, data)
+    torch.manual_seed(run.seed)
+    encoder = new_encoder(config.encoder, config.init, output_stride=config.output_stride, say=run.say)
+    encoder.to(memory_format=torch.channels_last)
+    refresh = config.refresh or max(100, math.ceil(1.25 * len(data.images) / config.batch))
+    if not encoder.is_pretrained:
+        settle_statistics(encoder, _probes(config, data))
+    method = RankingDistillation(encoder, len(data.images), refresh, config).to(run.device)
+    is_new = not history(run)
+    if is_new:  # before anything is written: images that cannot be divided leave no run folder behind
+        method.recluster(data, mix(run.seed, "clusters", 0), run.workers)
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        step = start
+        while True:
+            if step % refresh == 0 and not (step == 0 and is_new):
+                method.recluster(data, mix(run.seed, "clusters", step), run.workers)
+            views = Candidates(data.images, method.neighbours.cpu().numpy(), config.crop, config.area)
+            span = refresh - step % refresh
+            seed = mix(run.seed, STAGE)
+            yield from islice(endless(views, config.batch, seed=seed, start=step, workers=run.workers), span)
+            step += span
+
+    watch, probes = Watch(run, tau=config.tau_patch, threshold=config.threshold), _probes(config, data)
+
+    def health() -> dict[str, float]:
+        return watch(probes, *method.patches(probes.to(run.device)), step=int(method.done))
+
+    if is_new:
+        run.log(STAGE, 0, {f"val/{name}": value for name, value in health().items()})
+    optimizer = torch.optim.AdamW(_groups(method.student, config.weight_decay), config.lr)
+    fit(
+        method, batches, run=run, optimizer=optimizer, steps=config.steps, stage=STAGE, schedule=cosine(config.steps),
+        evaluate=health, evaluate_every=refresh, converged=method.has_converged,
+    )  # fmt: skip
+    if int(method.done) < config.steps:
+        run.say(f"converged: the loss has not fallen for {config.patience} spans of {refresh} steps")
+    only_first(lambda: write_health(run, len(data.images)))
+    return method.student.encoder
+
+
+def _probes(config: Config, data: ImageSet) -> Tensor:
+    """A few images, evenly from the whole set: uint8 (K, 3, crop, crop)."""
+    squeezed = Squeezed(data.images[:: max(1, len(data.images) // PROBES)][:PROBES], config.crop)
+    return torch.stack([squeezed[i] for i in range(len(squeezed))])
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for the optimiser: biases and norms do not decay."""
+    decaying = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _refuse_impossible(config: Config, data: ImageSet) -> None:
+    """Refuses what cannot be trained with.
+
+    Raises:
+        DataError: the first such setting, or too few images.
+    """
+    low, high = (*config.area, 0.0, 0.0)[:2]
+    for name, value, sound, wanted in (
+        ("steps", config.steps, config.steps >= 1, "at least 1"),
+        ("crop", config.crop, config.crop >= 32 and config.crop % 16 == 0, "a multiple of 16, at least 32"),
+        ("area", list(config.area), len(config.area) == 2 and 0 < low <= high <= 1, "two shares, as 0.25,1"),
+        ("batch", config.batch, config.batch >= 2, "at least 2: the images of a batch are each other's negatives"),
+        ("tau_image", config.tau_image, config.tau_image > 0, "a margin above 0"),
+        ("tau_patch", config.tau_patch, config.tau_patch > 0, "a margin above 0"),
+        ("positives", config.positives, config.positives >= 1, "at least 1"),
+        ("clusters", config.clusters, config.clusters >= 0 and config.clusters != 1, "at least 2, or 0 to decide"),
+        ("others", config.others, 0 <= config.others < config.batch, "fewer than --batch"),
+        ("refresh", config.refresh, config.refresh >= 0, "a number of steps, or 0 to decide"),
+        ("ema_start", config.ema_start, 0 <= config.ema_start <= config.ema_end, "at most --ema_end"),
+        ("ema_end", config.ema_end, config.ema_end <= 1, "at most 1"),
+    ):
+        if not sound:
+            raise DataError(f"--{name} {value}: give {wanted}")
+    fewest = config.positives + 2
+    if len(data.images) < fewest:
+        raise DataError(
+            f"{data.root} holds {len(data.images)} images; a candidate set needs {fewest}: an image, --positives "
+            f"{config.positives} that resemble it, and one that does not"
+        )

@@ -1,0 +1,333 @@
+"""Soft-label ranking self-distillation, step by step, and the command."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from PIL import Image
+from torch import Tensor
+
+from segue.config import build, leaves
+from segue.data.candidates import Candidates, area_window
+from segue.data.sample import DataError
+from segue.data.unlabelled import open_image_set
+from segue.engine import Run
+from segue.losses import ranking_loss
+from segue.methods.ranking_distillation import (
+    Config,
+    RankingDistillation,
+    centred,
+    image_loss,
+    most_similar,
+    patch_loss,
+    spherical_clusters,
+    train,
+)
+from segue.weights import load_encoder, new_encoder
+
+SMALL = {"encoder": "test_efficientnet", "init": "random", "crop": 32, "batch": 4, "steps": 6, "refresh": 4}
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def options(**changes: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**SMALL, **changes}.items()]
+
+
+def test_a1_clusters_of_three_directions() -> None:
+    directions = torch.eye(3).repeat_interleave(5, 0)
+    points = F.normalize(directions + 0.1 * unit(15, 3), dim=1)
+    found = spherical_clusters(points, 3, seed=0)
+    assert len({tuple(found[k : k + 5].tolist()) for k in (0, 5, 10)}) == 3
+    assert all(len(found[k : k + 5].unique()) == 1 for k in (0, 5, 10))
+    assert torch.equal(found, spherical_clusters(points, 3, seed=0))
+
+
+def test_a1_positives_are_the_nearest_of_the_same_cluster_by_hand() -> None:
+    angles = torch.tensor([0.0, 10, 30, 31, 90]) * math.pi / 180
+    points = torch.stack([angles.cos(), angles.sin()], 1)
+    found = most_similar(points, torch.tensor([0, 0, 0, 1, 1]), 2)
+    assert found.tolist() == [[1, 2], [0, 2], [1, 0], [4, -1], [3, -1]]  # 2 and 3 are near, but of two clusters
+    alone = most_similar(points, torch.tensor([0, 0, 0, 0, 2]), 2)
+    assert alone[4].tolist() == [3, -1]  # alone in its cluster: the nearest of all
+
+
+def test_a1_embeddings_are_compared_about_their_mean() -> None:
+    found = centred(torch.tensor([[10.0, 1], [10, -1], [11, 0], [9, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 1], [0, -1], [1, 0], [-1, 0]]))
+    with pytest.raises(DataError, match="look alike"):
+        centred(torch.ones(5, 3))
+    with pytest.raises(DataError, match="no numbers"):
+        centred(torch.tensor([[1.0], [math.nan]]))
+
+
+def method_of(**fields: Any) -> RankingDistillation:
+    torch.manual_seed(0)
+    config = build(Config, {**SMALL, **fields})
+    encoder = new_encoder("test_efficientnet", "random", output_stride=16, say=lambda text: None)
+    method = RankingDistillation(encoder, 6, config.refresh, config)
+    method.clusters = torch.tensor([0, 0, 1, 1, 2, 2])
+    return method
+
+
+def test_eq_1_candidates_are_the_positive_and_images_of_other_clusters() -> None:
+    found = method_of().candidates(torch.tensor([0, 2, 1]), torch.tensor([1, 3, 4]))
+    # Anchors of clusters 0, 1, 0; positives of 0, 1, 2 (the last one crosses, as where an image is alone in its own).
+    assert found.int().tolist() == [[0, 1, 0, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 1, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("objective", ["ranking", "mse"])
+def test_eq_2_ranks_the_candidates_of_each_anchor_and_no_others(objective: str) -> None:
+    config = build(Config, {**SMALL, "objective": objective})
+    student, teacher = unit(6, 5), unit(6, 5, seed=1)
+    may = torch.tensor([[0, 1, 0, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1]], dtype=torch.bool)
+    rows, every = [], []
+    for i in range(3):
+        places = [j for j in range(6) if may[i, j]]
+        s = torch.tensor([float(student[i] @ student[j]) for j in places])
+        t = torch.tensor([float(teacher[i] @ teacher[j]) for j in places])
+        rows.append(float(ranking_loss(s, t)))
+        every += ((s - t) ** 2).tolist()
+    expected = sum(rows) / 3 if objective == "ranking" else sum(every) / len(every)
+    assert float(image_loss(student, teacher, may, config)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("lists", ["pair", "row", "batch"])
+def test_eq_3_ranks_the_patches_of_an_image_and_its_positive(lists: str) -> None:
+    config = build(Config, {**SMALL, "lists": lists, "others": 1, "alpha": 0.3})
+    student, teacher = unit(6, 4, 5), unit(6, 4, 5, seed=1)
+    s_all, t_all, match_all = [], [], []
+    for x in range(3):
+        s, t, match = [], [], []
+        for i in range(4):
+            for other in (3 + x, 3 + (x - 1) % 3):  # the positive, then that of another anchor
+                for j in range(4):
+                    s.append(float(student[x, i] @ student[other, j]))
+                    t.append(float(teacher[x, i] @ teacher[other, j]))
+                    match.append(other == 3 + x)
+        s_all.append(s), t_all.append(t), match_all.append(match)
+    shape = {"pair": (3, 32), "row": (12, 8), "batch": (1, 96)}[lists]
+    expected = ranking_loss(
+        torch.tensor(s_all).reshape(shape), torch.tensor(t_all).reshape(shape),
+        is_match=torch.tensor(match_all).reshape(shape), alpha=0.3,
+    )  # fmt: skip
+    torch.testing.assert_close(patch_loss(student, teacher, config), expected, rtol=1e-5, atol=0)
+
+
+def batch_of(method: RankingDistillation) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    size = (4, 2, 3, 32, 32)
+    strong, image = (torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for _ in range(2))
+    return {
+        "strong": strong,
+        "image": image,
+        "index": torch.tensor([0, 2, 4, 1]),
+        "positive": torch.tensor([1, 3, 5, 0]),
+    }
+
+
+def test_eq_4_weighs_both_losses_and_a4_only_the_student_learns() -> None:
+    method = method_of(image_weight=2.0, patch_weight=0.0, embedding=8)
+    batch = batch_of(method)
+    losses = method.train()(batch)
+    assert losses["patch"] == 0
+    assert not method.teacher.training
+    _, images = method.student(batch["strong"].transpose(0, 1).flatten(0, 1))
+    _, teacher = method.teacher(batch["image"].transpose(0, 1).flatten(0, 1))
+    may = method.candidates(batch["index"], batch["positive"])
+    torch.testing.assert_close(losses["image"], 2 * image_loss(images, teacher, may, method.config))
+    losses["image"].backward()
+    assert all(p.grad is not None for p in method.student.parameters())
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+def test_eq_5_the_teacher_follows_on_its_schedule() -> None:
+    method = method_of(ema_start=0.5, ema_end=0.9, steps=4)
+    for step, decay in ((0, 0.5), (2, 0.7), (3, 0.9 - 0.4 * (1 + math.cos(0.75 * math.pi)) / 2)):
+        teacher, student = (next(branch.parameters()) for branch in (method.teacher, method.student))
+        with torch.no_grad():
+            student.add_(1.0)
+            expected = decay * teacher + (1 - decay) * student
+        method.after_step(step)
+        torch.testing.assert_close(teacher, expected)
+
+
+def test_a6_stops_when_the_loss_has_not_fallen_for_a_while() -> None:
+    method = method_of(patience=2, refresh=2, steps=100)
+    told = []
+    for step, loss in enumerate((5.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.9, 2.1)):  # spans: 4, 2, 2, 2
+        method.recent += torch.tensor([loss, 1.0], dtype=torch.float64)
+        method.after_step(step)
+        told.append(method.has_converged())
+    assert told == [False] * 7 + [True]
+    method = method_of(patience=0, refresh=1)
+    for step in range(20):
+        method.after_step(step)
+    assert not method.has_converged()
+
+
+def test_v1_and_v2_show_the_same_places(dataset: Path) -> None:
+    images = open_image_set(str(dataset)).images
+    neighbours = np.full((10, 2), -1)
+    neighbours[:, 0] = np.arange(10)[::-1]
+    torch.manual_seed(1)
+    views = Candidates(images, neighbours, 32, (0.25, 1.0))
+    moved, changed = [], 0
+    for i in range(10):
+        sample = views[i]
+        assert sample["positive"] == 9 - i
+        assert sample["image"].shape == sample["strong"].shape == (2, 3, 32, 32)
+        weak, strong = (sample[key].float().mean(1).flatten(1) for key in ("image", "strong"))
+        moved.append(abs(float(torch.corrcoef(torch.stack([weak[0], strong[0]]))[0, 1])))
+        changed += not torch.equal(sample["image"], sample["strong"])
+    assert changed >= 7  # one in twelve keeps its colours and is not blurred
+    assert np.median(moved) > 0.6  # the same picture under other colours; blur takes the fixture's noise
+
+
+def test_windows_hold_the_share_asked_for_and_stay_within() -> None:
+    torch.manual_seed(0)
+    for _ in range(200):
+        left, top, right, bottom = area_window(90, 60, 32, (0.25, 0.8)).box
+        assert left >= 0
+        assert top >= 0
+        assert right <= 90 + 1e-9
+        assert bottom <= 60 + 1e-9
+        assert 0.2 < (right - left) * (bottom - top) / 5400 <= 0.8 + 1e-9  # cut where it would stick out
+
+
+def test_the_command_leaves_a_model_folder_and_a_report(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    out = tmp_path / "run"
+    status, output, said = segue("pretrain", dataset, "--out", out, *options(), "--json")
+    assert status == 0, said
+    assert json.loads(output)["scores"] is None
+    assert "using 10 images" in said
+    assert "health at step 4: spread" in said
+    encoder = load_encoder(str(out))
+    assert encoder.spec.encoder == "test_efficientnet"
+    record = json.loads((out / "run.json").read_text())["data"]
+    assert record["found"] == record["unlabelled"] + sum(record["dropped"].values()) == 10
+    page = (out / "report.html").read_text()
+    assert "The encoder learnt from 10 images" in page
+    for text in ("effective rank", "Nearest patches over time", "ranking loss and its floor"):
+        assert text in page
+    assert page.count("data:image/jpeg") >= 9
+    assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
+
+
+def test_it_stops_early_and_says_so(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fields = options(steps=40, refresh=2, lr=0.0, patience=2)
+    status, _, said = segue("pretrain", dataset, "--out", out, *fields)
+    assert status == 0, said
+    assert "converged: the loss has not fallen for 2 spans" in said
+    steps = max(line["step"] for line in Run(out).read_log())
+    assert 6 <= steps < 40
+    status, _, said = segue("pretrain", dataset, "--out", out, *fields)
+    assert "finished before" in said
+
+
+def few(dataset: Path, root: Path, count: int) -> Path:
+    root.mkdir()
+    for path in sorted((dataset / "images").iterdir())[:count]:
+        shutil.copy(path, root)
+    return root
+
+
+def test_too_few_images_are_refused(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    root = few(dataset, tmp_path / "few", 8)
+    status, _, said = segue("pretrain", root, "--out", tmp_path / "run", *options())
+    assert status == 2
+    assert f"{root} holds 8 images; a candidate set needs 9" in said
+    assert not (tmp_path / "run").exists()
+    assert segue("pretrain", root, "--out", tmp_path / "run", *options(positives=6, steps=1))[0] == 0
+
+
+def test_images_all_alike_are_refused_before_anything_is_written(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "alike"
+    root.mkdir()
+    first = sorted((dataset / "images").iterdir())[0]
+    for i in range(10):
+        shutil.copy(first, root / f"{i}.png")
+    status, _, said = segue("pretrain", root, "--out", tmp_path / "run", *options())
+    assert status == 2
+    assert "all images look alike to the encoder" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corrupted_image_is_named_or_left_out_on_demand(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    root = few(dataset, tmp_path / "bad", 10)
+    broken = root / "train_003.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    status, _, said = segue("pretrain", root, "--out", tmp_path / "run", *options())
+    assert status == 2
+    assert str(broken) in said
+    assert not (tmp_path / "run").exists()
+    status, _, said = segue("pretrain", root, "--out", tmp_path / "run", *options(steps=1), "--skip_bad")
+    assert status == 0, said
+    assert "using 9 images" in said
+    assert "left out of 10 found: 1 unreadable" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("steps", 0, "at least 1"),
+        ("crop", 40, "a multiple of 16"),
+        ("area", "[0.5,0.2]", "two shares"),
+        ("batch", 1, "each other's negatives"),
+        ("tau_patch", 0.0, "above 0"),
+        ("clusters", 1, "at least 2"),
+        ("others", 4, "fewer than --batch"),
+        ("ema_end", 1.5, "at most 1"),
+        ("encoder", "swin_tiny_patch4_window7_224", "DeepLabV3+ can use"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(
+    segue: Cli, dataset: Path, tmp_path: Path, field: str, value: object, wanted: str
+) -> None:
+    status, _, said = segue("pretrain", dataset, "--out", tmp_path / "run", *options(**{field: value}))
+    assert status == 2
+    assert f"--{field}" in said
+    assert wanted in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_no_numbers_is_refused(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    from segue.weights import save_model
+
+    encoder = new_encoder("test_efficientnet", "random", output_stride=16, say=lambda text: None)
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(math.nan)
+    save_model(encoder, tmp_path / "broken", method="x", metrics={})
+    status, _, said = segue("pretrain", dataset, "--out", tmp_path / "run", *options(init=tmp_path / "broken"))
+    assert status == 2
+    assert "embeddings are no numbers" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"encoder": "test_vit"}, {"embedding": 8, "others": 1}, {"objective": "mse"}])
+def test_every_choice_trains(changes: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
+    config = build(Config, {**SMALL, **changes, "steps": 2})
+    run = Run(tmp_path, quiet=True)
+    encoder = train(config, run, open_image_set(str(dataset)))
+    assert encoder(torch.zeros(1, 3, 32, 32)).isfinite().all()
+    assert all(math.isfinite(line["loss"]) for line in run.read_log() if "loss" in line)
+
+
+def test_masks_may_lie_beside_the_images_and_tiny_settings_are_fields(dataset: Path) -> None:
+    assert {"encoder", "init", "crop", "batch", "steps"} <= set(leaves(Config)) & set(TINY)
+    assert len(open_image_set(f"{dataset}:train").images) == 6
+    with Image.open(open_image_set(str(dataset)).images[0].image) as image:
+        assert image.mode == "RGB"
