@@ -1,10 +1,15 @@
 """What the exact ranking loss costs: sorted against dense and chunked, over two sorts; and its share of a step.
 
-    python benchmarks/speed/ranking.py [--rounds 5] [--no-memory] [--json FILE]      the loss
+    python benchmarks/speed/ranking.py [--rounds 5] [--no-memory] [--json FILE]               the loss
+    python benchmarks/speed/ranking.py --step [--encoder resnet18] [--batch 4] [--rounds 5]   a step of pre-training
 
 The floor of the loss is two sorts of n numbers, which no exact form can do without. Variants do forward and backward
 on float32 lists with one thread, take turns in random order, and a ratio is the median of the ratios of one round.
 Times are CPU time of the process; memory is what the peak of a fresh process grows by over one pass.
+
+The floor of a step is the passes that no self-distillation can do without: forward and backward of the student, forward
+of the teacher, on the same pictures. The loss is what the step spends on eqs. 2 and 3 with 196 x 196 similarities a
+pair, gradients included. On a GPU (``--device cuda``) times are wall time.
 
 """
 
@@ -61,15 +66,17 @@ class Row:
     extra_mib: float | None
 
 
-def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each run in each round; one more round before them warms up."""
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round; one more round before them warms up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name in random.sample(list(runs), len(runs)):
-            started = time.process_time()
+            started = clock()
             runs[name]()
             if turn:
-                times[name].append(time.process_time() - started)
+                times[name].append(clock() - started)
     return times
 
 
@@ -88,6 +95,61 @@ def measure(count: int, rounds: int, with_memory: bool) -> list[Row]:
         )
         for name, own in times.items()
     ]  # fmt: skip
+
+
+def measure_step(encoder_name: str, batch: int, device: str, precision: str, rounds: int) -> None:
+    """Prints what a step, its passes alone and its loss alone cost."""
+    from segue.config import build
+    from segue.engine import ema_update
+    from segue.methods.ranking_distillation import Config, RankingDistillation, image_loss, patch_loss
+    from segue.weights import new_encoder
+
+    config = build(Config, {"encoder": encoder_name, "init": "random", "batch": batch})
+    encoder = new_encoder(encoder_name, "random", output_stride=16, say=print).to(memory_format=torch.channels_last)
+    method = RankingDistillation(encoder, 2 * batch, 100, config).to(device).train()
+    method.clusters = torch.arange(2 * batch) % batch
+    optimizer = torch.optim.AdamW(method.student.parameters(), 1e-4)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, 2, 3, 224, 224), generator=generator, dtype=torch.uint8).to(device)
+    places = torch.arange(batch, device=device)
+    sample = {"strong": images, "image": images, "index": places, "positive": places + batch}
+    flat = images.transpose(0, 1).flatten(0, 1)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast:
+            losses = method(sample)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        ema_update(method.teacher, method.student, 0.996)
+
+    def passes() -> None:
+        optimizer.zero_grad()
+        with autocast:
+            feature = method.student.encoder(flat)
+            with torch.no_grad():
+                method.teacher.encoder(flat)
+        feature.backward(torch.ones_like(feature))
+
+    with torch.no_grad():
+        (patches, embeddings), (t_patches, t_embeddings) = method.student(flat), method.teacher(flat)
+    may_compare = method.candidates(places, places + batch)
+
+    def loss() -> None:
+        own, whole = patches.clone().requires_grad_(), embeddings.clone().requires_grad_()
+        first = image_loss(whole, t_embeddings, may_compare, config)
+        torch.autograd.backward(first + patch_loss(own, t_patches, config))
+
+    def timed(run: Callable[[], None]) -> Callable[[], object]:
+        return run if device == "cpu" else lambda: (run(), torch.cuda.synchronize())
+
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    runs = {name: timed(run) for name, run in (("step", step), ("passes", passes), ("loss", loss))}
+    times = take_turns(runs, rounds, clock)
+    for name, own in times.items():
+        over = f"{ratio(own, times['passes']):.2f} x passes, {100 * ratio(own, times['step']):.1f} % of the step"
+        print(f"{encoder_name}, {batch} pairs, {precision}: {name:<7}{1000 * statistics.median(own):>8.1f} ms, {over}")
 
 
 def memory_mib(variant: str, count: int) -> float:
@@ -118,11 +180,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="skip the fresh processes that measure memory")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--step", action="store_true", help="measure a step of pre-training instead")
+    parser.add_argument("--encoder", default="resnet18", help="of the step")
+    parser.add_argument("--batch", type=int, default=4, help="of the step")
+    parser.add_argument("--device", default="cpu", help="of the step")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the step")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory_of:
         print_own_memory(options.memory_of[0], int(options.memory_of[1]))
+        return
+    if options.step:
+        measure_step(options.encoder, options.batch, options.device, options.precision, options.rounds)
         return
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, 1 thread, {options.rounds} rounds")
     print(f"{'n':>8}  {'variant':<16}{'cpu ms':>9}{'x two sorts':>13}{'x sorted':>10}{'extra MiB':>11}")

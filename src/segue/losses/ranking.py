@@ -36,6 +36,7 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 _LARGEST_BLOCK = 32  # pairs within blocks of this size are compared one by one
 _PAIRS_AT_ONCE = 1 << 17  # of those: few enough to stay in a core's cache
+_AT_ONCE = 1 << 16  # similarities of lists that a core goes through together, for the same reason
 
 
 def margin_penalty(tau: float) -> Penalty:
@@ -181,30 +182,41 @@ def _weights(teacher: Tensor, threshold: float, is_match: Tensor | None, alpha: 
 
 def _by_sorting(student: Tensor, teacher: Tensor, weights: Tensor, tau: float, kappa: float, offset: float) -> Tensor:
     """Eqs. 1 and 7. With u = (s - kappa t) / tau, the y of eqs. 5 and 6 is u_j - u_i - offset."""
+    lists = len(_rows(student))
 
-    def find(wanted: tuple[bool], student: Tensor) -> tuple[Tensor, ...]:
-        s, t = _rows(student.detach()).double(), _rows(teacher.detach()).double()
+    def find_some(wanted: bool, rows: slice) -> tuple[Tensor, Tensor | None]:
+        s, t = _rows(student.detach())[rows].double(), _rows(teacher.detach())[rows].double()
         order, not_below = _order(s, t)
-        s, t, w = (x.gather(1, order) for x in (s, t, weights))
+        s, t, w = (x.gather(1, order) for x in (s, t, weights[rows]))
         u = (s - kappa * t) / tau
         count = s.shape[1]
         # Shifts change nothing but rounding: sums of small numbers are the more exact.
         u, t = _padded(u - u.mean(1, keepdim=True)), _padded(t - t.mean(1, keepdim=True))
-        at_least, wrong, slope = _over_lower(t, u, torch.ones_like(t), offset, powers=(2, 1))
+        in_order = _sorted(u)
+        at_least, wrong, slope = _over_lower(t, u, torch.ones_like(t), in_order, offset, powers=(2, 1))
         if kappa:
-            (at_least,) = _over_lower(t, _padded(s), t, offset, powers=())
+            padded = _padded(s)
+            (at_least,) = _over_lower(t, padded, t, _sorted(padded), offset, powers=())
         right = not_below - at_least[:, :count] + _double_ties(s, t[:, :count])
         mass = w.sum(1, keepdim=True)
-        scale = w / torch.where(mass > 0, mass, 1) / len(s)
+        scale = w / torch.where(mass > 0, mass, 1) / lists
         wrong = wrong[:, :count].clamp(min=0)  # sums of zeros may round below
-        loss = (scale * wrong / (wrong + right)).sum().to(torch.promote_types(student.dtype, torch.float32))
-        if not any(wanted):
-            return (loss,)
+        loss = (scale * wrong / (wrong + right)).sum()
+        if not wanted:
+            return loss, None
         c = scale * right / (wrong + right).square()
         padded_c = F.pad(c, (0, t.shape[1] - count))
-        _, back = _over_lower(-t.flip(1), -u.flip(1), padded_c.flip(1), offset, powers=(1,))
+        turned = -in_order[0].flip(1), t.shape[1] - 1 - in_order[1].flip(1)
+        _, back = _over_lower(-t.flip(1), -u.flip(1), padded_c.flip(1), turned, offset, powers=(1,))
         gradient = (back.flip(1)[:, :count] - c * slope[:, :count]) * (2 / tau)
-        return loss, torch.zeros_like(gradient).scatter_(1, order, gradient).reshape(student.shape).to(student.dtype)
+        return loss, torch.zeros_like(gradient).scatter_(1, order, gradient)
+
+    def find(wanted: tuple[bool], student: Tensor) -> tuple[Tensor, ...]:
+        at_once = max(1, _AT_ONCE // student.shape[-1]) if student.device.type == "cpu" else lists
+        parts = [find_some(any(wanted), slice(start, start + at_once)) for start in range(0, lists, at_once)]
+        loss = torch.stack([part for part, _ in parts]).sum().to(torch.promote_types(student.dtype, torch.float32))
+        gradients = [gradient for _, gradient in parts if gradient is not None]
+        return (loss, torch.cat(gradients).reshape(student.shape).to(student.dtype)) if gradients else (loss,)
 
     return once(find, student)
 
@@ -235,13 +247,22 @@ def _double_ties(s: Tensor, t: Tensor) -> Tensor:
     return places - torch.where(is_first, places, 0).cummax(1)[0]
 
 
-def _over_lower(t: Tensor, u: Tensor, a: Tensor, offset: float, *, powers: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _sorted(u: Tensor) -> tuple[Tensor, Tensor]:
+    """(values in rising order, their places; equal ones in falling order of place), each (B, n)."""
+    upper, places = u.flip(1).sort(dim=1, stable=True)
+    return upper, u.shape[1] - 1 - places
+
+
+def _over_lower(
+    t: Tensor, u: Tensor, a: Tensor, in_order: tuple[Tensor, Tensor], offset: float, *, powers: tuple[int, ...]
+) -> tuple[Tensor, ...]:
     """Sums over all j that stand before i, for each i of lists in order of t.
 
     Args:
         t: (B, n), n as `_padded` gives it.
         u: (B, n).
         a: weights, (B, n).
+        in_order: ``u`` as `_sorted` gives it.
         offset: -1 or 0.
         powers: of y.
 
@@ -254,19 +275,20 @@ def _over_lower(t: Tensor, u: Tensor, a: Tensor, offset: float, *, powers: tuple
     values = torch.stack([t, u, a])
     results = _within_blocks(values.view(3, -1, block), offset, powers).view(-1, count * width)
     if block < width:
-        results += _across_blocks(values, offset, powers, block)
+        results += _across_blocks(values, *in_order, offset, powers, block)
     return tuple(x.view(count, width) for x in results)
 
 
-def _across_blocks(values: Tensor, offset: float, powers: tuple[int, ...], block: int) -> Tensor:
+def _across_blocks(
+    values: Tensor, upper: Tensor, places: Tensor, offset: float, powers: tuple[int, ...], block: int
+) -> Tensor:
     """What `_over_lower` returns, from pairs that are not of one block: (1 + powers, B n).
 
-    ``state`` is in order of u within each half: t, u, a, then the sums. So whatever is read is read from front to back.
+    ``places`` come to be those in the own part of the list. ``state`` is in order of u within each half: t, u, a, then
+    the sums. So whatever is read is read from front to back.
     """
     _, count, size = values.shape
     rows, every = 4 + len(powers), torch.arange(count * size, device=values.device)
-    upper, places = values[1].flip(1).sort(dim=1, stable=True)  # equal u in falling order of place
-    places = size - 1 - places  # in its own part of the list
     # y+ counts u_j above u_i + offset, (y - 1)+ those above u_i + offset + 1. One of both ends is u_i, the other far.
     apart = offset if offset else 1.0
     far = torch.searchsorted(upper, upper + apart)
