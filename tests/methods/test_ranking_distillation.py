@@ -19,12 +19,12 @@ from segue.config import build, leaves
 from segue.data.candidates import Candidates, area_window
 from segue.data.sample import DataError
 from segue.data.unlabelled import open_image_set
+from segue.embeddings import centred
 from segue.engine import Run
 from segue.losses import ranking_loss
 from segue.methods.ranking_distillation import (
     Config,
     RankingDistillation,
-    centred,
     image_loss,
     most_similar,
     patch_loss,

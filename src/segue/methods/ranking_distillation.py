@@ -32,11 +32,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from segue.data.candidates import Candidates, Squeezed
 from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
+from segue.embeddings import centred, embed_images
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first
 from segue.health import Watch, history, write_health
 from segue.losses import ranking_loss
@@ -143,20 +143,6 @@ def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
         similarity[alone] = -math.inf
         found[alone, 0] = similarity.argmax()
     return found
-
-
-def centred(embeddings: Tensor) -> Tensor:
-    """Embeddings (M, D) about their mean, of unit length: what all images share says nothing of any.
-
-    Raises:
-        DataError: they are no numbers, or all alike.
-    """
-    if not embeddings.isfinite().all():
-        raise DataError("the teacher's embeddings are no numbers: the weights it started from, or a too high --lr")
-    apart = embeddings.double() - embeddings.double().mean(0)
-    if apart.norm(dim=1).max() < 1e-6 * embeddings.norm(dim=1).max():
-        raise DataError("all images look alike to the encoder: there is nothing to rank; give images that differ")
-    return F.normalize(apart, dim=1).float()
 
 
 # -- A2, A3: similarities and losses -----------------------------------------------------------------------------------
@@ -300,17 +286,18 @@ class RankingDistillation(Method):
     @torch.no_grad()
     def recluster(self, data: ImageSet, seed: int, workers: int) -> None:
         """A1: clusters and positives of all images by the teacher as it is now."""
-        device = self.best.device
-        loader = DataLoader(
-            Squeezed(data.images, self.config.crop), 2 * self.config.batch, num_workers=workers,
-            generator=torch.Generator().manual_seed(0),
+        config = self.config
+        points = centred(
+            embed_images(
+                lambda images: self.teacher(images)[1], data.images, side=config.crop, batch=2 * config.batch,
+                device=self.best.device, workers=workers,
+            )
         )  # fmt: skip
-        points = centred(torch.cat([self.teacher(images.to(device))[1] for images in loader]))
-        count = self.config.clusters or min(1000, max(2, len(points) // 20))
+        count = config.clusters or min(1000, max(2, len(points) // 20))
         self.clusters = spherical_clusters(points, min(count, len(points)), seed=seed)
         if (self.clusters == self.clusters[0]).all():
             raise DataError("all images fall into one cluster: no negatives to rank below; give images that differ")
-        self.neighbours = most_similar(points, self.clusters, self.config.positives)
+        self.neighbours = most_similar(points, self.clusters, config.positives)
 
 
 def train(config: Config, run: Run, data: ImageSet) -> Encoder:

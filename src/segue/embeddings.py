@@ -1,0 +1,56 @@
+"""One embedding an image: how images of a set are compared with each other."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from segue.data.candidates import Squeezed
+from segue.data.listing import Pair
+from segue.data.sample import DataError
+
+
+@torch.no_grad()
+def embed_images(
+    embed: Callable[[Tensor], Tensor],
+    images: Sequence[Pair],
+    *,
+    side: int,
+    batch: int,
+    device: torch.device,
+    workers: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Embeddings (M, D) of whole images, each squeezed into a square of ``side`` pixels.
+
+    Args:
+        embed: uint8 (B, 3, side, side) on ``device`` -> (B, D).
+        images: M of them.
+        side, batch: of what goes through at once.
+        device: where ``embed`` computes.
+        workers: processes that load.
+        tick: called after each image.
+    """
+    generator = torch.Generator().manual_seed(0)  # else the loader draws from the global one
+    found = []
+    for pixels in DataLoader(Squeezed(images, side), batch, num_workers=workers, generator=generator):
+        found.append(embed(pixels.to(device)).float())
+        for _ in range(len(pixels)):
+            tick()
+    return torch.cat(found)
+
+
+def centred(embeddings: Tensor) -> Tensor:
+    """Embeddings (M, D) about their mean, of unit length: what all images share says nothing of any.
+
+    Raises:
+        DataError: they are no numbers, or all alike.
+    """
+    if not embeddings.isfinite().all():
+        raise DataError("the encoder's embeddings are no numbers: the weights it has, or a --lr that was too high")
+    apart = embeddings.double() - embeddings.double().mean(0)
+    if apart.norm(dim=1).max() < 1e-6 * embeddings.norm(dim=1).max():
+        raise DataError("all images look alike to the encoder: nothing tells them apart; give images that differ")
+    return F.normalize(apart, dim=1).float()
