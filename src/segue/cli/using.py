@@ -1,4 +1,4 @@
-"""The commands that use a model: ``segue evaluate`` and ``segue predict``."""
+"""The commands that use a model: ``segue evaluate``, ``segue predict`` and ``segue suggest``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest
+from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ def add_commands(command: Command) -> None:
     predict.add_argument("--no-overlays", action="store_true", help="write class maps alone")
     predict.add_argument("--device", default="auto")
     predict.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    suggest = command("suggest", suggest_command, "which images to label next, and why")
+    suggest.add_argument("images", metavar="IMAGES", help="folder of images, or FOLDER:split; masks are left alone")
+    suggest.add_argument("--model", required=True, metavar="RUN", help="of segue pretrain or train, or hf:owner/name")
+    suggest.add_argument("--n", type=whole_number, default=30, help="how many images")
+    suggest.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder")
+    suggest.add_argument("--skip_bad", "--skip-bad", action="store_true", help="go on without unreadable images")
+    suggest.add_argument("--seed", type=whole_number, default=0, help="of the random draws that are compared with")
+    suggest.add_argument("--device", default="auto")
+    suggest.add_argument("--json", action="store_true", help="print the suggestion as JSON")
 
 
 def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -130,3 +140,39 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         print(f"{written} of {len(pairs)} images written to {out}; {len(failed)} could not be read")  # noqa: T201
     return USAGE_EXIT if failed else 0
+
+
+def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue suggest``."""
+    from dataclasses import asdict
+
+    from segue.data.unlabelled import open_image_set
+    from segue.launch import pick_device
+    from segue.progress import track
+    from segue.suggestion import labelled_names, suggest, write_suggestion
+    from segue.tuning import tune
+    from segue.weights import describe, load_encoder, load_model
+
+    known = ["--model", "--n", "--out", "--skip_bad", "--seed", "--device", "--json"]
+    refuse_rest(rest, "segue suggest", known)
+    out = Path(arguments.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+    images = open_image_set(arguments.images, skip_bad=arguments.skip_bad)
+    device = pick_device(arguments.device)
+    tune(device)
+    encoder = load_encoder(arguments.model, device=device)
+    is_trained = describe(arguments.model)["kind"] != "encoder"
+    model = load_model(arguments.model, device=device) if is_trained else None
+    with track("suggest", len(images.images) * (2 if is_trained else 1), quiet=arguments.json) as tick:
+        found = suggest(
+            images, encoder, model, arguments.n, labelled=labelled_names(Path(arguments.model)), seed=arguments.seed,
+            tick=tick,
+        )  # fmt: skip
+    written = write_suggestion(found, out, model.spec.classes if model else ())
+    if arguments.json:
+        print(json.dumps({**asdict(found), "out": str(out)}))  # noqa: T201
+        return 0
+    print("\n".join([*images.lines(), *found.lines()]))  # noqa: T201
+    print(f"written to {out}: {', '.join(written)}. Label them, then: segue train DATA --out RUN")  # noqa: T201
+    return 0

@@ -1,0 +1,293 @@
+"""Which images to label next: those that cover the set, or those a trained model is unsure of and that differ.
+
+With d(i, j) the distance of the unit-length embeddings of images i and j, S the images chosen or labelled before,
+
+    (1)  d_i  =  min_{j in S} d(i, j);    the next image is the one of largest d_i           k-center, greedy
+    (2)  u_i  =  1/K sum_c  (uncertainty of image i on pixels taken for c)  /  (that of all images)
+    (3)  the next image is the one of largest u_i d_i
+
+(1) needs an encoder alone; Gonzalez, *Clustering to minimize the maximum intercluster distance*, 1985, shows that its
+largest distance is at most twice the smallest possible. (2) counts each class alike, so that a rare one that is hardly
+known weighs as much as a common one; the uncertainty of a pixel is the entropy of its prediction.
+"""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segue.data.finding import printable
+from segue.data.listing import Pair
+from segue.data.sample import Array, DataError, open_image, picture_size, to_rgb
+from segue.data.unlabelled import ImageSet
+from segue.embeddings import centred, embed_images
+from segue.models.encoder import Encoder
+from segue.prediction import predict
+from segue.run import write_atomically
+from segue.weights import Model
+
+SIDE = 224  # pixels that images are squeezed into to be compared
+DRAWS = 20  # random choices that coverage is compared with
+COLUMNS, THUMB, CAPTION = 5, 240, 34  # of the contact sheet, pixels
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image to label.
+
+    Args:
+        name: of the image.
+        image: its file.
+        reason: why it was chosen, in words.
+        distance: d_i of eq. 1 when it was chosen, in [0, 2].
+        stands_for: images that are nearest to it among all chosen and labelled ones.
+        uncertainty: u_i of eq. 2, None without a trained model.
+    """
+
+    name: str
+    image: str
+    reason: str
+    distance: float
+    stands_for: int
+    uncertainty: float | None
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to label next.
+
+    Args:
+        chosen: in the order they were chosen.
+        coverage: ``farthest`` and ``mean`` distance of an image to the nearest chosen or labelled one, and the same
+            for random draws of the same size, on average.
+        labelled: images of the set that have labels already.
+        found: images that were looked at.
+    """
+
+    chosen: tuple[Chosen, ...]
+    coverage: dict[str, float]
+    labelled: int
+    found: int
+
+    def lines(self) -> list[str]:
+        """What a person wants to know."""
+        c = self.coverage
+        rows = [printable(f"{i}. {one.name}: {one.reason}") for i, one in enumerate(self.chosen, 1)]
+        return [
+            *rows,
+            f"coverage of {self.found} images by these {len(self.chosen)}"
+            + (f" and the {self.labelled} labelled before" if self.labelled else "")
+            + f": the farthest is {c['farthest']:.2f} from one of them, the mean {c['mean']:.2f}; "
+            f"as many drawn at random: {c['random_farthest']:.2f} and {c['random_mean']:.2f} (mean of {DRAWS} draws)",
+        ]
+
+
+def class_uncertainty(model: Model, images: Sequence[Pair], tick: Callable[[], None]) -> Array:
+    """Sums of the entropy of the pixels taken for each class: float64 (M, K)."""
+    sums = np.zeros((len(images), len(model.spec.classes)))
+    for i, found in enumerate(predict(model, images)):
+        sums[i] = np.bincount(found.classes.ravel(), weights=found.uncertainty.ravel(), minlength=sums.shape[1])
+        tick()
+    return sums
+
+
+def balanced(sums: Array) -> Array:
+    """Eq. 2 before its sum: (M, K); the column of a class adds up to 1 / K, K counting those that were predicted."""
+    totals = sums.sum(0)
+    shares: Array = sums / np.where(totals > 0, totals, 1) / max(1, int((totals > 0).sum()))
+    return shares
+
+
+def farthest_first(
+    points: Array, count: int, labelled: Sequence[int] = (), weights: Array | None = None
+) -> list[tuple[int, float]]:
+    """Eqs. 1 and 3: (place, distance when chosen) of ``count`` points, greedily.
+
+    Args:
+        points: (M, D) of unit length.
+        count: at most as many as there are points that are not labelled.
+        labelled: places chosen before.
+        weights: u of eq. 3, (M,); None takes eq. 1. Without labels the first is then the one nearest to the others.
+    """
+    distance = np.full(len(points), np.inf)
+    free = np.ones(len(points), bool)
+    chosen: list[tuple[int, float]] = []
+
+    def take(place: int) -> None:
+        free[place] = False
+        np.minimum(distance, np.linalg.norm(points - points[place], axis=1), out=distance)
+
+    for place in labelled:
+        take(place)
+    for _ in range(count):
+        known = np.where(np.isfinite(distance), distance, 2.0)
+        if weights is not None:
+            worth = weights * known
+        else:
+            worth = known if np.isfinite(distance[0]) else points @ points.mean(0)
+        best = int(np.where(free, worth, -np.inf).argmax())
+        chosen.append((best, float(known[best])))
+        take(best)
+    return chosen
+
+
+def coverage(points: Array, chosen: Sequence[int]) -> tuple[float, float]:
+    """(largest, mean) distance of a point to the nearest of the chosen ones."""
+    nearest = np.min([np.linalg.norm(points - points[place], axis=1) for place in chosen], axis=0)
+    return float(nearest.max()), float(nearest.mean())
+
+
+def suggest(
+    images: ImageSet,
+    encoder: Encoder,
+    model: Model | None,
+    count: int,
+    *,
+    labelled: Sequence[str] = (),
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Suggestion:
+    """The images of a set to label next.
+
+    Args:
+        images: the set.
+        encoder: compares them.
+        model: trained to label pixels; None chooses by coverage alone.
+        count: how many.
+        labelled: names of images that have labels already: they are not chosen, and count as covered.
+        seed: of the random draws that coverage is compared with.
+        tick: called after each image is looked at; twice for each with a model.
+
+    Raises:
+        DataError: not so many images are left, they are all alike, or the model gives no numbers.
+    """
+    known = [i for i, pair in enumerate(images.images) if pair.name in set(labelled)]
+    left = len(images.images) - len(known)
+    if not 1 <= count <= left:
+        raise DataError(f"--n {count}: {images.root} holds {left} images without labels; give 1 to {left}")
+    device = next(encoder.parameters()).device
+    points = centred(
+        embed_images(lambda x: encoder(x).mean((2, 3)), images.images, side=SIDE, batch=16, device=device, tick=tick)
+    ).numpy(force=True)
+    shares = None if model is None else balanced(class_uncertainty(model, images.images, tick))
+    weights = None if shares is None else shares.sum(1)
+    if weights is not None and not np.isfinite(weights).all():
+        raise DataError("the model's predictions are no numbers; train it again with a lower --lr")
+    chosen = farthest_first(points, count, known, weights)
+    places = [place for place, _ in chosen]
+    against = [*known, *places]
+    apart = np.stack([np.linalg.norm(points - points[place], axis=1) for place in against])
+    stands_for = np.bincount(apart.argmin(0), minlength=len(against))[len(known) :]
+    rows: list[Chosen] = []
+    for (place, distance), size in zip(chosen, stands_for.tolist(), strict=True):
+        pair, reason = images.images[place], f"{distance:.2f} from those before"
+        if shares is not None and model is not None:
+            worst = int(shares[place].argmax())
+            part = shares[place, worst] / max(shares[:, worst].sum(), 1e-30)
+            reason = f"holds {part:.1%} of all doubt about {model.spec.classes[worst]}; {reason}"
+        elif not rows and not known:
+            reason = "the most typical image"
+        uncertainty = None if weights is None else float(weights[place])
+        rows.append(Chosen(pair.name, str(pair.image), f"{reason}; stands for {size}", distance, size, uncertainty))
+    own, drawn = coverage(points, against), _drawn(points, count, known, seed)
+    found = {"farthest": own[0], "mean": own[1], "random_farthest": drawn[0], "random_mean": drawn[1]}
+    return Suggestion(tuple(rows), found, len(known), len(images.images))
+
+
+def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[float, float]:
+    """`coverage` of random choices of as many, on average."""
+    generator = np.random.default_rng(seed)
+    free = np.setdiff1d(np.arange(len(points)), known)
+    found = [coverage(points, [*known, *generator.choice(free, count, replace=False)]) for _ in range(DRAWS)]
+    return float(np.mean([far for far, _ in found])), float(np.mean([mean for _, mean in found]))
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] = ()) -> list[str]:
+    """Writes everything somebody who labels needs into ``out``; the files' names.
+
+    ``chosen.txt`` (names, as ``segue train --labels`` takes them), ``suggestion.json`` and ``.csv`` (with reasons),
+    ``contact.jpg``, and ``images.zip``: the images, a LabelMe file beside each, and ``annotations.xml``, CVAT's task.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = suggestion.chosen
+    write_atomically(out / "chosen.txt", "".join(f"{one.name}\n" for one in chosen).encode("utf-8", "surrogateescape"))
+    write_atomically(out / "suggestion.json", json.dumps(asdict(suggestion), indent=1).encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(asdict(chosen[0])))
+    writer.writeheader()
+    writer.writerows(asdict(one) for one in chosen)
+    write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
+    contact_sheet(chosen).save(out / "contact.jpg", quality=88)
+    with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
+        for one in chosen:
+            path = Path(one.image)
+            archive.write(path, f"images/{one.name}{path.suffix}")
+            archive.writestr(f"images/{one.name}.json", json.dumps(labelme_task(path), indent=1))
+        archive.writestr("labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *classes)))
+        archive.writestr("annotations.xml", cvat_task(chosen, classes))
+    return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]
+
+
+def labelme_task(path: Path) -> dict[str, Any]:
+    """What LabelMe opens: the image's name and size, and no shapes yet."""
+    width, height = picture_size(path)
+    plain: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": [], "imagePath": path.name, "imageData": None}
+    return {**plain, "imageHeight": height, "imageWidth": width}
+
+
+def cvat_task(chosen: Sequence[Chosen], classes: Sequence[str]) -> bytes:
+    """CVAT for images 1.1: the task's labels and images, and no shapes yet."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    ElementTree.SubElement(task, "name").text = "segue suggest"
+    ElementTree.SubElement(task, "size").text = str(len(chosen))
+    labels = ElementTree.SubElement(task, "labels")
+    for name in classes:
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = printable(name)
+    for i, one in enumerate(chosen):
+        width, height = picture_size(Path(one.image))
+        name = printable(f"{one.name}{Path(one.image).suffix}")
+        ElementTree.SubElement(root, "image", id=str(i), name=name, width=str(width), height=str(height))
+    written: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return written
+
+
+def contact_sheet(chosen: Sequence[Chosen]) -> Image.Image:
+    """The chosen images side by side, numbered, with their names and the first reason."""
+    tall = -(-len(chosen) // COLUMNS)
+    columns = min(COLUMNS, len(chosen))
+    cell = THUMB + CAPTION
+    sheet = Image.new("RGB", (columns * (THUMB + 8) + 8, tall * (cell + 8) + 8), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, one in enumerate(chosen):
+        picture = to_rgb(open_image(Path(one.image)), Path(one.image))
+        picture.thumbnail((THUMB, THUMB))
+        x, y = 8 + i % COLUMNS * (THUMB + 8), 8 + i // COLUMNS * (cell + 8)
+        sheet.paste(picture, (x + (THUMB - picture.width) // 2, y + (THUMB - picture.height) // 2))
+        for line, text in enumerate((f"{i + 1}. {one.name}", one.reason.partition(";")[0])):
+            draw.text((x, y + THUMB + 2 + 15 * line), printable(text)[:40], fill="black", font=font)
+    return sheet
+
+
+def labelled_names(run: Path) -> list[str]:
+    """Names of the images that the run's model learnt from with their labels; none where it does not say."""
+    record = run / "run.json"
+    if not record.is_file():
+        return []
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))["data"].get("labelled_names", [])
+    except (ValueError, KeyError, AttributeError):
+        raise DataError(f"{record} is damaged; name the run's model/ folder, or another run") from None
+    return [str(name) for name in found]

@@ -1,0 +1,204 @@
+"""What to label next: the choice by hand, its reasons, and the files for whoever labels."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COLORS, options
+from PIL import Image
+
+from segue.data.layouts import open_images, open_listing
+from segue.models.encoder import Encoder, EncoderSpec
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.suggestion import balanced, class_uncertainty, coverage, farthest_first
+from segue.weights import save_model
+
+Cli = Callable[..., tuple[int, str, str]]
+ANGLES = np.array([0.0, 10, 20, 90, 180, 205])
+POINTS = np.stack([np.cos(np.radians(ANGLES)), np.sin(np.radians(ANGLES))], 1)
+
+
+def chord(degrees: float) -> float:
+    return float(2 * np.sin(np.radians(degrees) / 2))
+
+
+def test_k_center_by_hand() -> None:
+    # The mean points at about 47 degrees, so 20 is the most typical; then 205, 175 from it, then 90, then 180.
+    found = farthest_first(POINTS, 4)
+    assert [place for place, _ in found] == [2, 5, 3, 4]
+    assert [d for _, d in found[1:]] == pytest.approx([chord(175), chord(70), chord(25)])
+
+
+def test_what_is_labelled_is_covered_already() -> None:
+    found = farthest_first(POINTS, 2, labelled=[4, 0])
+    assert [place for place, _ in found] == [3, 5]
+    assert [d for _, d in found] == pytest.approx([chord(90), chord(25)])
+
+
+def test_k_center_is_within_twice_the_best_radius() -> None:
+    import itertools
+
+    points = np.random.default_rng(0).normal(size=(11, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    best = min(coverage(points, chosen)[0] for chosen in itertools.combinations(range(11), 3))
+    assert best <= coverage(points, [place for place, _ in farthest_first(points, 3)])[0] <= 2 * best
+
+
+def test_doubt_and_distance_are_multiplied_by_hand() -> None:
+    weights = np.array([0.1, 0.5, 0.45, 0.2, 0.1, 0.05])
+    found = [place for place, _ in farthest_first(POINTS, 3, weights=weights)]
+    # 1 is the most doubtful. Then u d: 2 is near it, 0.45 * 0.17 = 0.08; 3 gives 0.2 * 1.29 = 0.26; 4 0.1 * 1.99 = 0.2.
+    # Last: 4 is 90 degrees from 3, 0.1 * 1.41 = 0.14, above 2.
+    assert found == [1, 3, 4]
+
+
+def test_each_class_counts_alike_by_hand() -> None:
+    # Class 0 is common, class 1 rare, class 2 never predicted. Half of all doubt about each known class is 1/4.
+    sums = np.array([[50.0, 0, 0], [40, 0, 0], [10, 2, 0]])
+    np.testing.assert_allclose(balanced(sums), [[0.25, 0, 0], [0.2, 0, 0], [0.05, 0.5, 0]])
+    assert balanced(sums).sum() == pytest.approx(1)
+    assert (balanced(np.zeros((2, 3))) == 0).all()
+
+
+def test_coverage_by_hand() -> None:
+    far, mean = coverage(POINTS, [0, 4])
+    assert far == pytest.approx(chord(90))
+    assert mean == pytest.approx((chord(10) + chord(20) + chord(90) + chord(25)) / 6)
+
+
+def test_uncertainty_is_summed_over_the_pixels_taken_for_a_class(dataset: Path) -> None:
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
+    pairs = open_images(str(dataset))[:2]
+    found = class_uncertainty(model, pairs, lambda: None)
+    for i, pair in enumerate(pairs):
+        with Image.open(pair.image) as image:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            p = model(pixels)[0].softmax(0)
+        entropy = -(p * p.log()).sum(0) / np.log(3)
+        expected = [float(entropy[p.argmax(0) == k].sum()) for k in range(3)]
+        np.testing.assert_allclose(found[i], expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.fixture
+def encoder_run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(Encoder(EncoderSpec("test_efficientnet")), tmp_path / "encoder" / "model", method="x", metrics={})
+    return tmp_path / "encoder"
+
+
+def test_a_pretrained_encoder_suggests_what_covers_the_set(
+    segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "next"
+    status, output, said = segue("suggest", dataset, "--model", encoder_run, "--n", 4, "--out", out)
+    assert status == 0, said
+    assert "using 10 images" in output
+    assert "the most typical image" in output
+    assert "as many drawn at random" in output
+    told = json.loads((out / "suggestion.json").read_text())
+    assert told["coverage"]["farthest"] < told["coverage"]["random_farthest"]
+    assert sum(one["stands_for"] for one in told["chosen"]) == 10
+    names = (out / "chosen.txt").read_text().split()
+    assert names == [one["name"] for one in told["chosen"]]
+    assert len(set(names)) == 4
+    assert (out / "suggestion.csv").read_text().splitlines()[0].startswith("name,image,reason,distance")
+    with Image.open(out / "contact.jpg") as sheet:
+        assert sheet.width > 4 * 240
+    assert segue("suggest", dataset, "--model", encoder_run, "--n", 4, "--out", out)[0] == 2  # not empty any more
+
+
+def test_the_zip_opens_in_labelling_tools(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:
+    out, unpacked = tmp_path / "next", tmp_path / "unpacked"
+    assert segue("suggest", dataset, "--model", encoder_run, "--n", 3, "--out", out)[0] == 0
+    names = (out / "chosen.txt").read_text().split()
+    with zipfile.ZipFile(out / "images.zip") as archive:
+        archive.extractall(unpacked)
+    for name in names:
+        assert (unpacked / "images" / f"{name}.png").read_bytes() == (dataset / "images" / f"{name}.png").read_bytes()
+        task = json.loads((unpacked / "images" / f"{name}.json").read_text())
+        assert task["imagePath"] == f"{name}.png"
+        assert (task["imageWidth"], task["imageHeight"], task["shapes"]) == (48, 48, [])
+    root = ElementTree.parse(unpacked / "annotations.xml").getroot()
+    assert [image.get("name") for image in root.iter("image")] == [f"{name}.png" for name in names]
+
+
+def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
+    segue: Cli, dataset: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "next"
+    fields = options(labels=3, val="none", steps=2)
+    assert segue("train", dataset, "--out", run, "--method", "supervised", *fields)[0] == 0
+    learnt = json.loads((run / "run.json").read_text())["data"]["labelled_names"]
+    status, output, said = segue("suggest", dataset, "--model", run, "--n", 7, "--out", out, "--json")
+    assert status == 0, said
+    told = json.loads(output)
+    assert told["labelled"] == 3
+    assert not {one["name"] for one in told["chosen"]} & set(learnt)
+    assert len({one["name"] for one in told["chosen"]}) == 7
+    assert "of all doubt about" in told["chosen"][0]["reason"]
+    assert told["chosen"][0]["uncertainty"] > 0
+    with zipfile.ZipFile(out / "images.zip") as archive:
+        assert archive.read("labels.txt").decode().split() == ["__ignore__", "_background_", *CLASSES]
+        root = ElementTree.fromstring(archive.read("annotations.xml"))
+    assert [label.text for label in root.iterfind(".//label/name")] == list(CLASSES)
+    # The list is what training takes.
+    again = options(labels=out / "chosen.txt", val="none", steps=1)
+    (tmp_path / "five").mkdir()
+    inside = [one["name"] for one in told["chosen"] if one["name"].startswith("train")]
+    (out / "chosen.txt").write_text("\n".join(inside))
+    status, _, said = segue("train", dataset, "--out", tmp_path / "again", "--method", "supervised", *again)
+    assert status == 0, said
+    assert f"using {len(inside)} labelled" in said
+
+
+@pytest.mark.parametrize("n", [0, 11, -3])
+def test_a_count_that_is_not_there_is_refused(
+    segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path, n: int
+) -> None:
+    status, _, said = segue("suggest", dataset, "--model", encoder_run, f"--n={n}", "--out", tmp_path / "next")
+    assert status == 2
+    assert f"--n {n}: {dataset} holds 10 images without labels; give 1 to 10" in said
+    assert not (tmp_path / "next").exists()
+
+
+def test_bad_input_is_named_and_nothing_is_written(
+    segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "next"
+    alike, broken, empty = tmp_path / "alike", tmp_path / "broken", tmp_path / "empty"
+    for folder in (alike, broken, empty):
+        folder.mkdir()
+    first = sorted((dataset / "images").iterdir())[0]
+    for i in range(3):
+        shutil.copy(first, alike / f"{i}.png")
+        shutil.copy(sorted((dataset / "images").iterdir())[i], broken / f"{i}.png")
+    (broken / "1.png").write_bytes(b"no picture")
+    for images, model, text in (
+        (alike, encoder_run, "all images look alike"),
+        (broken, encoder_run, str(broken / "1.png")),
+        (empty, encoder_run, f"{empty} holds no image"),
+        (tmp_path / "nowhere", encoder_run, "does not exist"),
+        (dataset, empty, f"{empty} holds no model"),
+    ):
+        status, _, said = segue("suggest", images, "--model", model, "--n", 1, "--out", out)
+        assert status == 2
+        assert text in said
+        assert said.count("\n") == 1
+        assert not out.exists()
+    status, output, _ = segue("suggest", broken, "--model", encoder_run, "--n", 1, "--out", out, "--skip_bad")
+    assert status == 0
+    assert "1 unreadable" in output
+
+
+def test_masks_are_left_alone(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:
+    (dataset / "labels" / "train_000.png").write_bytes(b"not looked at")
+    assert len(open_listing(str(dataset)).classes) == 3
+    assert segue("suggest", dataset, "--model", encoder_run, "--n", 2, "--out", tmp_path / "next")[0] == 0
