@@ -1,15 +1,19 @@
-"""One embedding an image: how images of a set are compared with each other."""
+"""One embedding an image: how images of a set are compared with each other, divided into clusters and matched."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segue.data.candidates import Squeezed
 from segue.data.listing import Pair
 from segue.data.sample import DataError
+
+ROUNDS = 25  # of k-means
 
 
 @torch.no_grad()
@@ -54,3 +58,31 @@ def centred(embeddings: Tensor) -> Tensor:
     if apart.norm(dim=1).max() < 1e-6 * embeddings.norm(dim=1).max():
         raise DataError("all images look alike to the encoder: nothing tells them apart; give images that differ")
     return F.normalize(apart, dim=1).float()
+
+
+def spherical_clusters(points: Tensor, count: int, *, seed: int) -> Tensor:
+    """The cluster of each of M unit-length points (M, D) by spherical k-means: int64 (M,), some may be empty."""
+    start = kmeans_plusplus(points.cpu().numpy(), count, random_state=seed % 2**32)[0]
+    centres = torch.from_numpy(start).to(points)
+    for _ in range(ROUNDS):
+        members = F.one_hot((points @ centres.T).argmax(1), count).to(points)  # (M, count)
+        centres = F.normalize(members.T @ points, dim=1)
+    return (points @ centres.T).argmax(1)
+
+
+def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` points of its own cluster nearest to each, -1 where there are fewer: (M, count).
+
+    A point alone in its cluster gets the one nearest of all.
+    """
+    found = torch.full((len(points), count), -1, dtype=torch.int64, device=points.device)
+    for cluster in torch.unique(clusters):
+        members = (clusters == cluster).nonzero()[:, 0]
+        similarity = (points[members] @ points[members].T).fill_diagonal_(-math.inf)
+        best = similarity.topk(min(count, len(members) - 1), dim=1).indices
+        found[members, : best.shape[1]] = members[best]
+    for alone in (found[:, 0] < 0).nonzero()[:, 0]:
+        similarity = points @ points[alone]
+        similarity[alone] = -math.inf
+        found[alone, 0] = similarity.argmax()
+    return found

@@ -19,17 +19,18 @@ from segue.config import build, leaves
 from segue.data.candidates import Candidates, area_window
 from segue.data.sample import DataError
 from segue.data.unlabelled import open_image_set
-from segue.embeddings import centred
+from segue.embeddings import centred, most_similar, spherical_clusters
 from segue.engine import Run
 from segue.losses import ranking_loss
+from segue.losses.prototypes import even_codes
 from segue.methods.ranking_distillation import (
     Config,
     RankingDistillation,
     image_loss,
-    most_similar,
     patch_loss,
-    spherical_clusters,
     train,
+    unit_images,
+    unit_patches,
 )
 from segue.weights import load_encoder, new_encoder
 
@@ -137,14 +138,21 @@ def batch_of(method: RankingDistillation) -> dict[str, Any]:
     }
 
 
+def test_maps_become_unit_patches_and_images_in_the_order_of_the_places() -> None:
+    maps = torch.arange(1.0, 13).reshape(1, 2, 2, 3)
+    patches = unit_patches(maps)
+    torch.testing.assert_close(patches[0, 4], torch.tensor([5.0, 11]) / math.hypot(5, 11))  # second row, second column
+    torch.testing.assert_close(unit_images(maps)[0], torch.tensor([3.5, 9.5]) / math.hypot(3.5, 9.5))
+
+
 def test_eq_4_weighs_both_losses_and_a4_only_the_student_learns() -> None:
     method = method_of(image_weight=2.0, patch_weight=0.0, embedding=8)
     batch = batch_of(method)
     losses = method.train()(batch)
     assert losses["patch"] == 0
     assert not method.teacher.training
-    _, images = method.student(batch["strong"].transpose(0, 1).flatten(0, 1))
-    _, teacher = method.teacher(batch["image"].transpose(0, 1).flatten(0, 1))
+    images = unit_images(method.student(batch["strong"].transpose(0, 1).flatten(0, 1))[1])
+    teacher = unit_images(method.teacher(batch["image"].transpose(0, 1).flatten(0, 1))[1])
     may = method.candidates(batch["index"], batch["positive"])
     torch.testing.assert_close(losses["image"], 2 * image_loss(images, teacher, may, method.config))
     losses["image"].backward()
@@ -331,3 +339,50 @@ def test_masks_may_lie_beside_the_images_and_tiny_settings_are_fields(dataset: P
     assert len(open_image_set(f"{dataset}:train").images) == 6
     with Image.open(open_image_set(str(dataset)).images[0].image) as image:
         assert image.mode == "RGB"
+
+
+def test_eqs_6_to_8_join_the_losses_of_the_cotap_variant() -> None:
+    method = method_of(variant="cotap").train()
+    batch = batch_of(method)
+    images = batch["image"].transpose(0, 1).flatten(0, 1)
+    method.start_filter(images, seed=0)
+    assert torch.equal(method.student.filter.prototypes, method.teacher.filter.prototypes)
+    losses = method(batch)
+    assert set(losses) == {"image", "patch", "inner", "cross", "use"}
+    _, student = method.student(batch["strong"].transpose(0, 1).flatten(0, 1))
+    assert student.shape[1] == 512
+    assert student.abs().max() <= 1 + 1e-5
+    teacher = method.teacher(images)[1]
+    # Eq. 6 by hand: the queues were empty, so the codes are those of the batch alone.
+    rows, targets = (scores.permute(0, 2, 3, 1).reshape(-1, 512) for scores in (student, teacher))
+    codes = even_codes(targets, temperature=0.05)
+    expected = -(codes * (rows / 0.1).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(losses["inner"], expected, rtol=1e-4, atol=1e-5)
+    # Eq. 7: the first anchor learns the code of the first positive, which is image 4.
+    whole, code = student.mean((2, 3)), even_codes(teacher.mean((2, 3)), temperature=0.05)
+    expected = -(code[[4, 5, 6, 7, 0, 1, 2, 3]] * (whole / 0.2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(losses["cross"], expected, rtol=1e-4, atol=1e-5)
+    gradient = torch.autograd.grad(losses["use"], method.student.filter.prototypes, retain_graph=True)[0]
+    assert gradient.abs().sum() > 0
+    others = torch.stack([losses[name] for name in ("image", "patch", "inner", "cross")]).sum()
+    assert torch.autograd.grad(others, method.student.filter.prototypes, allow_unused=True)[0] is None
+
+
+def test_the_cotap_variant_resumes_with_its_queues(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    images = open_image_set(str(dataset))
+    config = build(Config, {**SMALL, "variant": "cotap", "steps": 4, "refresh": 2})
+    whole = train(config, Run(tmp_path / "whole", quiet=True), images).state_dict()
+
+    class Cut(Run):
+        lives = 3
+
+        def log(self, *arguments: Any) -> None:
+            super().log(*arguments)
+            self.lives -= 1
+            if self.lives == 0:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, Cut(tmp_path / "cut", quiet=True, checkpoint_every=0.0), images)
+    resumed = train(config, Run(tmp_path / "cut", quiet=True), images).state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -97,6 +97,12 @@ class Squeezed(Dataset[Tensor]):
         return _tensor(to_rgb(open_image(path), path).resize((self.side, self.side), Image.Resampling.BILINEAR))
 
 
+def evenly(images: Sequence[Pair], count: int, side: int) -> Tensor:
+    """At most ``count`` images, evenly from the whole set, squeezed: uint8 (K, 3, side, side)."""
+    squeezed = Squeezed(images[:: max(1, len(images) // count)][:count], side)
+    return torch.stack([squeezed[i] for i in range(len(squeezed))])
+
+
 def _tensor(picture: Image.Image) -> Tensor:
     """uint8 (3, H, W)."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -11,14 +11,20 @@ tau) is the ranking loss of `segue.losses.ranking`: s is to be in the order of t
     (4)  L        =  a L_img  +  b L_patch,  whose gradient goes to the student alone                  A3, A4
     (5)  teacher  <-  m teacher + (1 - m) student,  m from m_0 to m_1 along half a cosine              A5
 
+``--variant cotap`` adds the paper's prototypes, p the softmax of a student's scores, q the teacher's even codes:
+
+    (6)  L_inner  =  - mean over patches  q log p,  of the same place
+    (7)  L_cross  =  - mean over images   q(x+) log p(x)
+    (8)  L_use    =  1 - entropy of the mean use of the filter's prototypes, over its largest value
+
 A1: the teacher embeds all images, spherical k-means divides them, and x+ is drawn anew at each step from the images of
 x's cluster most like it; all of this again every ``refresh`` steps. A6: until the loss has not fallen for ``patience``
 such spans, or ``steps``. A7, A8: ``segue train --init RUN``, with ``--linear_probe`` for a linear module on the frozen
 encoder. So a soft label keeps patches of one kind together that a contrast of views would push apart.
 
-Departs from the sources: one global crop and no prototype heads, whatever the encoder; all anchors of a batch share its
-images as negatives; the image's embedding is the plain mean of its patches. What the patent leaves open is taken from
-the released code (margins, theta, weights) or chosen here (clusters, a = b = 1).
+Departs from the sources: one global crop; all anchors of a batch share its images as negatives; the image's embedding
+is the mean of its patches, for want of a foreground. What the patent leaves open is taken from the released code
+(margins, theta, weights) or chosen here (clusters, a = b = 1).
 """
 
 import math
@@ -30,24 +36,24 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-from segue.data.candidates import Candidates, Squeezed
+from segue.data.candidates import Candidates, evenly
 from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
-from segue.embeddings import centred, embed_images
+from segue.embeddings import centred, embed_images, most_similar, spherical_clusters
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first
 from segue.health import Watch, history, write_health
 from segue.losses import ranking_loss
+from segue.losses.prototypes import code_cross_entropy
 from segue.models.encoder import Encoder, settle_statistics
 from segue.models.heads import projection_head
+from segue.models.object_filter import CodeQueue, ObjectFilter, PrototypeHead
 from segue.weights import new_encoder
 
 VERB = "pretrain"
 STAGE = "distil"
 PROBES = 8  # images that health is measured on
-ROUNDS = 25  # of k-means
 FALLEN = 0.995  # of the best loss: what counts as fallen
 
 
@@ -77,6 +83,8 @@ class Config:
         alpha: weight of those.
         objective: ``ranking``, or ``mse``: the mean of (s - t)^2 in its place, a control.
         embedding: length of a projection that is compared in place of the encoder's features; 0 compares those.
+        variant: ``cotap`` puts the later paper's object filter and prototypes between features and similarities, and
+            adds eqs. 6 to 8; ``patent`` has none of them.
         ema_start: m_0 of eq. 5.
         ema_end: m_1 of eq. 5.
         clusters: of k-means; 0 takes one for 20 images, from 2 to 1,000.
@@ -106,43 +114,13 @@ class Config:
     alpha: float = 0.1
     objective: Literal["ranking", "mse"] = "ranking"
     embedding: int = 0
+    variant: Literal["patent", "cotap"] = "patent"
     ema_start: float = 0.996
     ema_end: float = 0.9999
     clusters: int = 0
     positives: int = 7
     refresh: int = 0
     patience: int = 5
-
-
-# -- A1: candidates ----------------------------------------------------------------------------------------------------
-
-
-def spherical_clusters(points: Tensor, count: int, *, seed: int) -> Tensor:
-    """A1: the cluster of each of M unit-length points (M, D) by spherical k-means: int64 (M,), some may be empty."""
-    start = kmeans_plusplus(points.cpu().numpy(), count, random_state=seed % 2**32)[0]
-    centres = torch.from_numpy(start).to(points)
-    for _ in range(ROUNDS):
-        members = F.one_hot((points @ centres.T).argmax(1), count).to(points)  # (M, count)
-        centres = F.normalize(members.T @ points, dim=1)
-    return (points @ centres.T).argmax(1)
-
-
-def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
-    """A1: places of the ``count`` points of its own cluster nearest to each, -1 where there are fewer: (M, count).
-
-    A point alone in its cluster gets the one nearest of all.
-    """
-    found = torch.full((len(points), count), -1, dtype=torch.int64, device=points.device)
-    for cluster in torch.unique(clusters):
-        members = (clusters == cluster).nonzero()[:, 0]
-        similarity = (points[members] @ points[members].T).fill_diagonal_(-math.inf)
-        best = similarity.topk(min(count, len(members) - 1), dim=1).indices
-        found[members, : best.shape[1]] = members[best]
-    for alone in (found[:, 0] < 0).nonzero()[:, 0]:
-        similarity = points @ points[alone]
-        similarity[alone] = -math.inf
-        found[alone, 0] = similarity.argmax()
-    return found
 
 
 # -- A2, A3: similarities and losses -----------------------------------------------------------------------------------
@@ -188,17 +166,33 @@ def patch_loss(student: Tensor, teacher: Tensor, config: Config) -> Tensor:
 
 
 class Branch(nn.Module):
-    """Student or teacher: an encoder, and a projection where one is wanted."""
+    """Student or teacher: an encoder, and what stands between its features and what is compared."""
 
-    def __init__(self, encoder: Encoder, embedding: int) -> None:
+    def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projection: nn.Module = projection_head(encoder.channels, embedding) if embedding else nn.Identity()
+        self.filter: ObjectFilter | None = None
+        self.projection: nn.Module = nn.Identity()
+        if config.variant == "cotap":
+            self.filter = ObjectFilter(encoder.channels)
+            self.projection = nn.Sequential(self.filter, PrototypeHead(2 * encoder.channels))
+        elif config.embedding:
+            self.projection = projection_head(encoder.channels, config.embedding)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) -> patches (B, N, D) and images (B, D), each of unit length, float32."""
-        maps = self.projection(self.encoder(image)).float().flatten(2)  # (B, D, N)
-        return F.normalize(maps.transpose(1, 2), dim=2), F.normalize(maps.mean(2), dim=1)
+        """Pictures (B, 3, H, W) -> features (B, C, h, w) and what is compared (B, D, h, w), float32."""
+        features = self.encoder(image)
+        return features, self.projection(features).float()
+
+
+def unit_patches(maps: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, N, D), each of unit length."""
+    return F.normalize(maps.flatten(2).transpose(1, 2), dim=2)
+
+
+def unit_images(maps: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, D): means over the patches, of unit length."""
+    return F.normalize(maps.mean((2, 3)), dim=1)
 
 
 class RankingDistillation(Method):
@@ -211,9 +205,11 @@ class RankingDistillation(Method):
 
     def __init__(self, encoder: Encoder, images: int, refresh: int, config: Config) -> None:
         super().__init__()
-        self.student = Branch(encoder, config.embedding)
+        self.student = Branch(encoder, config)
         self.teacher = deepcopy(self.student).requires_grad_(False).eval()
         self.config, self.refresh = config, refresh
+        queues = {"patches": CodeQueue(8192), "images": CodeQueue(1024)} if config.variant == "cotap" else {}
+        self.codes = nn.ModuleDict(queues)
         # No buffers: the loop puts those back when it does not take a step.
         self.clusters = torch.zeros(images, dtype=torch.int64)
         self.neighbours = torch.full((images, config.positives), -1)
@@ -222,10 +218,19 @@ class RankingDistillation(Method):
         self.register_buffer("stale", torch.tensor(0))
         self.register_buffer("done", torch.tensor(0))  # steps
 
+    @torch.no_grad()
+    def start_filter(self, images: Tensor, seed: int) -> None:
+        """Puts the filter's prototypes, where there are any, among neighbourhoods of some images (K, 3, H, W)."""
+        for branch in (self.student, self.teacher):
+            if branch.filter is not None:
+                branch.filter.start_from(self.teacher.encoder(images.to(self.best.device)), seed=seed)
+
     def train(self, mode: bool = True) -> "RankingDistillation":
-        """The teacher stays in evaluation mode: it is an average, and must not depend on the batch."""
+        """The teacher, an average, does not depend on the batch; nor do the norms of given weights, which know more."""
         super().train(mode)
         self.teacher.eval()
+        if self.student.encoder.is_pretrained:
+            self.student.encoder.eval()
         return self
 
     def get_extra_state(self) -> dict[str, Tensor]:
@@ -237,19 +242,31 @@ class RankingDistillation(Method):
         self.clusters, self.neighbours = state["clusters"], state["neighbours"]
 
     def forward(self, batch: dict[str, Any]) -> Losses:
-        patches, images = self.student(batch["strong"].transpose(0, 1).flatten(0, 1))
+        features, student = self.student(batch["strong"].transpose(0, 1).flatten(0, 1))
         with torch.no_grad():  # A4
-            teacher_patches, teacher_images = self.teacher(batch["image"].transpose(0, 1).flatten(0, 1))
-        config = self.config
-        with torch.autocast(patches.device.type, enabled=False):
-            losses = {
-                "image": config.image_weight
-                * image_loss(images, teacher_images, self.candidates(batch["index"], batch["positive"]), config),
-                "patch": config.patch_weight * patch_loss(patches, teacher_patches, config),
-            }
+            _, teacher = self.teacher(batch["image"].transpose(0, 1).flatten(0, 1))
+        config, may_compare = self.config, self.candidates(batch["index"], batch["positive"])
+        with torch.autocast(student.device.type, enabled=False):
+            image = image_loss(unit_images(student), unit_images(teacher), may_compare, config)
+            patch = patch_loss(unit_patches(student), unit_patches(teacher), config)
+            losses = {"image": config.image_weight * image, "patch": config.patch_weight * patch}
+            if self.student.filter is not None:
+                losses |= self.prototype_losses(student, teacher)
+                losses["use"] = self.student.filter.use_loss(features)
         total = torch.stack(list(losses.values())).sum().detach().double()
         self.recent += torch.where(total.isfinite(), torch.stack([total, torch.ones_like(total)]), 0)
         return losses
+
+    def prototype_losses(self, student: Tensor, teacher: Tensor) -> Losses:
+        """Eqs. 6 and 7; scores (2 B, K, h, w) of the anchors, then of their positives."""
+        patches, targets = (scores.movedim(1, -1).flatten(0, 2) for scores in (student, teacher))
+        codes = self.codes["patches"](targets, temperature=0.05)
+        # x learns the code of x+, and x+ that of x.
+        images = self.codes["images"](teacher.mean((2, 3)), temperature=0.05).roll(len(teacher) // 2, 0)
+        return {
+            "inner": code_cross_entropy(patches, codes, temperature=0.1),
+            "cross": code_cross_entropy(student.mean((2, 3)), images, temperature=0.2),
+        }
 
     def candidates(self, anchors: Tensor, positives: Tensor) -> Tensor:
         """Eq. 1: bool (B, 2 B), over the anchors and then the positives of the batch."""
@@ -279,20 +296,19 @@ class RankingDistillation(Method):
     def patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What student and teacher make of whole images (K, 3, H, W): patches (K, N, D) of either."""
         self.eval()
-        student, teacher = self.student(images)[0], self.teacher(images)[0]
+        student, teacher = (unit_patches(branch(images)[1]) for branch in (self.student, self.teacher))
         self.train()
         return student, teacher
 
     @torch.no_grad()
     def recluster(self, data: ImageSet, seed: int, workers: int) -> None:
         """A1: clusters and positives of all images by the teacher as it is now."""
-        config = self.config
-        points = centred(
-            embed_images(
-                lambda images: self.teacher(images)[1], data.images, side=config.crop, batch=2 * config.batch,
-                device=self.best.device, workers=workers,
-            )
+        config, teacher = self.config, self.teacher
+        embedded = embed_images(
+            lambda images: teacher.encoder(images).mean((2, 3)), data.images,
+            side=config.crop, batch=2 * config.batch, device=self.best.device, workers=workers,
         )  # fmt: skip
+        points = centred(embedded)
         count = config.clusters or min(1000, max(2, len(points) // 20))
         self.clusters = spherical_clusters(points, min(count, len(points)), seed=seed)
         if (self.clusters == self.clusters[0]).all():
@@ -307,9 +323,11 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     encoder = new_encoder(config.encoder, config.init, output_stride=config.output_stride, say=run.say)
     encoder.to(memory_format=torch.channels_last)
     refresh = config.refresh or max(100, math.ceil(1.25 * len(data.images) / config.batch))
+    probes = evenly(data.images, PROBES, config.crop)
     if not encoder.is_pretrained:
-        settle_statistics(encoder, _probes(config, data))
+        settle_statistics(encoder, probes)
     method = RankingDistillation(encoder, len(data.images), refresh, config).to(run.device)
+    method.start_filter(probes, mix(run.seed, "filter"))
     is_new = not history(run)
     if is_new:  # before anything is written: images that cannot be divided leave no run folder behind
         method.recluster(data, mix(run.seed, "clusters", 0), run.workers)
@@ -325,7 +343,7 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
             yield from islice(endless(views, config.batch, seed=seed, start=step, workers=run.workers), span)
             step += span
 
-    watch, probes = Watch(run, tau=config.tau_patch, threshold=config.threshold), _probes(config, data)
+    watch = Watch(run, tau=config.tau_patch, threshold=config.threshold)
 
     def health() -> dict[str, float]:
         return watch(probes, *method.patches(probes.to(run.device)), step=int(method.done))
@@ -341,12 +359,6 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
         run.say(f"converged: the loss has not fallen for {config.patience} spans of {refresh} steps")
     only_first(lambda: write_health(run, len(data.images)))
     return method.student.encoder
-
-
-def _probes(config: Config, data: ImageSet) -> Tensor:
-    """A few images, evenly from the whole set: uint8 (K, 3, crop, crop)."""
-    squeezed = Squeezed(data.images[:: max(1, len(data.images) // PROBES)][:PROBES], config.crop)
-    return torch.stack([squeezed[i] for i in range(len(squeezed))])
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
