@@ -31,13 +31,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from segue.data.candidates import evenly
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Listing
 from segue.data.sample import IGNORE
 from segue.metrics import Confusion
-from segue.models.encoder import Encoder
+from segue.models.encoder import Encoder, settle_statistics
 from segue.weights import load_encoder, new_encoder
 
 ARMS = {"before": None, "ranking": "ranking", "mse": "mse"}
@@ -156,6 +157,15 @@ def segue(log: Path, *arguments: object) -> str:
     return done.stdout
 
 
+def weights_before(options: argparse.Namespace, listing: Listing, seed: int) -> Encoder:
+    """The encoder that pre-training with this seed starts from; random weights know the statistics of 64 images."""
+    torch.manual_seed(seed)
+    encoder = new_encoder(options.encoder, options.init, output_stride=16, say=print)
+    if not encoder.is_pretrained:
+        settle_statistics(encoder, evenly(listing.split("train"), 64, 128))
+    return encoder
+
+
 def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str, seed: int, extra: list[str]) -> None:
     """Pre-trains, probes and trains on few labels, each unless it is done."""
     folder: Path = options.out / f"{arm}_{seed}"
@@ -170,7 +180,7 @@ def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str,
             segue(log, "pretrain", f"{data}:train", "--out", folder, "--seed", seed, *given)
         init = str(folder)
     if "linear" not in figures:
-        encoder = load_encoder(init) if ARMS[arm] else new_encoder(options.encoder, init, output_stride=16, say=print)
+        encoder = load_encoder(init) if ARMS[arm] else weights_before(options, listing, seed)
         figures |= probe(encoder, listing, options.split, seed)
         result.write_text(json.dumps(figures))
     if options.few_steps and "few" not in figures:

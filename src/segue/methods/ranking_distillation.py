@@ -226,11 +226,9 @@ class RankingDistillation(Method):
                 branch.filter.start_from(self.teacher.encoder(images.to(self.best.device)), seed=seed)
 
     def train(self, mode: bool = True) -> "RankingDistillation":
-        """The teacher, an average, does not depend on the batch; nor do the norms of given weights, which know more."""
+        """The teacher stays in evaluation mode: it is an average, and must not depend on the batch."""
         super().train(mode)
         self.teacher.eval()
-        if self.student.encoder.is_pretrained:
-            self.student.encoder.eval()
         return self
 
     def get_extra_state(self) -> dict[str, Tensor]:
