@@ -68,7 +68,7 @@ class Config:
         init: what it starts from: ``auto``, ``random``, ``timm:``, a file or a run's folder, as of ``segue train``.
         output_stride: of a convolutional encoder, 8 or 16.
         steps: optimiser steps at most.
-        lr: peak learning rate of AdamW; 3e-5 in the released code, for transformers and 210,000 steps.
+        lr: peak learning rate of AdamW; 3e-5 in the released code, for transformers trained before and 210,000 steps.
         weight_decay: of weights that are no bias and no norm; from 0.024 to 0.24 in the released code.
         crop: side of the views, in pixels; a multiple of 16.
         area: smallest and largest share of an image that a view shows.
@@ -99,7 +99,7 @@ class Config:
     init: str = "auto"
     output_stride: int = 16
     steps: int = 1000
-    lr: float = 1e-4
+    lr: float = 1e-3
     weight_decay: float = 0.05
     crop: int = 224
     area: tuple[float, float] = (0.25, 1.0)
