@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 SHAPES = ("ground", "disc", "bar", "square")
+OBJECTS = SHAPES[1:]
 PAINT = {"ground": (90, 90, 90), "disc": (210, 40, 40), "bar": (40, 40, 210), "square": (40, 200, 60)}
 # The smallest network and the shortest training that go through every line.
 TINY = {

@@ -29,7 +29,7 @@ def print_help(of: Parser) -> int:
 
 def _data_commands(data: Parser) -> None:
     """The commands below ``segue data``."""
-    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert")
+    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert|increments")
     listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
     listing.set_defaults(run=list_command)
     listing.add_argument("--json", action="store_true")
@@ -37,6 +37,18 @@ def _data_commands(data: Parser) -> None:
     get.set_defaults(run=get_command)
     get.add_argument("name")
     get.add_argument("--out", required=True, metavar="FOLDER")
+    increments = of_data.add_parser(
+        "increments", help="a set as increments of classes, to measure what segue extend forgets"
+    )
+    increments.set_defaults(run=increments_command)
+    increments.add_argument("source", metavar="SRC", help="the set's folder")
+    increments.add_argument("out", metavar="DST", help="an empty or new folder")
+    increments.add_argument("--classes", default="", metavar="B-I", help="B classes first, then I in each increment")
+    increments.add_argument("--order", default="", metavar="SEED", help="shuffle the classes; as they are if absent")
+    increments.add_argument("--protocol", default="overlap", help="which images an increment has: overlap, disjoint")
+    increments.add_argument("--plan", default="", metavar="FILE", help="a plan written before, in place of these three")
+    increments.add_argument("--by_region", "--by-region", action="store_true", help="connected regions are objects")
+    increments.add_argument("--layout", default="auto", help="how the set lies on disk")
     convert = of_data.add_parser("convert", help="bring a set of any layout into the canonical folder")
     convert.set_defaults(run=convert_command)
     convert.add_argument("source", metavar="SRC", help="the set's folder, or FOLDER:split")
@@ -180,6 +192,42 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         for line in left_out_lines(Path(arguments.out)):
             print(line, file=sys.stderr)  # noqa: T201
     return USAGE_EXIT if written["left_out"] else 0
+
+
+def increments_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data increments``."""
+    from segue.data.increments import Plan, plan_increments, write_increments
+    from segue.data.layouts import open_listing
+    from segue.data.panoptic import Annotation
+    from segue.progress import track
+
+    known = ["--classes", "--order", "--protocol", "--plan", "--by_region", "--layout"]
+    refuse_rest(rest, "segue data increments", known)
+    listing = open_listing(arguments.source, arguments.layout)
+    annotation = Annotation(listing, arguments.by_region)
+    if arguments.plan:
+        plan = Plan.read(Path(arguments.plan))
+    else:
+        base, more = _two_numbers(arguments.classes)
+        order = int(arguments.order) if arguments.order.isdecimal() else None
+        if arguments.order and order is None:
+            raise UsageError(f"segue data increments: --order {arguments.order}: give a whole number")
+        with track("read", sum(map(len, listing.splits.values())), quiet=False) as tick:
+            plan = plan_increments(
+                listing, annotation, base=base, more=more, order=order, protocol=arguments.protocol, tick=tick
+            )
+    with track("write", sum(map(len, plan.images)), quiet=False) as tick:
+        folders = write_increments(listing, annotation, plan, Path(arguments.out), tick=tick)
+    print("\n".join([*plan.lines(), f"written to {', '.join(map(str, folders))}"]))  # noqa: T201
+    return 0
+
+
+def _two_numbers(text: str) -> tuple[int, int]:
+    """``B-I`` as two counts."""
+    base, dash, more = text.partition("-")
+    if not dash or not base.isdecimal() or not more.isdecimal():
+        raise UsageError(f"segue data increments: --classes {text!r}: give two counts, as 8-3, or --plan FILE")
+    return int(base), int(more)
 
 
 def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -1,0 +1,121 @@
+"""Protocols of class increments: who comes when, by hand; and the folders that they are written as."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from panoptic_sets import OBJECTS, SHAPES, write_objects
+from PIL import Image
+
+from segue.data.increments import Plan, assign, class_order, parts, plan_increments, write_increments
+from segue.data.layouts import open_listing
+from segue.data.listing import Pair
+from segue.data.panoptic import Annotation
+from segue.data.sample import IGNORE, DataError
+
+Segue = Callable[..., tuple[int, str, str]]
+SHOWN = {"1": frozenset("a"), "2": frozenset("ab"), "3": frozenset("bc"), "4": frozenset("acd"), "5": frozenset("d")}
+
+
+def test_overlap_and_disjoint_by_hand() -> None:
+    increments = (("a", "b"), ("c",), ("d",))
+    assert assign(SHOWN, increments, "overlap") == (("1", "2", "3", "4"), ("3", "4"), ("4", "5"))
+    assert assign(SHOWN, increments, "disjoint") == (("1", "2"), ("3",), ("4", "5"))
+
+
+def test_parts_and_orders() -> None:
+    assert parts("abcdef", 3, 2) == (("a", "b", "c"), ("d", "e"), ("f",))
+    assert class_order("abcdef", None) == tuple("abcdef")
+    orders = {class_order("abcdef", seed) for seed in range(8)}
+    assert len(orders) > 6
+    assert all(sorted(order) == list("abcdef") for order in orders)
+    assert class_order("abcdef", 3) == class_order("abcdef", 3)
+    for base, more in ((6, 1), (0, 1), (2, 0)):
+        with pytest.raises(DataError, match="leave no increment"):
+            parts("abcdef", base, more)
+
+
+def test_folders_hold_the_increment_to_train_and_all_seen_to_validate(tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set")
+    listing = open_listing(str(root))
+    annotation = Annotation(listing)
+    plan = plan_increments(listing, annotation, base=2, more=1, order=1, protocol="overlap")
+    folders = write_increments(listing, annotation, plan, tmp_path / "out")
+    assert Plan.read(tmp_path / "out" / "plan.json") == plan
+    assert len(folders) == len(plan.increments) == 3
+    for number, folder in enumerate(folders):
+        found, seen = open_listing(str(folder)), plan.seen(number)
+        assert found.classes == seen
+        assert {found.classes[i] for i in found.things} == set(seen) & set(OBJECTS)
+        assert [pair.name for pair in found.split("train")] == list(plan.images[number])
+        for split, kept in (("train", plan.increments[number]), ("val", seen)):
+            for pair in found.split(split):
+                whole, part = annotation.read(original(root, pair.name)), Annotation(found).read(pair)
+                names = [found.classes[i] for i in part.labels]
+                assert set(names) <= set(kept)
+                assert sorted(names) == sorted(n for i in whole.labels if (n := SHAPES[i]) in kept)
+                for i in range(len(found.classes)):
+                    is_there = whole.classes() == SHAPES.index(found.classes[i])
+                    assert ((part.classes() == i) == (is_there & (found.classes[i] in kept))).all()
+                assert pair.image.read_bytes() == (root / "images" / pair.image.name).read_bytes()
+
+
+def original(root: Path, name: str) -> Pair:
+    listing = open_listing(str(root))
+    return next(pair for split in listing.splits.values() for pair in split if pair.name == name)
+
+
+def test_the_command_writes_them_and_reads_a_plan(segue: Segue, tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set")
+    status, output, errors = segue("data", "increments", root, tmp_path / "a", "--classes", "3-1", "--order", "2")
+    assert status == 0, errors
+    assert "increment 1: " in output
+    status, _, errors = segue("data", "increments", root, tmp_path / "b", "--plan", tmp_path / "a" / "plan.json")
+    assert status == 0, errors
+    for path in sorted((tmp_path / "a").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+
+
+def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> None:
+    root, bad = write_objects(tmp_path / "set"), tmp_path / "bad.json"
+    bad.write_text(json.dumps({"protocol": "overlap", "increments": [["ground"], ["wheel"]], "images": [[], []]}))
+    broken = tmp_path / "broken.json"
+    broken.write_text("[1")
+    cases = [
+        (["--classes", "three"], "--classes 'three': give two counts"),
+        (["--classes", "4-1"], "leave no increment"),
+        (["--classes", "3-1", "--protocol", "sequential"], "give overlap or disjoint"),
+        (["--classes", "3-1", "--order", "x"], "--order x: give a whole number"),
+        (["--plan", bad], "names the class 'wheel'"),
+        (["--plan", broken], "is no plan of increments"),
+    ]
+    for more, message in cases:
+        status, _, errors = segue("data", "increments", root, tmp_path / "out", *more)
+        assert (status, message in errors) == (2, True), f"{message}: {errors}"
+        assert not (tmp_path / "out").exists()
+    status, _, errors = segue("data", "increments", root, root, "--classes", "3-1")
+    assert (status, "is not an empty folder" in errors) == (2, True)
+
+
+def test_an_increment_without_an_image_is_named(tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set", shapes=("ground", "disc", "bar"))
+    listing = open_listing(str(root))
+    with pytest.raises(DataError, match=r"increment 1 \(square\) has no image"):
+        plan_increments(listing, Annotation(listing), base=3, more=1, order=None, protocol="overlap")
+
+
+def test_masks_keep_their_colours(tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set")
+    listing = open_listing(str(root))
+    plan = plan_increments(listing, Annotation(listing), base=2, more=2, order=1, protocol="overlap")
+    folders = write_increments(listing, Annotation(listing), plan, tmp_path / "out")
+    found = open_listing(str(folders[1]))
+    for pair in found.split("val"):
+        assert pair.mask is not None
+        with Image.open(pair.mask) as image:
+            ids, shown = np.array(image), np.array(image.convert("RGB"))
+        for i in np.unique(ids[ids != IGNORE]):
+            assert tuple(shown[ids == i][0].tolist()) == found.colors[i]
