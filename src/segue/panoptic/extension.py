@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ def open_extension(
     """
     base = load_panoptic(model)
     training = open_training(data, seed=seed)
+    # What it says of classes that only validation has: the model knows them.
+    training = replace(training, warnings=tuple(found for found in training.warnings if found.code != "W115"))
     listing, old = training.listing, base.spec.classes
     fresh = tuple(new_classes) or tuple(name for name in listing.classes if name not in old)
     _refuse_names(fresh, listing, base, model)
@@ -268,8 +270,13 @@ def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]
     if before is None or after is None:
         reason = "Forgetting was not measured, so nothing is said of release: give --keep-val with the old classes."
         return {"release": None, "forgotten": None, "max_forget": max_forget, "reason": reason}
+    if before == 0:
+        reason = "The model found nothing of the old classes before (PQ 0), so what it forgets cannot be measured."
+        return {"release": None, "forgotten": None, "max_forget": max_forget, "reason": reason}
     forgotten = 100 * (before - after)
     numbers = f"PQ of the old classes {100 * before:.1f} before, {100 * after:.1f} after; {max_forget:g} points may go"
+    new = scores.get("pq_new")
+    numbers += "" if new is None else f"; of the new classes {100 * new:.1f}"
     is_kept = forgotten <= max_forget
     reason = f"{'Released' if is_kept else 'not for release'}: {numbers}."
     return {"release": is_kept, "forgotten": forgotten, "max_forget": max_forget, "reason": reason}
