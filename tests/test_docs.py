@@ -49,6 +49,28 @@ def test_the_readmes_python_runs(dataset: Path, tmp_path: Path, monkeypatch: pyt
     assert "miou" in found["scores"]  # type: ignore[operator]
 
 
+def test_the_page_from_a_base_model_to_a_decision_runs(
+    segue: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines, in their order; smaller, and with the fewest steps."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "methods" / "incremental_panoptic.md").read_text(encoding="utf-8")
+    lines = re.search(r"\n((?:    .+\n)+)", text[text.index("python -c") - 8 :]).group(1).splitlines()  # type: ignore[union-attr]
+    small = ["--steps=1", "--batch=2", "--points=16", "--device=cpu"]
+    statuses = {}
+    for line in map(str.strip, lines):
+        if line.startswith("python -c"):
+            exec(line.split('"')[1].replace("160", "6").replace("40", "2").replace("(96, 144)", "(64, 96)"), {})
+        elif line.startswith("segue "):
+            words = line.split()[1:]
+            small_network = ["--encoder=test_efficientnet", "--init=random"] if words[0] == "train" else []
+            given = [*words, *small, *small_network] if words[0] in ("train", "extend") else words
+            given = [word for i, word in enumerate(given) if word != "--steps" and given[i - 1] != "--steps"]
+            statuses[words[0]], _, errors = segue(*given)
+            assert statuses[words[0]] in ((0, 3) if words[0] == "extend" else (0,)), errors
+    assert list(statuses) == ["data", "train", "extend", "evaluate", "predict"]
+
+
 def test_every_command_shown_is_understood(segue: Callable[..., tuple[int, str, str]]) -> None:
     """Options in the pages exist: a renamed one fails here."""
     fields = {name.replace("_", "-") for method in names() for name in leaves(load(method).Config)}

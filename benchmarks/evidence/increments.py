@@ -36,6 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "pseudo": {"distill": 0.0},
     "both": {},
 }
+SPLITS = Path(__file__).parents[2] / "splits"
 CLASSES = {"scenes": (9, 3), "camvid": (8, 3)}
 
 
@@ -84,7 +85,13 @@ def prepare(cell: Cell, options: argparse.Namespace) -> None:
     base, more = CLASSES[cell.set]
     if not (where / "plan.json").is_file():
         shutil.rmtree(where, ignore_errors=True)
-        plan = plan_increments(listing, annotation, base=base, more=more, order=cell.order, protocol=options.protocol)
+        committed = SPLITS / cell.set / f"increments_{base}-{more}_order_{cell.order}.json"
+        if committed.is_file() and options.protocol == "overlap":
+            plan = Plan.read(committed)
+        else:
+            plan = plan_increments(
+                listing, annotation, base=base, more=more, order=cell.order, protocol=options.protocol
+            )
         write_increments(listing, annotation, plan, where)
     if not (where / "joint" / "plan.json").is_file():
         shutil.rmtree(where / "joint", ignore_errors=True)

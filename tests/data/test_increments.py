@@ -119,3 +119,13 @@ def test_masks_keep_their_colours(tmp_path: Path) -> None:
             ids, shown = np.array(image), np.array(image.convert("RGB"))
         for i in np.unique(ids[ids != IGNORE]):
             assert tuple(shown[ids == i][0].tolist()) == found.colors[i]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "splits").rglob("increments_*.json")), ids=lambda path: path.stem
+)
+def test_committed_plans_are_sound(path: Path) -> None:
+    plan = Plan.read(path)
+    base, more = (int(part) for part in path.stem.split("_")[1].split("-"))
+    assert [len(part) for part in plan.increments] == [base, more]
+    assert all(plan.images)

@@ -1,6 +1,7 @@
 """`segue train --task panoptic` and what is done with its model, as a person meets them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from segue.data.panoptic import Annotation, PanopticViews, PanopticWhole, images
 from segue.data.sample import IGNORE, DataError
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import measure_panoptic
-from segue.panoptic.maps import PanopticMap
+from segue.panoptic.maps import PanopticMap, PanopticQuality
 from segue.panoptic.prediction import PanopticPrediction, as_colors, outlined, segments_info
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -168,6 +169,28 @@ def test_instances_of_another_size_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3, 4), np.uint16)).save(tmp_path / "set" / "instances" / f"{pair.name}.png")
     with pytest.raises(DataError, match=r"instances/p0000.png is \(4, 3\)"):
         Annotation(listing).read(pair)
+
+
+def test_the_two_coco_samples_are_read_and_scored() -> None:
+    """Truth against itself, and against itself without one of its people."""
+    root = Path(os.environ.get("SEGUE_MIRROR", ""), "coco_panoptic_sample")
+    if not os.environ.get("SEGUE_MIRROR") or not root.is_dir():
+        pytest.skip("SEGUE_MIRROR with coco_panoptic_sample is not there")
+    listing = open_listing(str(root))
+    quality = PanopticQuality(len(listing.classes))
+    person = listing.classes.index("person")
+    for pair in listing.split("examples"):
+        truth = Annotation(listing).read(pair)
+        quality.update(truth, truth)
+    assert quality.mean()["pq"] == 1
+    people = int(quality.hits[person])
+    assert people == 26
+    first = Annotation(listing).read(listing.split("examples")[0])
+    quality = PanopticQuality(len(listing.classes))
+    gone = np.where(first.ids == 1 + first.labels.index(person), 0, first.ids)
+    quality.update(first, PanopticMap(gone, first.labels))
+    alone = sum(label == person and not crowd for label, crowd in zip(first.labels, first.is_crowd, strict=True))
+    assert quality.by_class()["pq"][person] == pytest.approx((alone - 1) / (alone - 0.5))
 
 
 # -- a model over pictures ---------------------------------------------------------------------------------------------
