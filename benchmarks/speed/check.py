@@ -1,10 +1,11 @@
 """``segue check`` on many pairs against the floor: decoding the same masks and reading the same image headers.
 
-    python benchmarks/speed/check.py --pairs 10000 [--rounds 3]
+    python benchmarks/speed/check.py --pairs 10000 [--rounds 3] [--grey]
 
 Draws 60 street scenes of 480 x 360 and repeats them, each copy with bytes of its own behind its JPEG, so that no two
 are equal. Floor, check without and check with the search for equal and near images take turns in two processes each;
-figures are medians of wall and CPU time, and the peak memory of a process that does nothing but check.
+figures are medians of wall and CPU time, and the peak memory of a process that does nothing but check. Masks are
+palette PNGs without row filters, as Segue writes them; ``--grey`` writes them grey, which Pillow filters row by row.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from segue.data.check import CHUNK, check
@@ -28,8 +30,8 @@ from segue.data.layouts import open_listing
 SCENES, SIZE = 60, (360, 480)
 
 
-def generate(root: Path, pairs: int) -> Path:
-    """A canonical set of ``pairs`` pairs, JPEG and PNG."""
+def generate(root: Path, pairs: int, grey: bool = False) -> Path:
+    """A canonical set of ``pairs`` pairs, JPEG and PNG, the masks in a palette or grey."""
     from segue.data import synthetic  # which brings torch: generation has a process of its own
 
     with tempfile.TemporaryDirectory() as drawn:
@@ -38,6 +40,10 @@ def generate(root: Path, pairs: int) -> Path:
         for kind in ("images", "labels"):
             (root / kind).mkdir(parents=True)
         masks = sorted((source / "labels").iterdir())
+        for path in masks if grey else []:
+            with Image.open(path) as mask:
+                ids = Image.fromarray(np.asarray(mask))
+            ids.save(path)
         images = []
         for path in sorted((source / "images").iterdir()):
             jpeg = Path(drawn) / f"{path.stem}.jpg"
@@ -100,11 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grey", action="store_true", help="masks in grey instead of a palette")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "set"
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as drawing:
-            drawing.submit(generate, root, options.pairs).result()
+            drawing.submit(generate, root, options.pairs, options.grey).result()
         cases: dict[str, Callable[[], object]] = {
             "floor": lambda: floor(root),
             "check": lambda: check(open_listing(str(root)), sample=None, workers=2),

@@ -11,15 +11,14 @@
 `benchmarks/speed/step.py` measures each.
 """
 
-import ctypes
 import os
-import platform
 
 import torch
 
+from segue.allocator import keep_freed_memory
+
 ALL = ("allocator", "matmul", "pow")
 TOLERANCE = 1e-5  # largest relative error of a product that still counts as float32
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def tune(device: str) -> list[str]:
@@ -29,16 +28,6 @@ def tune(device: str) -> list[str]:
         return []
     switches = {"allocator": keep_freed_memory, "matmul": fast_products, "pow": first_power}
     return [name for name in ALL if name in wanted.split(",") and switches[name]()]
-
-
-def keep_freed_memory() -> bool:
-    """Whether glibc was told to serve large blocks from its heap and to keep them."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all(
-        mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
-    )
 
 
 def fast_products() -> bool:

@@ -7,69 +7,26 @@ code begins with E keeps every training command from starting.
 
 import multiprocessing
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from segue.allocator import keep_freed_memory
 from segue.data import leaks
 from segue.data.decoder import Decoder
+from segue.data.facts import BAD_FILES, Facts
 from segue.data.finding import Finding, merged
-from segue.data.inspection import MANY_VALUES, Inspector, Seen
+from segue.data.inspection import MANY_VALUES, Inspector
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, Array, DataError
+from segue.data.sample import IGNORE, DataError
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
+PAD = 4 << 20  # bytes by which the memory of a process grows
 CHUNK = 64  # pairs that a process looks at before it reports
-BAD_FILES = ("E108", "E110", "E111", "E112", "E113", "E130")  # of single pairs: --skip_bad goes on without them
-
-
-@dataclass
-class Facts:
-    """What was read of the pairs.
-
-    Args:
-        pixels: labelled pixels of each class (K,).
-        images: images in which each class occurs (K,).
-        by_split: images in which each class occurs, by split (K,).
-        read: masks whose pixels were read.
-        values: masks in which each stored value occurs.
-        many: masks with more values than `MANY_VALUES`.
-        sizes: images of each (width, height).
-        modes: images of each Pillow mode.
-        turned: images that EXIF turns.
-        bad: codes of `BAD_FILES` by the image of the pair that has them.
-        digests, looks: hashes by image path, where asked for.
-        deep: percentiles of each image deeper than 8 bits, by mode.
-    """
-
-    pixels: Array
-    images: Array
-    by_split: dict[str, Array] = field(default_factory=dict)
-    read: int = 0
-    values: Counter[int] = field(default_factory=Counter)
-    many: int = 0
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    turned: list[str] = field(default_factory=list)
-    bad: dict[Path, set[str]] = field(default_factory=dict)
-    digests: dict[str, bytes] = field(default_factory=dict)
-    looks: dict[str, int] = field(default_factory=dict)
-    deep: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
-
-    @property
-    def ranges(self) -> dict[str, tuple[float, ...]]:
-        """Percentiles 0, 1, 50, 99, 100 of images deeper than 8 bits, by mode: extremes of all, medians of the rest."""
-        found = {}
-        for mode, rows in self.deep.items():
-            table = np.array(rows)
-            found[mode] = (table[:, 0].min(), *np.median(table[:, 1:4], axis=0).tolist(), table[:, 4].max())
-        return found
 
 
 def check(
@@ -102,14 +59,13 @@ def check(
         for pair in split:
             owner.setdefault(pair.image, []).append(name)
     every = 1 if sample is None else max(1, -(-len(pairs) // sample))
-    root, zeros = str(listing.root), np.zeros(len(listing.classes), np.int64)
-    facts = Facts(zeros.copy(), zeros.copy(), {name: zeros.copy() for name in listing.splits})
-    findings = list(listing.faults)
-    inspector = Inspector(root, Decoder.of(listing), listing.classes, hashes)
-    for seen in _look(inspector, pairs, every, workers):
-        findings += seen.findings
-        _count(facts, seen, owner[seen.pair.image])
-        tick()
+    root, facts, findings = str(listing.root), Facts.none(len(listing.classes)), list(listing.faults)
+    look = Look(Inspector(root, Decoder.of(listing), listing.classes, hashes), pairs, owner, every)
+    for count, found, part in _chunks(look, workers):
+        findings += found
+        facts.add_all(part)
+        for _ in range(count):
+            tick()
     findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
     findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
@@ -128,64 +84,64 @@ def _skipped(finding: Finding) -> Finding:
     return Finding("W" + finding.code[1:], finding.what, finding.where, finding.why, "Left out, as asked.")
 
 
-def _look(inspector: Inspector, pairs: Sequence[Pair], every: int, workers: int) -> Iterator[Seen]:
-    """What each pair shows, in the order of ``pairs``."""
-    if workers < 2 or len(pairs) < 2 * CHUNK:
-        for i, pair in enumerate(pairs):
-            yield inspector(pair, pixels=i % every == 0)
+@dataclass(frozen=True)
+class Look:
+    """All there is to look at; a process of the pool gets it once and then only numbers.
+
+    Args:
+        inspector: looks at one pair.
+        pairs: each image once.
+        owner: the splits that name an image.
+        every: the masks of every so many pairs are read in full.
+    """
+
+    inspector: Inspector
+    pairs: Sequence[Pair]
+    owner: Mapping[Path, Sequence[str]]
+    every: int
+
+    def chunk(self, start: int) -> tuple[int, list[Finding], Facts]:
+        """Of `CHUNK` pairs from ``start`` on: how many they are, the faults of single pairs, and the facts."""
+        facts, findings = Facts.none(len(self.inspector.classes)), list[Finding]()
+        chunk = self.pairs[start : start + CHUNK]
+        for i, pair in enumerate(chunk, start):
+            seen = self.inspector(pair, pixels=i % self.every == 0)
+            findings += seen.findings
+            facts.add(seen, self.owner[pair.image])
+        return len(chunk), findings, facts
+
+
+def _chunks(look: Look, workers: int) -> Iterator[tuple[int, list[Finding], Facts]]:
+    """What each chunk shows, in the order of the pairs."""
+    starts = range(0, len(look.pairs), CHUNK)
+    if workers < 2 or len(starts) < 2:
+        yield from map(look.chunk, starts)
         return
-    chunks = [list(enumerate(pairs[i : i + CHUNK], i)) for i in range(0, len(pairs), CHUNK)]
     # A process with torch in it has threads, and forking it may hang; without, a fork is quick and needs no guard.
     can_fork = sys.platform == "linux" and "torch" not in sys.modules
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(inspector, every)) as pool:
-            for seen in pool.map(_look_at, chunks):
-                yield from seen
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(look,)) as pool:
+            yield from pool.map(_chunk, starts)
     except BrokenProcessPool as error:
-        raise DataError(f"a process that looked at {inspector.root} died (out of memory?): {error}") from None
+        raise DataError(f"a process that looked at {look.inspector.root} died (out of memory?): {error}") from None
 
 
-_work: dict[str, Any] = {}  # of a process of the pool: what `_begin` gave it
+_work: dict[str, Look] = {}  # of a process of the pool: what `_begin` gave it
 
 
-def _begin(inspector: Inspector, every: int) -> None:
+def _begin(look: Look) -> None:
     """Prepares a process of the pool; the parent alone answers Ctrl-C."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _work.update(inspector=inspector, every=every)
+    keep_freed_memory(PAD)  # every mask asks for the same few blocks again
+    _work["look"] = look
 
 
-def _look_at(chunk: list[tuple[int, Pair]]) -> list[Seen]:
-    """What the pairs of a chunk show."""
-    return [_work["inspector"](pair, pixels=i % _work["every"] == 0) for i, pair in chunk]
-
-
-def _count(facts: Facts, seen: Seen, splits: Sequence[str]) -> None:
-    """Adds one pair to the facts."""
-    path = str(seen.pair.image)
-    if codes := {found.code for found in seen.findings} & set(BAD_FILES):
-        facts.bad[seen.pair.image] = codes
-    if seen.size is not None:
-        facts.sizes[seen.size] += 1
-        facts.modes[seen.mode] += 1
-    if seen.range:
-        facts.deep.setdefault(seen.mode, []).append(seen.range)
-    if seen.is_turned:
-        facts.turned.append(path)
-    if seen.digest:
-        facts.digests[path] = seen.digest
-    if seen.look is not None and seen.digest:
-        facts.looks[path] = seen.look
-    if seen.counts is not None:
-        facts.read += 1
-        facts.pixels += seen.counts
-        facts.images += seen.counts > 0
-        for name in splits:
-            facts.by_split[name] += seen.counts > 0
-        facts.values.update(seen.stored.keys())
-        facts.many += len(seen.stored) > MANY_VALUES
+def _chunk(start: int) -> tuple[int, list[Finding], Facts]:
+    """What the chunk shows that begins at ``start``."""
+    return _work["look"].chunk(start)
 
 
 def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:

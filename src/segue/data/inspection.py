@@ -5,9 +5,8 @@ so that many pairs can be looked at in parallel processes whose memory does not 
 """
 
 import hashlib
-import os
 import stat
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from segue.data.decoder import UNKNOWN, Decoder, first_unknown, mask_image
 from segue.data.finding import Finding
+from segue.data.flat_png import flat_histogram, histogram
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, open_image, orientation
@@ -36,7 +36,7 @@ class Seen:
         size: (width, height) of the upright image; None where it cannot be read.
         mode: Pillow's mode of the image; empty where it cannot be read.
         is_turned: EXIF turns the image.
-        stored: pixels by stored value of the mask; empty for coloured and drawn masks.
+        values: stored values of the mask; empty for coloured and drawn masks.
         counts: labelled pixels by class (K,); None where no mask was read.
         digest: of the image's bytes; empty where it was not asked for.
         look: 64-bit difference hash of the picture; None where it was not asked for.
@@ -48,7 +48,7 @@ class Seen:
     size: tuple[int, int] | None = None
     mode: str = ""
     is_turned: bool = False
-    stored: Counter[int] = field(default_factory=Counter)
+    values: Sequence[int] = ()
     counts: Array | None = None
     digest: bytes = b""
     look: int | None = None
@@ -74,32 +74,34 @@ class Inspector:
     def __call__(self, pair: Pair, *, pixels: bool = True) -> Seen:
         """What ``pair`` shows; with ``pixels`` its mask is read in full, else by its header."""
         seen = Seen(pair)
-        for path in (pair.image, pair.mask):
-            if path is not None and (fault := place_fault(path)) is not None:
-                seen.findings.append(fault)
-        if seen.findings or not self._image(seen) or pair.mask is None:
+        image, mask_size = size_or_fault(pair.image), 0 if pair.mask is None else size_or_fault(pair.mask)
+        if isinstance(image, Finding) or isinstance(mask_size, Finding):
+            seen.findings += [found for found in (image, mask_size) if isinstance(found, Finding)]
+            return seen
+        if not self._image(seen, image) or pair.mask is None:
             return seen
         try:
             if pair.outlines is not None:
                 if pixels:
-                    self._mask(seen, mask_image(pair))
+                    self._drawn(seen, mask_image(pair))
+                return seen
+            if pixels and self._is_plain(pair) and (flat := flat_histogram(pair.mask, mask_size)) is not None:
+                if self._fits(seen, flat[0]):
+                    self._ids(seen, flat[1], self.decoder.table)
                 return seen
             with Image.open(pair.mask, formats=FORMATS) as mask:
-                if self._fits(seen, mask) and pixels:
-                    self._mask(seen, self._loaded(seen, mask))
+                self._lossless(seen, mask)
+                if self._fits(seen, mask.size[::-1] if orientation(mask) >= 5 else mask.size) and pixels:
+                    self._mask(seen, mask)
         except UNREADABLE as error:
             seen.findings.append(unreadable(pair.mask, str(error), self.root))
         return seen
 
-    def _loaded(self, seen: Seen, mask: Image.Image) -> Image.Image:
-        """The mask in full; that of a panoptic PNG as class ids."""
-        if seen.pair.segments is not None:
-            seen.findings += segment_faults(seen.pair, segment_ids(mask))
-            return mask_image(seen.pair)
-        plain = mask.mode in ("L", "P") and orientation(mask) == 1
-        return mask if plain else mask_image(seen.pair)
+    def _is_plain(self, pair: Pair) -> bool:
+        """Whether a pixel of the mask is the stored value of a class."""
+        return pair.segments is None and not pair.is_wide and not self.decoder.by_color
 
-    def _image(self, seen: Seen) -> bool:
+    def _image(self, seen: Seen, size: int) -> bool:
         """Header and end of the image; whether both are sound."""
         path = seen.pair.image
         try:
@@ -107,7 +109,7 @@ class Inspector:
                 turn = orientation(header)
                 seen.size = header.size[::-1] if turn >= 5 else header.size
                 seen.mode, seen.is_turned = header.mode, turn != 1
-                is_whole = ends_whole(header)
+                is_whole = ends_whole(header, size)
                 if self.hashes:
                     seen.look = difference_hash(header)
             if not is_whole and not self.hashes:
@@ -135,16 +137,18 @@ class Inspector:
     def _fix(self, does: str) -> str:
         return f"A mended copy {does}: segue check {self.root} --fix OUT"
 
-    def _fits(self, seen: Seen, mask: Image.Image) -> bool:
-        """Whether image and mask have one size, by their headers."""
-        pair, path = seen.pair, seen.pair.mask
-        size = mask.size[::-1] if orientation(mask) >= 5 else mask.size
+    def _lossless(self, seen: Seen, mask: Image.Image) -> None:
+        """E105 for masks in formats that change pixels."""
         if mask.format in ("JPEG", "MPO", "WEBP"):
             seen.findings.append(
-                Finding("E105", "mask is saved with loss (JPEG or WebP)", (str(path),),
+                Finding("E105", "mask is saved with loss (JPEG or WebP)", (str(seen.pair.mask),),
                         "Compression changes class ids along every edge.",
                         f"{REEXPORT}. {self._fix('ignores the pixels that hold no class')}")
             )  # fmt: skip
+
+    def _fits(self, seen: Seen, size: tuple[int, int]) -> bool:
+        """Whether image and mask have one size."""
+        pair = seen.pair
         image = seen.size or size
         if image == size:
             return True
@@ -152,44 +156,53 @@ class Inspector:
         if image == size[::-1] and seen.is_turned:
             what += " (the mask lies as the photo is stored, EXIF turns the photo)"
         seen.findings.append(
-            Finding("E108", what, (f"{pair.image} and {path}",), "Labels would lie beside what they name.",
+            Finding("E108", what, (f"{pair.image} and {pair.mask}",), "Labels would lie beside what they name.",
                     f"Export the mask at the size of its image. {self._fix('resizes or turns it (nearest neighbour)')}")
         )  # fmt: skip
         return False
 
-    def _mask(self, seen: Seen, image: Image.Image) -> None:
-        """Values and classes of the mask."""
-        pair = seen.pair
-        drawn = pair.segments is not None or pair.outlines is not None
-        unknown: tuple[str, int, int] | None = None  # the commonest value that is no class, its pixels, how many values
-        if drawn or (not self.decoder.by_color and image.mode in ("L", "P")):
-            pixels = histogram(np.asarray(image))
-            values = np.flatnonzero(pixels)
-            table = values.astype(np.int16) if drawn else self.decoder.table[values]
-            if not drawn:
-                seen.stored.update(dict(zip(values.tolist(), pixels[values].tolist(), strict=True)))
-            seen.counts = np.zeros(len(self.classes), np.int64)
-            known = (table >= 0) & (table != IGNORE)
-            np.add.at(seen.counts, table[known], pixels[values[known]])
-            if (table == UNKNOWN).any():
-                strange = values[table == UNKNOWN]
-                worst = strange[pixels[strange].argmax()]
-                unknown = str(worst), int(pixels[worst]), len(strange)
-        else:
-            stored = np.asarray(image)
-            decoded = self.decoder(stored)
-            if not self.decoder.by_color:
-                values, counts = np.unique(stored, return_counts=True)
-                seen.stored.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            held = decoded[(decoded >= 0) & (decoded != IGNORE)]
-            seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
-            if (decoded == UNKNOWN).any():
-                value, count = first_unknown(stored, decoded)
-                unknown = value, count, len(np.unique(stored[decoded == UNKNOWN], axis=0))
+    def _mask(self, seen: Seen, mask: Image.Image) -> None:
+        """Values and classes of an opened mask."""
+        if seen.pair.segments is not None:
+            seen.findings += segment_faults(seen.pair, segment_ids(mask))
+            self._drawn(seen, mask_image(seen.pair))
+            return
+        is_stored = mask.mode in ("L", "P") and orientation(mask) == 1
+        image = mask if is_stored else mask_image(seen.pair)
+        if self._is_plain(seen.pair) and image.mode in ("L", "P"):
+            self._ids(seen, histogram(np.asarray(image).ravel()), self.decoder.table)
+            return
+        stored = np.asarray(image)
+        decoded = self.decoder(stored)
+        if not self.decoder.by_color:
+            seen.values = np.unique(stored).tolist()
+        held = decoded[(decoded >= 0) & (decoded != IGNORE)]
+        seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
+        unknown = None
+        if (decoded == UNKNOWN).any():
+            unknown = (*first_unknown(stored, decoded), len(np.unique(stored[decoded == UNKNOWN], axis=0)))
+        self._values(seen, unknown)
+
+    def _drawn(self, seen: Seen, image: Image.Image) -> None:
+        """Classes of a mask that is drawn from segments or outlines."""
+        self._ids(seen, histogram(np.asarray(image).ravel()), np.arange(IGNORE + 1))
+        seen.values = ()
+
+    def _ids(self, seen: Seen, pixels: Array, table: Array) -> None:
+        """Classes of a mask by the pixels of each value (256,) and the class of each value."""
+        values = pixels.nonzero()[0]
+        ids, held, unknown = table[values], pixels[values], None
+        strange = ids < 0
+        if strange.any():
+            worst = int(np.where(strange, held, -1).argmax())
+            unknown = str(values[worst]), int(held[worst]), int(strange.sum())
+            ids = np.where(strange, IGNORE, ids)
+        seen.values = values.tolist()
+        seen.counts = np.bincount(ids, held, IGNORE + 1)[: len(self.classes)].astype(np.int64)
         self._values(seen, unknown)
 
     def _values(self, seen: Seen, unknown: tuple[str, int, int] | None) -> None:
-        """Findings on the values of a mask that was read."""
+        """Findings on a mask that was read: the commonest value that is no class, its pixels, how many such values."""
         path, by_color = str(seen.pair.mask), self.decoder.by_color
         if unknown is not None and not any(found.code == "E105" for found in seen.findings):
             value, pixels, kinds = unknown
@@ -219,18 +232,19 @@ class Inspector:
             )  # fmt: skip
 
 
-def place_fault(path: Path) -> Finding | None:
-    """Why ``path`` cannot be read as a plain file: a broken or leaving link, a device, a missing permission."""
+def size_or_fault(path: Path) -> int | Finding:
+    """Bytes of a plain file, or why it is none: a broken or leaving link, a device, a missing permission."""
     try:
-        if stat.S_ISREG(path.lstat().st_mode):
-            return None
-        kind = path.stat()
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size
+        found = path.stat()
         if path.is_symlink() and not path.resolve().is_relative_to(_set_of(path)):
             what = "a link leads out of the data set's folder"
-        elif not stat.S_ISREG(kind.st_mode):
+        elif not stat.S_ISREG(found.st_mode):
             what = "a device, pipe or folder stands where a file should be"
         else:
-            return None
+            return found.st_size
     except (OSError, ValueError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         what = f"the file cannot be reached ({reason})"
@@ -267,26 +281,16 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
     return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).", mend)
 
 
-def ends_whole(header: Image.Image) -> bool:
-    """Whether the last bytes of an opened JPEG or PNG show that it is whole; False where only decoding can tell."""
+def ends_whole(header: Image.Image, size: int) -> bool:
+    """Whether the last of ``size`` bytes of an opened JPEG or PNG show that it is whole; else decoding tells."""
     file = getattr(header, "fp", None)
     if file is None or header.format not in ("JPEG", "PNG"):
         return False
     place = file.tell()
-    file.seek(0, os.SEEK_END)
-    file.seek(-min(TAIL, file.tell()), os.SEEK_END)
-    tail = file.read()
+    file.seek(max(0, size - TAIL))
+    tail = file.read(TAIL)
     file.seek(place)
     return b"\xff\xd9" in tail if header.format == "JPEG" else bool(tail[-8:-4] == b"IEND")
-
-
-def histogram(mask: Array) -> Array:
-    """Pixels of each value of an 8-bit mask: (256,). By runs: label maps are flat, and one look a run is enough."""
-    flat = mask.ravel()
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    starts = np.concatenate([[0], ends + 1])
-    lengths = np.diff(starts, append=flat.size)
-    return np.bincount(flat[starts], weights=lengths, minlength=256).astype(np.int64)
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -5,6 +5,7 @@ data sets in `segue.data.images`.
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,24 +98,37 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     """
     found: dict[str, Path] = {}
     twice: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in relative.parts):
+    closed: list[str] = []
+    for parts in _files_below(folder, closed):
+        stem, suffix = os.path.splitext(parts[-1])
+        if suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in parts):
             continue
-        if path.is_dir():
-            continue
-        name = relative.with_suffix("").as_posix()
+        name, path = "/".join((*parts[:-1], stem)), folder.joinpath(*parts)
         if name in found:
             twice.append(f"{found[name]} and {path}")
         else:
             found[name] = path
+    wrong = []
     if twice:
-        same = Finding("E118", "two files have the same name", tuple(twice), "A mask would belong to both.",
-                       "Rename or remove one of them.")  # fmt: skip
-        if faults is None:
-            raise DataError(str(same))
-        faults.append(same)
+        wrong.append(Finding("E118", "two files have the same name", tuple(twice), "A mask would belong to both.",
+                             "Rename or remove one of them."))  # fmt: skip
+    if closed:
+        wrong.append(Finding("E130", "no permission to look into a folder", tuple(closed), "What it holds is not used.",
+                             "Make the folder readable, or take it out of the set."))  # fmt: skip
+    if wrong and faults is None:
+        raise DataError("\n".join(map(str, wrong)))
+    if faults is not None:
+        faults += wrong
     return found
+
+
+def _files_below(folder: Path, closed: list[str]) -> list[list[str]]:
+    """Every file below ``folder`` as the parts of its path from there, sorted; ``closed`` takes folders kept shut."""
+    found: list[list[str]] = []
+    for place, _, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        inner = list(Path(place).relative_to(folder).parts)
+        found += [[*inner, name] for name in names]
+    return sorted(found)
 
 
 def pair_up(images: Mapping[str, Path], masks: Mapping[str, Path]) -> tuple[tuple[Pair, ...], tuple[Path, ...]]:
