@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class Fault:
     fix: str
     options: dict[str, object] | None = None
     copied: bool = True  # whether --fix writes a sound copy
+    by_hand: Callable[[Path], object] | None = None  # the act that the message asks for, where no command does it
     id: str = field(default="")
 
 
@@ -143,7 +145,8 @@ STOPS = [
     Fault("E102", lambda r: (every_mask(r, lambda v: np.where(v > 0, 255, 0)), described(
         r, lambda t: t.update(classes=["a", "b"], colors=COLORS[:2]))), "set", "--map 255:1", {"map": "255:1"}),
     Fault("E103", lambda r: every_mask(r, lambda v: v + 1), "set", "--map 1-3:0", {"map": "1-3:0"}),
-    Fault("E104", colored, "labels/train_000", "classes.txt", copied=False),
+    Fault("E104", colored, "labels/train_000", "dataset.json: \"colors\"", copied=False,
+          by_hand=lambda r: described(r, lambda t: t.update(colors=COLORS))),
     Fault("E105", jpeg_mask, MASK, "nearest neighbour", id="jpeg"),
     Fault("E105", smoothed, MASK, "nearest neighbour", id="smoothed"),
     Fault("E106", lambda r: unlink(r / "labels" / "train_002.png"), IMAGE, "--allow-missing", {"allow_missing": True},
@@ -167,11 +170,14 @@ STOPS = [
           "--skip-bad", {"skip_bad": True}),
     Fault("E113", with_nan, IMAGE, "--fix OUT", {"skip_bad": True}),
     Fault("E114", deep, "(8 images)", "1023.03 black and 3279.97 white"),
-    Fault("E116", lambda r: every_mask(r, lambda v: np.full_like(v, 255)), "labels", "class ids", copied=False),
+    Fault("E116", lambda r: every_mask(r, lambda v: np.full_like(v, 255)), "labels", "class ids", copied=False,
+          by_hand=lambda r: [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "labels").iterdir()]),
     Fault("E117", lambda r: described(r, lambda t: t["splits"].update(val=[])), "set:val", "--fix OUT"),
-    Fault("E118", lambda r: Image.fromarray(draw(2)[0]).save(r / "images" / "train_002.jpg"), IMAGE, "Rename"),
+    Fault("E118", lambda r: Image.fromarray(draw(2)[0]).save(r / "images" / "train_002.jpg"), IMAGE, "Rename",
+          by_hand=lambda r: unlink(r / "images" / "train_002.jpg")),
     Fault("E126", lambda r: described(r, lambda t: t["splits"].update(train=["train_000"])), "set", "at least two more",
-          copied=False),
+          copied=False, by_hand=lambda r: described(
+              r, lambda t: t["splits"].update(train=["train_000", "train_001", "train_002"]))),
     Fault("E130", lambda r: (unlink(r / IMAGE.replace("002", "002.png")), (r / "images" / "train_002.png").symlink_to(
         "gone.png")), IMAGE, "--skip-bad", {"skip_bad": True}, id="broken"),
     Fault("E130", link_out, IMAGE, "--skip-bad", {"skip_bad": True}, id="out"),
@@ -180,7 +186,9 @@ STOPS = [
     Fault("E130", lambda r: (unlink(r / "images" / "train_002.png"), (r / "images" / "train_002.png").symlink_to(
         "train_002.png")), IMAGE, "--skip-bad", {"skip_bad": True}, id="loop"),
     Fault("E151", lambda r: every_mask(r, lambda v: np.arange(SIZE * SIZE).reshape(SIZE, SIZE) // 20), "set",
-          "instances/", copied=False),
+          "instances/", copied=False, by_hand=lambda r: (
+              (r / "labels").rename(r / "instances"), (r / "labels").mkdir(),
+              [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "instances").iterdir()])),
 ]  # fmt: skip
 NOTES = [
     Fault("W109", turned, IMAGE, "Nothing to do"),
@@ -243,6 +251,35 @@ def test_the_printed_option_mends_and_nothing_is_dropped_silently(dataset: Path,
     assert len(data.labelled) + len(data.val) <= 8
 
 
+def printed_commands(finding: Finding, root: Path, out: Path) -> list[tuple[Any, ...]]:
+    """The commands that a message prints, ready to run; options go to the check of the same set."""
+    commands: list[tuple[Any, ...]] = []
+    for option, value in re.findall(r"(--map|--allow-missing|--skip-bad)( [0-9][^ .;)]*)?", finding.fix):
+        commands.append(("check", root, option, value.strip()) if value else ("check", root, option))
+    for address in re.findall(r"segue check (\S+) --fix OUT", finding.fix):
+        commands.append(("check", address, "--fix", out))
+    return commands
+
+
+@pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
+def test_after_each_printed_command_or_act_the_check_passes(
+    dataset: Path, tmp_path: Path, fault: Fault, segue: Any
+) -> None:
+    fault.make(dataset)
+    named = next(f for f in look(dataset) if f.code == fault.code and any(fault.where in place for place in f.where))
+    commands = printed_commands(named, dataset, tmp_path / "copy")
+    assert commands or fault.by_hand
+    for command in commands:
+        status, output, errors = segue(*command)
+        assert status == 0, (command, output, errors)
+        if "--fix" in command:
+            assert segue("check", tmp_path / "copy")[0] == 0
+    if fault.by_hand:
+        fault.by_hand(dataset)
+        status, output, _ = segue("check", dataset)
+        assert status == 0, output
+
+
 @pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
 def test_the_mended_copy_is_sound_or_says_why_not(dataset: Path, tmp_path: Path, fault: Fault, segue: Any) -> None:
     fault.make(dataset)
@@ -270,8 +307,16 @@ def test_each_note_is_said_and_does_not_stop_by_itself(dataset: Path, fault: Fau
 SINGLE = [f for f in STOPS if f.code in ("E101", "E105", "E108", "E110", "E111", "E112", "E113", "E130") and f.options]
 
 
-@pytest.mark.parametrize(("one", "other"), list(combinations(range(len(SINGLE)), 2))[::3])
-def test_two_faults_are_named_in_one_pass(dataset: Path, one: int, other: int) -> None:
+TWO = [  # a quarter of them in the fast tests
+    pytest.param(*two, marks=pytest.mark.slow if i % 4 else ())
+    for i, two in enumerate(combinations(range(len(SINGLE)), 2))
+]
+
+
+@pytest.mark.parametrize(("one", "other"), TWO)
+def test_two_faults_are_named_in_one_pass_and_mended_in_one_copy(
+    dataset: Path, tmp_path: Path, segue: Any, one: int, other: int
+) -> None:
     SINGLE[one].make(dataset)
     for kind in ("images", "labels"):  # the second fault in another pair
         for path in sorted((dataset / kind).glob("train_002.*")):
@@ -282,6 +327,18 @@ def test_two_faults_are_named_in_one_pass(dataset: Path, one: int, other: int) -
     described(dataset, lambda told: told["splits"].update(train=["train_000", "train_001", "train_002", "train_keep"]))
     codes = {finding.code for finding in look(dataset)}
     assert {SINGLE[one].code, SINGLE[other].code} <= codes | ({"E130"} if "loop" in SINGLE[one].id else set())
+    status, output, errors = segue("check", dataset, "--fix", tmp_path / "copy")
+    assert status == 0, output + errors
+    assert not [f for f in look(tmp_path / "copy") if f.stop]
+
+
+@pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
+def test_no_fault_lets_training_begin(dataset: Path, tmp_path: Path, fault: Fault, segue: Any) -> None:
+    fault.make(dataset)
+    status, _, errors = segue("train", dataset, "--out", tmp_path / "run", "--steps", 1)
+    assert status == 2
+    assert fault.code in errors
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_size_masks_are_resized_in_the_copy_and_unknown_ids_ignored(

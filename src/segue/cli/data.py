@@ -68,6 +68,7 @@ def _check_options(check: Parser) -> None:
     check.add_argument("--layout", default="auto", help="how the set lies on disk")
     check.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
     check.add_argument("--allow_missing", "--allow-missing", action="store_true", help="images may lack masks")
+    check.add_argument("--skip_bad", "--skip-bad", action="store_true", help="go on without pairs that are unreadable")
     check.add_argument("--json", action="store_true", help="print every occurrence as JSON")
     check.add_argument("--html", default="", metavar="FILE", help="write a page with pictures of what was found")
     check.add_argument("--fix", default="", metavar="OUT", help="write a mended copy into a new folder")
@@ -75,7 +76,7 @@ def _check_options(check: Parser) -> None:
 
 CHECK_OPTIONS = [
     *("--source", "--target", "--maps", "--model", "--layout", "--map"),
-    *("--allow_missing", "--json", "--html", "--fix"),
+    *("--allow_missing", "--skip_bad", "--json", "--html", "--fix"),
 ]
 
 
@@ -97,7 +98,7 @@ def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     audits = [
         audit(
             address, layout=arguments.layout, mapping=arguments.map, allow_missing=arguments.allow_missing,
-            track=lambda what, total: track(what, total, quiet=quiet),
+            skip_bad=arguments.skip_bad, track=lambda what, total: track(what, total, quiet=quiet),
         )
         for address in addresses
     ]  # fmt: skip

@@ -111,13 +111,20 @@ def _told(finding: Finding) -> dict[str, Any]:
 
 
 def audit(
-    address: str, *, layout: str, mapping: str, allow_missing: bool, track: Track, workers: int | None = None
+    address: str,
+    *,
+    layout: str,
+    mapping: str,
+    allow_missing: bool,
+    track: Track,
+    skip_bad: bool = False,
+    workers: int | None = None,
 ) -> Audit:
     """Looks at every file of one set.
 
     Args:
         address: its folder, or ``FOLDER:split``; a folder without labels is looked at as unlabelled images.
-        layout, mapping, allow_missing: as of training.
+        layout, mapping, allow_missing, skip_bad: as of training.
         track: a progress bar.
         workers: processes; all cores if None.
     """
@@ -126,7 +133,7 @@ def audit(
     total = len({pair.image for split in listing.splits.values() for pair in split})
     with track(f"check {address}", total) as tick:
         findings, facts = check(
-            listing, allow_missing=allow_missing or not listing.classes, sample=None, hashes=True,
+            listing, allow_missing=allow_missing or not listing.classes, skip_bad=skip_bad, sample=None, hashes=True,
             workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
         )  # fmt: skip
     if not listing.classes:

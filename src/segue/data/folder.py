@@ -177,12 +177,16 @@ def _is_colored(masks: dict[str, Path]) -> bool:
 def _colorless(masks: dict[str, Path], root: Path) -> Finding:
     """E104: coloured masks, and no colour for any class."""
     first = next(iter(masks.values()))
+    described = root / "dataset.json"
+    mend = f"Give each class its colour in {root / 'classes.txt'}: one line 'name r g b' a class."
+    if described.is_file():
+        mend = f'Give each class its colour in {described}: "colors": [[r, g, b], …], in the order of classes.'
     return Finding(
         "E104",
         f"masks are RGB pictures and the class list has no colours{_guess(first)}",
         (str(first),),
         "A colour does not say which class it is.",
-        f"Give each class its colour in {root / 'classes.txt'}: one line 'name r g b' a class.",
+        mend,
     )
 
 
