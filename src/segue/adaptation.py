@@ -22,8 +22,9 @@ from torch import Tensor
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.listing import Pair, spread
-from segue.data.sample import Array, open_image, to_rgb
+from segue.data.sample import Array
 from segue.data.style import Style, styled
+from segue.data.tones import read_rgb
 from segue.engine import Run, write_atomically
 from segue.models.segmenter import Segmenter
 from segue.prediction import overlay
@@ -187,7 +188,7 @@ def show_styles(
     shown = []
     rows = zip(spread(sources, STYLES), spread(learnt, STYLES), cycle(spread(target, STYLES)), strict=False)
     for i, pairs in enumerate(rows):
-        before, after, theirs = (to_rgb(open_image(pair.image), pair.image) for pair in pairs)
+        before, after, theirs = (read_rgb(pair.image, pair.tones) for pair in pairs)
         reference = np.asarray(theirs.resize(after.size, Image.Resampling.BILINEAR))
         panels = {"source": before, "target": theirs,
                   "learnt from": Image.fromarray(styled(np.asarray(after), reference, style, band=band))}  # fmt: skip

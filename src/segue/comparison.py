@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Color, DataError, open_image, to_rgb
+from segue.data.sample import Array, Color, DataError
+from segue.data.tones import read_rgb
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
 from segue.panoptic.maps import PanopticMap
@@ -134,7 +135,7 @@ def compare_models(
 
 def read(pair: Pair) -> Array:
     """The image uint8 (H, W, 3)."""
-    return np.array(to_rgb(open_image(pair.image), pair.image))
+    return np.array(read_rgb(pair.image, pair.tones))
 
 
 def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:

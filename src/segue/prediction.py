@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segue.data.layouts import open_images
 from segue.data.listing import Pair, images_in
-from segue.data.sample import IMAGE_SUFFIXES, Array, Color, DataError, open_image, to_rgb, write_label_map
+from segue.data.sample import IMAGE_SUFFIXES, Array, Color, DataError, write_label_map
+from segue.data.tones import read_rgb
 from segue.weights import Model
 
 
@@ -87,7 +88,7 @@ def predict(model: Model, pairs: Sequence[Pair]) -> Iterator[Prediction]:
     """
     model.eval()
     for pair in pairs:
-        image = np.array(to_rgb(open_image(pair.image), pair.image))
+        image = np.array(read_rgb(pair.image, model.spec.tones))
         classes, probability, uncertainty = predict_image(model, torch.from_numpy(image).permute(2, 0, 1))
         yield Prediction(pair.name, image, classes.numpy(), probability.numpy(), uncertainty.numpy())
 

@@ -14,7 +14,7 @@ from segue.config import UsageError, build, did_you_mean, leaves
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
-from segue.data.listing import Listing, Pair
+from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE, DataError
 from segue.data.training import TrainingData, open_training, parse_map
@@ -408,7 +408,8 @@ def evaluate(
             f"{model} knows the classes {', '.join(network.spec.classes)}; "
             f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
         )
-    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
+    pairs = toned(masked(listing, split), network.spec.tones)
+    return measure(network, Whole(pairs, Decoder.of(listing)), listing.classes)
 
 
 def masked(listing: Listing, split: str) -> tuple[Pair, ...]:
@@ -434,7 +435,8 @@ def panoptic_set(listing: Listing, model: MaskClassifier, source: str, split: st
     places = {i: known.get(name, IGNORE) for i, name in enumerate(listing.classes)}
     if set(places.values()) == {IGNORE}:
         raise DataError(f"{listing.root} has none of the classes of {source} ({', '.join(known)})")
-    return PanopticWhole(masked(listing, split), Annotation(listing, by_region, places))
+    pairs = toned(masked(listing, split), model.spec.tones)
+    return PanopticWhole(pairs, Annotation(listing, by_region, places))
 
 
 def predict(

@@ -158,8 +158,9 @@ def load_encoder(source: str, *, device: str = "cpu") -> Encoder:
     model = load_saved(source, device=device)
     if isinstance(model, Encoder):
         return model
-    if isinstance(model, MaskClassifier):
-        raise DataError(f"{source} is a panoptic model; an encoder or a semantic model is needed here")
+    if isinstance(model, MaskClassifier | CompactSegmenter):
+        kind = "panoptic" if isinstance(model, MaskClassifier) else "compact"
+        raise DataError(f"{source} is a {kind} model; an encoder or a model of segue train is needed here")
     inner = model.segmenter if isinstance(model, LinearProbe) else model
     spec = inner.spec
     encoder = Encoder(
@@ -213,7 +214,7 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
         described = describe(init)
         if described["spec"]["encoder"] != encoder:
             raise DataError(f"{init} has the encoder {described['spec']['encoder']}; give --encoder the same")
-        prefix = "encoder.model."
+        prefix = "encoder." if described["kind"] == "compact" else "encoder.model."
         state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
         return state, f"the encoder of {init}"
     if not Path(init).is_file():
@@ -282,7 +283,7 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
 
     Args:
         network: encoder, decoder and weights.
-        listing: gives classes and colours.
+        listing: gives classes, colours, and the rule for images deeper than 8 bits.
         say: told which weights were taken.
         bands: of the input.
 
@@ -299,6 +300,7 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
         std=std,
         output_stride=network.output_stride,
         decoder_channels=network.decoder_channels,
+        tones=listing.tones,
     )
     state, origin = encoder_weights(network.init, network.encoder)
     try:

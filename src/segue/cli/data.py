@@ -145,7 +145,7 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
         )
     mend = mended(found.listing, found.findings, found.facts)
     with track("write", sum(map(len, mend.listing.splits.values())), quiet=quiet) as tick:
-        written = convert(mend.listing, out, read=reader(mend.listing), ranges=mend.ranges, tick=tick)
+        written = convert(mend.listing, out, read=reader(mend.listing), tick=tick)
     again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
     lines = [f"mended: {act}" for act in mend.acts]
     lines += [

@@ -61,7 +61,8 @@ class Audit:
             "images": dict(zip(classes, facts.images.tolist(), strict=True)),
             "sizes": {f"{w}x{h}": n for (w, h), n in facts.sizes.most_common()},
             "modes": dict(facts.modes),
-            "ranges": {mode: list(values) for mode, values in facts.ranges.items()},
+            "ranges": facts.ranges,
+            "tones": facts.tones,
             "findings": [_told(finding) for finding in self.findings],
         }
 
@@ -85,8 +86,6 @@ class Audit:
             named = [f"{self.listing.classes[i]} {shares[i]:.3g} % in {self.facts.images[i]}" for i in sorted(top)]
             rest = f"; the largest {CLASSES_SHOWN} of {len(shares)}" if len(shares) > CLASSES_SHOWN else ""
             lines.append("share of the labelled pixels, and images: " + ", ".join(named) + rest)
-        for mode, values in self.facts.ranges.items():
-            lines.append(f"{mode} images: percentiles 0, 1, 50, 99, 100 are {', '.join(f'{v:g}' for v in values)}")
         stops = sum(finding.stop for finding in self.findings)
         lines += [str(finding) for finding in self.findings]
         if stops:
@@ -136,9 +135,7 @@ def audit(
             listing, allow_missing=allow_missing or not listing.classes, skip_bad=skip_bad, sample=None, hashes=True,
             workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
         )  # fmt: skip
-    if not listing.classes:
-        findings = [finding for finding in findings if finding.code != "E107"]
-    return Audit(address, listing, findings, facts)
+    return Audit(address, listing.toned(facts.tones), findings, facts)
 
 
 def open_any(address: str, layout: str = "auto") -> Listing:

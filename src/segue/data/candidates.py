@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Sample, open_image, to_rgb
+from segue.data.sample import Array, Sample
+from segue.data.tones import read_rgb
 from segue.data.transforms import SIMCLR, Window, cut, recolored, uniform
 
 SQUEEZE = 4 / 3  # a window is at most so much wider than high, or higher than wide
@@ -70,7 +71,7 @@ class Candidates(Dataset[Sample]):
         positive = int(known[int(torch.randint(len(known), ()))])
         weak, changed = [], []
         for place in (index, positive):
-            image = to_rgb(open_image(self.images[place].image), self.images[place].image)
+            image = read_rgb(self.images[place].image, self.images[place].tones)
             piece = cut(image, area_window(image.width, image.height, self.crop, self.area), self.crop, smooth=True)
             weak.append(_tensor(piece))
             changed.append(_tensor(strong(piece)))
@@ -93,8 +94,8 @@ class Squeezed(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.images[index].image
-        return _tensor(to_rgb(open_image(path), path).resize((self.side, self.side), Image.Resampling.BILINEAR))
+        pair = self.images[index]
+        return _tensor(read_rgb(pair.image, pair.tones).resize((self.side, self.side), Image.Resampling.BILINEAR))
 
 
 def evenly(images: Sequence[Pair], count: int, side: int) -> Tensor:

@@ -23,6 +23,7 @@ from segue.data.finding import Finding, merged
 from segue.data.inspection import MANY_VALUES, Inspector
 from segue.data.listing import Listing, Pair
 from segue.data.sample import IGNORE, DataError
+from segue.data.tones import drops_bands
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
 PAD = 4 << 20  # bytes by which the memory of a process grows
@@ -187,7 +188,7 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
     bare = [str(pair.image) for split in labelled for pair in split if pair.mask is None]
     renamed = likely_names(pairs, listing.stray)
     mend = f"A copy with the names put right: segue check {root} --fix OUT"
-    if pairs and not labelled:
+    if pairs and not labelled and listing.classes:
         guess = f"{mend}. " if renamed else ""
         found.append(
             Finding("E107", f"{len(pairs)} images and not one mask with the same name", (root,),
@@ -264,24 +265,27 @@ def _classes(facts: Facts, listing: Listing) -> list[Finding]:
 
 
 def _modes(facts: Facts, root: str) -> list[Finding]:
-    """W109, W114 and E114: what is done to images that are turned, not RGB, or deeper than 8 bits."""
+    """W109 and W114: what is done to images that are turned, not RGB, or deeper than 8 bits."""
     found = []
-    for mode, (_, low, _, high, _) in facts.ranges.items():
+    ranges = facts.ranges
+    for kind, black, white in facts.tones:
+        bands = "; ".join(", ".join(f"{value:g}" for value in band) for band in ranges[kind])
         found.append(
-            Finding("E114", f"images of mode {mode} hold more than 8 bits",
-                    (f"{root} ({len(facts.deep[mode])} images)",), "A plain conversion would clip them.",
-                    f"A copy in 8 bits, {low:g} black and {high:g} white (percentiles 1 and 99): "
-                    f"segue check {root} --fix OUT")
+            Finding("W114", f"{kind} images hold more than 8 bits (percentiles 0, 1, 50, 99, 100: {bands})",
+                    (f"{root} ({facts.modes[kind]} images)",),
+                    f"All of them are read with {black:g} black and {white:g} white; the model keeps the rule.",
+                    f"Nothing to do, if that is meant. A copy in 8 bits: segue check {root} --fix OUT")
         )  # fmt: skip
     if facts.turned:
         found.append(
             Finding("W109", f"{len(facts.turned)} images are turned by EXIF", tuple(facts.turned),
                     "They are read upright, as a viewer shows them.", "Nothing to do.")
         )  # fmt: skip
-    if len(facts.modes) > 1:
+    if len(facts.modes) > 1 or any(drops_bands(kind) for kind in facts.modes):
         counted = tuple(f"{mode} ({count} images)" for mode, count in facts.modes.most_common())
         found.append(
-            Finding("W114", "images of different modes", counted, "All are read as 8-bit RGB; alpha is dropped.",
+            Finding("W114", "images that are not all RGB", counted,
+                    "All are read as 8-bit RGB; alpha and bands beyond the third are dropped.",
                     "Nothing to do, if that is meant.")
         )  # fmt: skip
     return found

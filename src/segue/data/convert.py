@@ -7,7 +7,7 @@ What could not be read is left out and named there, under ``left_out``.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from segue.data.sample import (
     UNREADABLE,
     Array,
     DataError,
-    eight_bit,
     open_image,
+    open_with_kind,
     write_label_map,
 )
+from segue.data.tones import read_eight_bit
 
 PARTIAL, NOTE = ".partial", b"segue: an unfinished conversion; the same command starts it anew\n"
 FOLDERS = ("images", "labels", "instances")
@@ -38,16 +39,14 @@ def convert(
     out: Path,
     *,
     read: Callable[[Pair], Array] | None = None,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Writes the set into ``out``: how many pictures and stray masks were found, written and left out, and why.
 
     Args:
-        listing: the set.
+        listing: the set; images deeper than 8 bits that its ``tones`` name are written as 8-bit PNGs.
         out: an absent or empty folder, or one that an interrupted conversion left.
         read: gives class ids uint8 (H, W) of a pair; by default by the listing's own decoder.
-        ranges: what is black and what is white in images of these Pillow modes, which are written as 8-bit PNGs.
         tick: called after each picture.
 
     Raises:
@@ -67,7 +66,7 @@ def convert(
             try:
                 name = _name(pair, taken)
                 reason = "unreadable_image"
-                picture = open_image(image)
+                picture, kind = open_with_kind(image)
                 size = picture.size
                 reason = "unusable_mask"
                 mask = None if pair.mask is None else read(pair)
@@ -78,7 +77,7 @@ def convert(
                 left_out[str(image)] = reason, str(error)
             else:
                 names[image] = name
-                _copy(image, picture, out / "images" / name, ranges or {})
+                _copy(pair, kind, out / "images" / name)
                 if mask is not None:
                     write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
                 if mask is not None and instances is not None and instances.shape == mask.shape:
@@ -145,12 +144,12 @@ def _ready(path: Path) -> Path:
     return path
 
 
-def _copy(image: Path, picture: Image.Image, target: Path, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """The image byte for byte, or in 8 bits where ``ranges`` says how; ``target`` has no suffix yet."""
-    if picture.mode in ranges:
-        eight_bit(picture, *ranges[picture.mode]).save(_ready(target.with_name(f"{target.name}.png")))
+def _copy(pair: Pair, kind: str, target: Path) -> None:
+    """The image byte for byte, or in 8 bits where the pair's rule names its kind; ``target`` has no suffix yet."""
+    if any(name == kind for name, _, _ in pair.tones):
+        read_eight_bit(pair.image, pair.tones).save(_ready(target.with_name(f"{target.name}.png")))
     else:
-        shutil.copyfile(image, _ready(target.with_name(target.name + image.suffix.lower())))
+        shutil.copyfile(pair.image, _ready(target.with_name(target.name + pair.image.suffix.lower())))
 
 
 def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:

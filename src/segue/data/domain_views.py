@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 from segue.data.decoder import Decoder
 from segue.data.images import labelled_piece, tensor_of
 from segue.data.listing import Pair
-from segue.data.sample import Sample, open_image, to_rgb
+from segue.data.sample import Sample
 from segue.data.style import Style, styled
+from segue.data.tones import read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, Window, cut, draw_window, filled, recolored
 
 # What a network must not be moved by: colours change about as much as between cameras and hours of a day.
@@ -80,7 +81,7 @@ class DomainViews(Dataset[Sample]):
 
 def random_piece(pair: Pair, crop: int, scale: tuple[float, float]) -> tuple[Image.Image, Window]:
     """A random piece of a picture on a (crop, crop) canvas, and where it was cut."""
-    image = to_rgb(open_image(pair.image), pair.image)
+    image = read_rgb(pair.image, pair.tones)
     window = draw_window(image.width, image.height, crop, scale)
     return cut(image, window, crop, smooth=True), window
 

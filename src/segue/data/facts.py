@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from segue.data.inspection import MANY_VALUES, Seen
-from segue.data.sample import Array
+from segue.data.sample import Array, Tones
+from segue.data.tones import Ranges, tones_of
 
 BAD_FILES = ("E108", "E110", "E111", "E112", "E113", "E130")  # of single pairs: --skip_bad goes on without them
 
@@ -25,11 +26,11 @@ class Facts:
         values: stored values that occur in any mask.
         many: masks with more values than `MANY_VALUES`.
         sizes: images of each (width, height).
-        modes: images of each Pillow mode.
+        modes: images of each kind of pixels.
         turned: images that EXIF turns.
         bad: codes of `BAD_FILES` by the image of the pair that has them.
         digests, looks: hashes by image path, where asked for.
-        deep: percentiles of each image deeper than 8 bits, by mode.
+        deep: percentiles of each band of each image that is deeper than 8 bits, by its kind of pixels.
     """
 
     pixels: Array
@@ -44,7 +45,7 @@ class Facts:
     bad: dict[Path, set[str]] = field(default_factory=dict)
     digests: dict[str, bytes] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=dict)
-    deep: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
+    deep: dict[str, list[Ranges]] = field(default_factory=dict)
 
     @classmethod
     def none(cls, classes: int) -> "Facts":
@@ -52,13 +53,20 @@ class Facts:
         return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64))
 
     @property
-    def ranges(self) -> dict[str, tuple[float, ...]]:
-        """Percentiles 0, 1, 50, 99, 100 of images deeper than 8 bits, by mode: extremes of all, medians of the rest."""
+    def ranges(self) -> dict[str, Ranges]:
+        """`PERCENTILES` of each band of images deeper than 8 bits, by kind: extremes of all, medians of the rest."""
         found = {}
-        for mode, rows in self.deep.items():
-            table = np.array(rows)
-            found[mode] = (table[:, 0].min(), *np.median(table[:, 1:4], axis=0).tolist(), table[:, 4].max())
+        for kind, rows in sorted(self.deep.items()):
+            table = np.array(rows)  # (images, bands, percentiles)
+            middle = np.median(table, axis=0)
+            middle[:, 0], middle[:, -1] = table[..., 0].min(0), table[..., -1].max(0)
+            found[kind] = tuple(map(tuple, middle.tolist()))
         return found
+
+    @property
+    def tones(self) -> Tones:
+        """The rule for such images."""
+        return tones_of(self.ranges)
 
     def add(self, seen: Seen, splits: Sequence[str]) -> None:
         """Adds one pair, which is in these splits."""

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, Sample, open_image, to_rgb
+from segue.data.sample import Array, DataError, Sample, to_rgb
+from segue.data.tones import read_eight_bit, read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, recolored
 
 
@@ -25,7 +26,7 @@ class Whole(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = to_rgb(open_image(pair.image), pair.image)
+        image = read_rgb(pair.image, pair.tones)
         sample: Sample = {"image": tensor_of(image), "name": pair.name}
         if pair.mask is not None:
             mask = self.decoder.known(np.asarray(mask_image(pair)), pair.mask)
@@ -78,7 +79,7 @@ def labelled_piece(
     pair: Pair, decoder: Decoder, crop: int, scale: tuple[float, float]
 ) -> tuple[Image.Image, Array, Window]:
     """A random piece of a picture on a (crop, crop) canvas, its class ids uint8 (crop, crop), and where it was cut."""
-    image, mask = open_image(pair.image), mask_image(pair)
+    image, mask = read_eight_bit(pair.image, pair.tones), mask_image(pair)
     if image.size != mask.size:
         raise DataError(_sizes(pair, image.size, mask.size))
     window = draw_window(image.width, image.height, crop, scale)

@@ -18,7 +18,8 @@ from segue.data.finding import Finding
 from segue.data.flat_png import flat_histogram, histogram
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, open_image, orientation
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation
+from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
 MANY_VALUES = 40  # stored values in a mask that hint at instance ids
@@ -34,13 +35,13 @@ class Seen:
         pair: the pair.
         findings: its own faults.
         size: (width, height) of the upright image; None where it cannot be read.
-        mode: Pillow's mode of the image; empty where it cannot be read.
+        mode: kind of pixels of the image; empty where it cannot be read.
         is_turned: EXIF turns the image.
         values: stored values of the mask; empty for coloured and drawn masks.
         counts: labelled pixels by class (K,); None where no mask was read.
         digest: of the image's bytes; empty where it was not asked for.
         look: 64-bit difference hash of the picture; None where it was not asked for.
-        range: percentiles 0, 1, 50, 99, 100 of an image deeper than 8 bits.
+        range: percentiles of each band of an image deeper than 8 bits.
     """
 
     pair: Pair
@@ -52,7 +53,7 @@ class Seen:
     counts: Array | None = None
     digest: bytes = b""
     look: int | None = None
-    range: tuple[float, ...] = ()
+    range: Ranges = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Inspector:
         if isinstance(image, Finding) or isinstance(mask_size, Finding):
             seen.findings += [found for found in (image, mask_size) if isinstance(found, Finding)]
             return seen
-        if not self._image(seen, image) or pair.mask is None:
+        if not self._image(seen, image, pixels) or pair.mask is None:
             return seen
         try:
             if pair.outlines is not None:
@@ -101,20 +102,20 @@ class Inspector:
         """Whether a pixel of the mask is the stored value of a class."""
         return pair.segments is None and not pair.is_wide and not self.decoder.by_color
 
-    def _image(self, seen: Seen, size: int) -> bool:
-        """Header and end of the image; whether both are sound."""
+    def _image(self, seen: Seen, size: int, pixels: bool) -> bool:
+        """Header and end of an image of ``size`` bytes, and the range of a deep one; whether the file is sound."""
         path = seen.pair.image
         try:
             with Image.open(path, formats=FORMATS) as header:
                 turn = orientation(header)
                 seen.size = header.size[::-1] if turn >= 5 else header.size
-                seen.mode, seen.is_turned = header.mode, turn != 1
+                seen.mode, seen.is_turned = kind_of(header), turn != 1
                 is_whole = ends_whole(header, size)
                 if self.hashes:
                     seen.look = difference_hash(header)
             if not is_whole and not self.hashes:
                 open_image(path)
-            if seen.mode.startswith(("I", "F")):
+            if pixels and is_deep(seen.mode):
                 self._deep(seen)
             if self.hashes:
                 seen.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
@@ -125,9 +126,9 @@ class Inspector:
 
     def _deep(self, seen: Seen) -> None:
         """Images of more than 8 bits: not a number, or what range they use."""
-        values = np.asarray(open_image(seen.pair.image), np.float64)
-        if np.isfinite(values).all():
-            seen.range = tuple(np.percentile(values, (0, 1, 50, 99, 100)).tolist())
+        pixels = deep_pixels(seen.pair.image)
+        if np.isfinite(pixels).all():
+            seen.range = percentiles(pixels)
             return
         seen.findings.append(
             Finding("E113", "pixels that are no number (NaN or infinite)", (str(seen.pair.image),),

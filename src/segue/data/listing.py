@@ -12,7 +12,7 @@ from pathlib import Path
 
 from segue.data.finding import Finding
 from segue.data.outlines import Outline, Segment
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, palette
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, Tones, palette
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Pair:
         segments: ``mask`` is a panoptic PNG of these segments.
         outlines: ``mask`` is an annotation file that gives these objects; class 0 is all that they leave free.
         is_wide: ``mask`` is a PNG of three 16-bit channels, the first of which holds class ids.
+        tones: how ``image`` becomes 8-bit, where it is deeper.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Pair:
     segments: tuple[Segment, ...] | None = None
     outlines: tuple[Outline, ...] | None = None
     is_wide: bool = False
+    tones: Tones = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Listing:
         stray: masks that no image belongs to.
         things: ids of countable classes.
         faults: what was wrong with names and annotation files.
+        tones: how images deeper than 8 bits become 8-bit; that of each pair too.
     """
 
     root: Path
@@ -63,6 +66,7 @@ class Listing:
     stray: tuple[Path, ...] = ()
     things: tuple[int, ...] = ()
     faults: tuple[Finding, ...] = ()
+    tones: Tones = ()
 
     def split(self, name: str) -> tuple[Pair, ...]:
         """The pairs of one split.
@@ -79,6 +83,16 @@ class Listing:
     def extended(self, ids: Mapping[int, int]) -> "Listing":
         """The same set with further stored values mapped to classes."""
         return replace(self, ids={**self.ids, **ids})
+
+    def toned(self, tones: Tones) -> "Listing":
+        """The same set with this rule for images deeper than 8 bits."""
+        splits = {name: toned(pairs, tones) for name, pairs in self.splits.items()}
+        return replace(self, splits=splits, tones=tones)
+
+
+def toned(pairs: Sequence[Pair], tones: Tones) -> tuple[Pair, ...]:
+    """The pairs with this rule for images deeper than 8 bits."""
+    return tuple(replace(pair, tones=tones) for pair in pairs) if tones else tuple(pairs)
 
 
 def identity(count: int) -> dict[int, int]:

@@ -26,13 +26,11 @@ class Mended:
         listing: its pairs.
         dropped: why which files are left out.
         acts: what was put right, in words.
-        ranges: black and white of images deeper than 8 bits, by mode.
     """
 
     listing: Listing
     dropped: dict[str, tuple[str, ...]]
     acts: tuple[str, ...]
-    ranges: dict[str, tuple[float, float]]
 
 
 def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mended:
@@ -72,9 +70,9 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
         acts.append(f"{len(splits['val'])} training images chosen by seed 0 for validation")
     if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()):
         raise DataError(f"no rule mends {listing.root}: " + "; ".join(str(f) for f in findings if f.stop))
-    ranges = {mode: (low, high) for mode, (_, low, _, high, _) in facts.ranges.items()}
-    acts += [f"images of mode {mode} written in 8 bits, {a:g} black, {b:g} white" for mode, (a, b) in ranges.items()]
-    return Mended(replace(listing, splits=splits, ids=ids, stray=(), faults=()), dropped, tuple(acts), ranges)
+    acts += [f"{kind} images written in 8 bits, {black:g} black, {white:g} white" for kind, black, white in facts.tones]
+    whole = replace(listing, splits=splits, ids=ids, stray=(), faults=())
+    return Mended(whole.toned(facts.tones), dropped, tuple(acts))
 
 
 def _note(dropped: dict[str, tuple[str, ...]], why: str, files: tuple[str, ...]) -> None:

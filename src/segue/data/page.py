@@ -13,7 +13,8 @@ from segue.data.audit import Audit
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding, printable
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, UNREADABLE, DataError, open_image
+from segue.data.sample import IGNORE, UNREADABLE, DataError
+from segue.data.tones import read_rgb
 
 SIDE = 220  # pixels of a picture on the page
 SHEET = 24  # pictures of the contact sheet
@@ -98,8 +99,7 @@ def _faulty(audit: Audit, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def _picture(pair: Pair, listing: Listing) -> dict[str, str] | None:
     """A picture and its mask in the classes' colours, small, as data addresses; None where the image cannot be read."""
     try:
-        image = open_image(pair.image)
-        image = image if image.mode in ("RGB", "L") else image.convert("RGB")
+        image = read_rgb(pair.image, pair.tones)
         image.thumbnail((SIDE, SIDE))
     except UNREADABLE:
         return None
@@ -109,7 +109,7 @@ def _picture(pair: Pair, listing: Listing) -> dict[str, str] | None:
             mask = _address(_painted(pair, listing), "PNG")
         except UNREADABLE:
             mask = ""
-    return {"code": "", "name": printable(pair.name), "image": _address(image.convert("RGB"), "JPEG"), "mask": mask}
+    return {"code": "", "name": printable(pair.name), "image": _address(image, "JPEG"), "mask": mask}
 
 
 def _painted(pair: Pair, listing: Listing) -> Image.Image:

@@ -19,7 +19,8 @@ from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import segment_ids
-from segue.data.sample import IGNORE, Array, DataError, Sample, open_image, to_rgb
+from segue.data.sample import IGNORE, Array, DataError, Sample, open_image
+from segue.data.tones import read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, recolored
 from segue.panoptic.maps import VOID, PanopticMap
 
@@ -165,7 +166,7 @@ class PanopticWhole(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, truth = to_rgb(open_image(pair.image), pair.image), self.annotation.read(pair)
+        image, truth = read_rgb(pair.image, pair.tones), self.annotation.read(pair)
         _refuse_sizes(pair, image, truth)
         return {"image": tensor_of(image), "truth": truth, "name": pair.name}
 
@@ -197,7 +198,7 @@ class PanopticViews(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, truth = to_rgb(open_image(pair.image), pair.image), self.annotation.read(pair)
+        image, truth = read_rgb(pair.image, pair.tones), self.annotation.read(pair)
         _refuse_sizes(pair, image, truth)
         window = draw_window(image.width, image.height, self.crop, self.scale)
         piece = cut(image, window, self.crop, smooth=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 IGNORE = 255
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side
@@ -22,6 +22,8 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others are never opened: som
 Sample = dict[str, Any]
 Array = npt.NDArray[Any]
 Color = tuple[int, int, int]
+Tones = tuple[tuple[str, float, float], ...]
+"""(kind of pixels, what is black, what is white) of each kind deeper than 8 bits; see `segue.data.tones`."""
 
 
 # What Pillow raises for files that are no sound picture; `DataError` is among them.
@@ -38,12 +40,22 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, empty, no image, cut short or larger than Pillow's limit of pixels.
     """
+    return open_with_kind(path)[0]
+
+
+def open_with_kind(path: Path) -> tuple[Image.Image, str]:
+    """The image as `open_image` gives it, and its kind of pixels as `kind_of` does.
+
+    Raises:
+        DataError: the file is missing, empty, no image, cut short or larger than Pillow's limit of pixels.
+    """
     _refuse_special(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
+            kind = kind_of(image)
             image.load()
             is_upright = image.getexif().get(ORIENTATION, 1) == 1
-            return image if is_upright else ImageOps.exif_transpose(image)  # which copies even an upright one
+            return image if is_upright else ImageOps.exif_transpose(image), kind  # which copies even an upright one
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
@@ -62,6 +74,23 @@ def _refuse_special(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is no plain file but a folder, pipe or device")
+
+
+def kind_of(header: Image.Image) -> str:
+    """The kind of pixels of an image that is opened and not decoded yet.
+
+    It is Pillow's mode, with ``;16`` where a band has 16 bits of which that mode keeps 8 (``RGB;16``), and with an X
+    for each band beyond the third (``RGBX``), which Pillow drops.
+    """
+    tiles = header.tile if isinstance(header, ImageFile.ImageFile) else []
+    arguments: object = tiles[0].args if tiles else ""
+    raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+    bands, _, depth = raw.partition(";")
+    if depth.startswith("16") and bands in ("RGB", "RGBX", "RGBA", "CMYK", "LA"):
+        return f"{bands};16"
+    if header.mode.startswith("I;16"):
+        return "I;16"
+    return bands if header.mode == "RGB" and bands.startswith("RGBX") else header.mode
 
 
 def orientation(header: Image.Image) -> int:
@@ -96,10 +125,9 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def eight_bit(image: Image.Image, low: float, high: float) -> Image.Image:
-    """A deep grey image as 8-bit grey: ``low`` and below black, ``high`` and above white, evenly between."""
-    values = np.asarray(image, np.float64)
-    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny)
+def eight_bit(pixels: Array, low: float, high: float) -> Image.Image:
+    """Deep pixels as an 8-bit image: ``low`` and below black, ``high`` and above white, evenly between."""
+    scaled = (pixels.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
     return Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
 
 

@@ -9,8 +9,8 @@ from segue.data.check import check
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
 from segue.data.layouts import open_images, open_listing
-from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, DataError
+from segue.data.listing import Listing, Pair, toned
+from segue.data.sample import IGNORE, DataError, Tones
 from segue.data.splits import choose
 
 REST = "rest"
@@ -55,6 +55,7 @@ class TrainingData:
             "root": str(self.listing.root),
             "layout": self.listing.layout,
             "classes": list(self.classes),
+            "tones": [list(rule) for rule in self.listing.tones],
             "found": self.found,
             "labelled": len(self.labelled),
             "unlabelled": len(self.unlabelled),
@@ -119,7 +120,7 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     stops = [finding for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(str(finding) for finding in stops))
-    listing, bad = _without_bad(listing, facts.bad)
+    listing, bad = _without_bad(listing.toned(facts.tones), facts.bad)
     train = listing.splits.get("train") or _only(listing)
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
@@ -130,19 +131,22 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     unlabelled: tuple[Pair, ...] = ()
     dropped: dict[str, int] = {}
     found = len(train) + len(listing.stray) + bad
-    if bad:
-        dropped["unreadable (--skip_bad)"] = bad
     if listing.stray:
         dropped["masks without an image"] = len(listing.stray)
     for source in config.unlabeled:
-        pairs = tuple(Pair(p.name, p.image) for p in (*rest, *bare)) if source == REST else open_images(source)
-        found += 0 if source == REST else len(pairs)
+        if source == REST:
+            pairs = tuple(replace(pair, mask=None, segments=None, outlines=None) for pair in (*rest, *bare))
+        else:
+            pairs, unsound = _outside(source, listing.tones, skip_bad=config.skip_bad)
+            found, bad = found + len(pairs) + unsound, bad + unsound
         fresh = _without(pairs, (*labelled, *unlabelled, *val))
         if len(fresh) < len(pairs):
             dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
         unlabelled += fresh
     if config.unlabeled and not unlabelled:
         raise DataError(f"--unlabeled {','.join(config.unlabeled)} adds no image: all of them are labelled or left out")
+    if bad:
+        dropped["unreadable (--skip_bad)"] = bad
     if REST not in config.unlabeled and rest:
         dropped["whose labels were not asked for (--unlabeled rest would use the images)"] = len(rest)
     if REST not in config.unlabeled and bare:
@@ -166,6 +170,23 @@ def _without_bad(listing: Listing, bad: Collection[Path]) -> tuple[Listing, int]
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in listing.splits.items()}
     used: list[str] = [name for name in ("train", "val") if name in splits] or list(splits)
     return replace(listing, splits=splits), sum(len(listing.splits[name]) - len(splits[name]) for name in used)
+
+
+def _outside(source: str, tones: Tones, *, skip_bad: bool) -> tuple[tuple[Pair, ...], int]:
+    """Sound images of a folder without labels, and how many others it holds; kinds of its own get a rule of its own.
+
+    Raises:
+        DataError: there is no image, or one cannot be read and ``skip_bad`` does not say to go on without it.
+    """
+    pairs = open_images(source)
+    findings, facts = check(Listing(Path(source), "images", (), (), {"images": pairs}, {}), skip_bad=skip_bad)
+    stops = [str(finding) for finding in findings if finding.stop]
+    if stops:
+        raise DataError("\n".join(stops))
+    known = {kind for kind, _, _ in tones}
+    own = tuple(rule for rule in facts.tones if rule[0] not in known)
+    sound = tuple(pair for pair in pairs if pair.image not in facts.bad)
+    return toned(sound, (*tones, *own)), len(pairs) - len(sound)
 
 
 def _only(listing: Listing) -> tuple[Pair, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from segue.data.check import check
 from segue.data.finding import Finding
 from segue.data.layouts import open_images
-from segue.data.listing import Listing, Pair
+from segue.data.listing import Listing, Pair, toned
 from segue.data.sample import DataError
 
 LABELS = {"E107"}  # codes that ask for masks
@@ -80,4 +80,4 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
     if not sound:
         raise DataError(f"{address}: none of its {len(pairs)} images can be read")
     dropped = {"unreadable (--skip_bad)": len(pairs) - len(sound)} if len(sound) < len(pairs) else {}
-    return ImageSet(address, sound, len(pairs), dropped, tuple(f for f in findings if not f.stop))
+    return ImageSet(address, toned(sound, facts.tones), len(pairs), dropped, tuple(f for f in findings if not f.stop))

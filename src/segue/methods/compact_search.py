@@ -390,7 +390,7 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     listing = data.training.listing
     spec = CompactSpec(
         config.network.encoder, listing.classes, tuple(listing.colors), str(Genotype.parse(text)), mean=mean, std=std,
-        channels=config.channels, repeats=config.repeats,
+        channels=config.channels, repeats=config.repeats, tones=listing.tones,
     )  # fmt: skip
     torch.manual_seed(mix(run.seed, "model"))
     network = CompactSegmenter(spec)

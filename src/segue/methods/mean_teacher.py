@@ -135,7 +135,7 @@ def full_passes(teacher: Segmenter, image: Tensor, *, passes: int, noise: float,
     """
     total = torch.zeros((), device=image.device)
     for first in range(0, passes, chunk):
-        views = [noisy(image, teacher.std, noise=noise) for _ in range(first, min(first + chunk, passes))]
+        views = [noisy(image, teacher.normalise.std, noise=noise) for _ in range(first, min(first + chunk, passes))]
         found = teacher.head(teacher.features(torch.cat(views))).float().softmax(1)
         total = total + found.reshape(len(views), *image.shape[:1], *found.shape[1:]).sum(0)
     return total / passes
@@ -146,7 +146,7 @@ def shared_passes(teacher: Segmenter, image: Tensor, *, passes: int, noise: floa
 
     Whole channels are dropped, so a draw is a draw of the classifier's weights, and the K of them are one product.
     """
-    features = teacher.features(noisy(image, teacher.std, noise=noise))
+    features = teacher.features(noisy(image, teacher.normalise.std, noise=noise))
     return dropped_head(teacher.head, features, passes=passes, dropout=dropout)
 
 
@@ -273,7 +273,7 @@ class MeanTeacher(Method):
         target = batch["target"]
         probabilities = self.teach(target["image"])
         mask = self.credible(probabilities, target["inside"])
-        view = noisy(target["view"], self.student.std, noise=self.config.noise)
+        view = noisy(target["view"], self.student.normalise.std, noise=self.config.noise)
         if self.config.class_mix:
             view, probabilities, mask = self.mixed(source, view, probabilities, mask)
         weight = consistency_weight(

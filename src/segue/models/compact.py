@@ -314,6 +314,7 @@ class CompactSpec:
         std: of each band, with white at 1.
         channels: C of the decoder's maps; 64 in training, 48 in the search.
         repeats: of separable operations; 2 in training, 1 in the search.
+        tones: (kind of pixels, black, white) of each kind of images deeper than 8 bits that it was trained on.
     """
 
     encoder: str
@@ -326,6 +327,7 @@ class CompactSpec:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: int = 64
     repeats: int = 2
+    tones: tuple[tuple[str, float, float], ...] = ()
 
 
 def feature_encoder(name: str, bands: int = 3) -> nn.Module:

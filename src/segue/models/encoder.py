@@ -25,6 +25,7 @@ class EncoderSpec:
         mean: of each band, with white at 1.
         std: of each band, with white at 1.
         output_stride: of a convolutional encoder, 8 or 16; a transformer's is the side of its patches.
+        tones: (kind of pixels, black, white) of each kind of images deeper than 8 bits that it was trained on.
     """
 
     encoder: str
@@ -33,6 +34,7 @@ class EncoderSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     output_stride: int = 16
+    tones: tuple[tuple[str, float, float], ...] = ()
 
 
 class Encoder(nn.Module):

@@ -47,6 +47,7 @@ class MaskClassifierSpec:
         pixel_layers: of the pixel decoder.
         decoder_layers: of the query decoder.
         feedforward: channels of the feed-forward layers.
+        tones: (kind of pixels, black, white) of each kind of images deeper than 8 bits that it was trained on.
     """
 
     encoder: str
@@ -63,6 +64,7 @@ class MaskClassifierSpec:
     pixel_layers: int = 6
     decoder_layers: int = 9
     feedforward: int = 1024
+    tones: tuple[tuple[str, float, float], ...] = ()
 
 
 @dataclass(frozen=True)

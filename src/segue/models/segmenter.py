@@ -29,6 +29,7 @@ class SegmenterSpec:
         std: of each band, with white at 1.
         output_stride: of the encoder, 8 or 16.
         decoder_channels: channels of the decoder's output.
+        tones: (kind of pixels, black, white) of each kind of images deeper than 8 bits that it was trained on.
     """
 
     encoder: str
@@ -40,6 +41,7 @@ class SegmenterSpec:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     output_stride: int = 16
     decoder_channels: int = 256
+    tones: tuple[tuple[str, float, float], ...] = ()
 
 
 class Segmenter(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Color, DataError, open_image, to_rgb
+from segue.data.sample import Array, Color, DataError
+from segue.data.tones import read_rgb
 from segue.engine import write_atomically
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
@@ -42,7 +43,7 @@ def predict_panoptic(model: MaskClassifier, pairs: Sequence[Pair]) -> Iterator[P
     """
     model.eval()
     for pair in pairs:
-        image = np.array(to_rgb(open_image(pair.image), pair.image))
+        image = np.array(read_rgb(pair.image, pair.tones))
         yield PanopticPrediction(pair.name, image, panoptic_map(model, torch.from_numpy(image).permute(2, 0, 1)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
-from segue.data.listing import Pair
+from segue.data.listing import Pair, toned
 from segue.data.sample import Array, Color, DataError
 from segue.data.training import parse_map
 from segue.engine import write_atomically
@@ -249,7 +249,7 @@ def examples(
             missing = f"{image['name']} is no longer in the data set"
             continue
         try:
-            sample = Whole([pairs[image["name"]]], decoder)[0]
+            sample = Whole(toned([pairs[image["name"]]], models[0].spec.tones), decoder)[0]
         except DataError as error:
             missing = str(error)
             continue

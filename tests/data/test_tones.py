@@ -1,0 +1,161 @@
+"""Any image becomes 8-bit RGB by one rule: found from the set, said, stored in the model, and used when it predicts."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import draw, options, write_set
+from PIL import Image
+
+from segue.config import Data
+from segue.data.images import Whole
+from segue.data.listing import Pair
+from segue.data.sample import Array, DataError, kind_of
+from segue.data.tones import deep_pixels, read_rgb, tones_of
+from segue.data.training import open_training
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png16(values: Array) -> bytes:
+    """A PNG of 16 bits a band; Pillow writes none of more than one."""
+    height, width, bands = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values: Array, order: str) -> bytes:
+    """An uncompressed TIFF of 8 or 16 bits a band, its bytes in the order ``<`` or ``>``."""
+    height, width, bands = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[arg-type]
+    extra = max(0, bands - 3)
+    tags = 9 + (extra > 0)
+    lists = 8 + 2 + 12 * tags + 4
+    further = lists + 2 * bands
+    start = further + 2 * extra
+
+    def short(number: int) -> bytes:
+        return struct.pack(order + "HH", number, 0)
+
+    def long(number: int) -> bytes:
+        return struct.pack(order + "I", number)
+
+    rows = [
+        (256, 4, 1, long(width)), (257, 4, 1, long(height)), (258, 3, bands, long(lists)), (259, 3, 1, short(1)),
+        (262, 3, 1, short(2)), (273, 4, 1, long(start)), (277, 3, 1, short(bands)), (278, 4, 1, long(height)),
+        (279, 4, 1, long(len(data))),
+        (338, 3, extra, long(further) if extra > 2 else struct.pack(order + "HH", 0, 0)),
+    ][:tags]  # fmt: skip
+    body = b"".join(struct.pack(order + "HHI", *row[:3]) + row[3] for row in rows)
+    depths = struct.pack(order + "H", 8 * values.dtype.itemsize) * bands + struct.pack(order + "H", 0) * extra
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + long(8) + struct.pack(order + "H", tags) + body + long(0) + depths + data
+
+
+def values(bands: int, dtype: type = np.uint16) -> Array:
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(bands).integers(0, top, (5, 7, bands)).astype(dtype)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_sixteen_bits_of_a_png_are_read_in_full(tmp_path: Path, bands: int) -> None:
+    stored = values(bands)
+    (tmp_path / "a.png").write_bytes(png16(stored))
+    np.testing.assert_array_equal(deep_pixels(tmp_path / "a.png"), stored[..., :3] if bands > 2 else stored[..., 0])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_sixteen_bits_of_a_tiff_are_read_in_full(tmp_path: Path, bands: int, order: str) -> None:
+    stored = values(bands)
+    (tmp_path / "a.tif").write_bytes(tiff(stored, order))
+    np.testing.assert_array_equal(deep_pixels(tmp_path / "a.tif"), stored[..., :3])
+
+
+@pytest.mark.parametrize(("bands", "kind"), [(3, "RGB"), (4, "RGBX"), (5, "RGBXX"), (6, "RGBXXX")])
+def test_the_first_three_of_many_bands_are_kept_and_the_kind_says_so(tmp_path: Path, bands: int, kind: str) -> None:
+    stored = values(bands, np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff(stored, "<"))
+    with Image.open(tmp_path / "a.tif") as header:
+        assert kind_of(header) == kind
+    np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / "a.tif")), stored[..., :3])
+
+
+def test_the_rule_by_hand(tmp_path: Path) -> None:
+    rule = tones_of({"RGB;16": ((0, 10, 50, 90, 100), (0, 20, 60, 110, 500)), "F": ((-1.0, 0.0, 0.5, 1.0, 2.0),)})
+    assert rule == (("F", 0.0, 1.0), ("RGB;16", 10, 110))
+    Image.fromarray(np.array([[-3.0, 0.0, 0.5, 1.0, 7.0]], np.float32)).save(tmp_path / "a.tif")
+    assert np.asarray(read_rgb(tmp_path / "a.tif", rule))[0, :, 1].tolist() == [0, 0, 128, 255, 255]
+    (tmp_path / "b.png").write_bytes(png16(np.array([[[5, 10, 60], [110, 111, 60000]]])))
+    assert np.asarray(read_rgb(tmp_path / "b.png", rule)).tolist() == [[[0, 0, 128], [255, 255, 255]]]
+
+
+def test_kinds_without_a_rule_and_pixels_that_are_no_number_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png16(values(3)))
+    with pytest.raises(DataError, match=r"E114 .*a\.png holds RGB;16 pixels.*\(8 bits only\)"):
+        read_rgb(tmp_path / "a.png")
+    Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"E113 .*a\.tif"):
+        read_rgb(tmp_path / "a.tif", (("F", 0.0, 1.0),))
+
+
+def deepened(root: Path) -> Path:
+    """The same set with 12-bit images in 16 bits."""
+    for path in sorted((root / "images").iterdir()):
+        path.write_bytes(png16(draw(int(path.stem[-3:]))[0].astype(np.uint16) * 16))
+    return root
+
+
+def test_a_set_of_12_bit_images_is_said_scaled_and_nothing_is_clipped(dataset: Path, segue: Any) -> None:
+    status, output, _ = segue("check", deepened(dataset))
+    assert status == 0
+    assert "W114 RGB;16 images hold more than 8 bits" in output and "percentiles 0, 1, 50, 99, 100: " in output
+    data = open_training(Data(data=str(dataset)), seed=0)
+    ((kind, black, white),) = data.listing.tones
+    assert kind == "RGB;16"
+    pair = data.labelled[0]
+    scaled = (draw(int(pair.name[-3:]))[0] * 16.0 - black) / (white - black)
+    expected = (255 * scaled.clip(0, 1)).transpose(2, 0, 1)
+    np.testing.assert_allclose(Whole([pair], data.decoder)[0]["image"].numpy(), expected, atol=0.51)
+
+
+def test_the_model_keeps_the_rule_and_predicts_by_it(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    run = tmp_path / "run"
+    deepened(dataset)
+    tiny = options(steps=2)
+    assert segue("train", dataset, "--out", run, "--method", "supervised", "--workers", 0, *tiny)[0] == 0
+    rule = open_training(Data(data=str(dataset)), seed=0).listing.tones
+    told = yaml.safe_load((run / "model" / "model.yaml").read_text())
+    assert told["spec"]["tones"] == [list(row) for row in rule]
+    assert segue("evaluate", run)[0] == 0
+    one = dataset / "images" / "test_008.png"
+    assert segue("predict", run, one, "--out", tmp_path / "deep", "--no-overlays")[0] == 0
+    read_rgb(one, rule).save(tmp_path / "test_008.png")
+    assert segue("predict", run, tmp_path / "test_008.png", "--out", tmp_path / "plain", "--no-overlays")[0] == 0
+    deep, plain = (np.array(Image.open(tmp_path / out / "labels" / "test_008.png")) for out in ("deep", "plain"))
+    np.testing.assert_array_equal(deep, plain)
+    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "float.tif")
+    status, output, errors = segue("predict", run, tmp_path / "float.tif", "--out", tmp_path / "no", "--no-overlays")
+    assert status != 0
+    assert "E114" in output + errors and "RGB;16" in output + errors
+
+
+def test_unlabelled_images_are_checked_and_deep_ones_get_a_rule(dataset: Path, tmp_path: Path) -> None:
+    more = deepened(write_set(tmp_path / "more", train=3, val=0, test=0)) / "images"
+    data = open_training(Data(data=str(dataset), unlabeled=(str(more),)), seed=0)
+    assert [pair.tones[0][0] for pair in data.unlabelled] == ["RGB;16"] * 3
+    assert data.labelled[0].tones == () == data.listing.tones
+    assert Whole([Pair("a", data.unlabelled[0].image, tones=data.unlabelled[0].tones)], data.decoder)[0]["image"].any()
+    (more / "train_000.png").write_text("no")
+    with pytest.raises(DataError, match=r"E111 .*train_000\.png"):
+        open_training(Data(data=str(dataset), unlabeled=(str(more),)), seed=0)
+    data = open_training(Data(data=str(dataset), unlabeled=(str(more),), skip_bad=True), seed=0)
+    assert (len(data.unlabelled), data.dropped["unreadable (--skip_bad)"]) == (2, 1)
+    assert data.found == len(data.labelled) + len(data.unlabelled) + sum(data.dropped.values())
