@@ -6,8 +6,9 @@ import json
 import math
 import os
 import re
+from array import array
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from segue.data.archive import check_path
 from segue.data.finding import Finding
 from segue.data.listing import Pair, images_in
-from segue.data.outlines import Outline, parse_runs
+from segue.data.outlines import Outline, packed, parse_runs
 from segue.data.sample import IGNORE, Color, DataError, palette
 
 MAX_BYTES = 2 << 30  # of one annotation file; COCO's largest has half a gibibyte
@@ -36,8 +37,12 @@ TEXTS = {  # code, what, why, fix
 }  # fmt: skip
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, as_read: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """What the JSON file holds.
+
+    Args:
+        path: the file.
+        as_read: takes each object as soon as it is read and gives what stands for it.
 
     Raises:
         DataError: it cannot be read, is larger than `MAX_BYTES`, not UTF-8, no JSON or nested too deeply.
@@ -48,7 +53,7 @@ def load_json(path: Path) -> Any:
     if size > MAX_BYTES:
         raise DataError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}; divide it into smaller files")
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=as_read)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -86,9 +91,9 @@ class Entry:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, path: Path) -> "Entry":
-        """The whole of a file whose outermost value is an object."""
-        return as_entry(load_json(path), str(path))
+    def of(cls, path: Path, as_read: Callable[[dict[str, Any]], Any] | None = None) -> "Entry":
+        """The whole of a file whose outermost value is an object; ``as_read`` as of `load_json`."""
+        return as_entry(load_json(path, as_read), str(path))
 
     def text(self, field: str) -> str:
         """A field that must be a text with at least one character."""
@@ -138,12 +143,20 @@ class Entry:
             raise self.wrong(field, "[r, g, b], each from 0 to 255")
         return value[0], value[1], value[2]
 
-    def entries(self, field: str) -> list["Entry"]:
-        """A field that must be a list of objects."""
+    def entries(self, field: str, limit: int | None = None) -> list["Entry"]:
+        """A field that must be a list of objects, or its first ``limit``."""
         value = self.values.get(field)
         if not isinstance(value, list):
             raise self.wrong(field, "a list of objects")
-        return [as_entry(item, f"{self.where}: {field}[{i}]") for i, item in enumerate(value)]
+        return [as_entry(item, f"{self.where}: {field}[{i}]") for i, item in enumerate(value[:limit])]
+
+    def consumed(self, field: str) -> Iterator["Entry"]:
+        """The objects of a list, one after the other; each is let go once the next is asked for."""
+        self.entries(field, 0)
+        items = self.values.pop(field)
+        for i in range(len(items)):
+            item, items[i] = items[i], None
+            yield as_entry(item, f"{self.where}: {field}[{i}]")
 
     def by_id(self, field: str) -> dict[Hashable, "Entry"]:
         """A field that must be a list of objects with different ids."""
@@ -269,6 +282,24 @@ class Found:
         return tuple(self.pairs[name] for name in sorted(self.pairs))
 
 
+def packed_shape(values: dict[str, Any]) -> dict[str, Any]:
+    """An object of an annotation file as it is read, the numbers of its polygons packed where they are numbers."""
+    shape = values.get("segmentation")
+    if isinstance(shape, list):
+        values["segmentation"] = [_packed(polygon) for polygon in shape]
+    return values
+
+
+def _packed(polygon: Any) -> Any:
+    """A list of numbers as an array; anything else as it is, for `outline_of` to name."""
+    if isinstance(polygon, list) and set(map(type, polygon)) <= {int, float}:
+        try:
+            return packed(polygon)
+        except OverflowError:
+            return polygon
+    return polygon
+
+
 def outline_of(entry: Entry, image: Entry, label: int, is_crowd: bool) -> Outline:
     """The object of an annotation with a ``segmentation``; polygons of fewer than three points cover nothing."""
     shape = entry.values["segmentation"]
@@ -276,12 +307,12 @@ def outline_of(entry: Entry, image: Entry, label: int, is_crowd: bool) -> Outlin
         return Outline(label, runs=_runs(Entry(f"{entry.where}: segmentation", shape), image), is_crowd=is_crowd)
     polygons: list[Any] = shape if isinstance(shape, list) else [None]
     for polygon in polygons:
-        numbers: list[Any] = polygon if isinstance(polygon, list) else [None]
+        numbers: Sequence[Any] = polygon if isinstance(polygon, list | array) else [None]
         if len(numbers) % 2 or not all(
             type(value) in (int, float) and -FARTHEST <= value <= FARTHEST for value in numbers
         ):
             raise entry.wrong("segmentation", f"a list of polygons [x, y, x, y, …] within {FARTHEST:,.0f} pixels")
-    return Outline(label, tuple(tuple(map(float, polygon)) for polygon in polygons if len(polygon) >= 6), (), is_crowd)
+    return Outline(label, tuple(packed(polygon) for polygon in polygons if len(polygon) >= 6), (), is_crowd)
 
 
 def _runs(shape: Entry, image: Entry) -> tuple[int, ...]:

@@ -14,7 +14,17 @@ background; others have no mask.
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segue.data.annotations import Categories, Entry, Found, inside, is_file, outline_area, outline_of, split_names
+from segue.data.annotations import (
+    Categories,
+    Entry,
+    Found,
+    inside,
+    is_file,
+    outline_area,
+    outline_of,
+    packed_shape,
+    split_names,
+)
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, DataError
@@ -41,7 +51,7 @@ class CocoInstances:
             DataError: an annotation file is unsound, or no split has its images.
         """
         sources = _sources(root)
-        contents = {stem: Entry.of(path) for stem, path in sources.items()}
+        contents = {stem: Entry.of(path, packed_shape) for stem, path in sources.items()}
         folders = {s: place for s in sources if (place := _image_folder(root, s, sources[s], contents[s])) is not None}
         if not folders:
             wanted = " and ".join(str(root / stem) for stem in sources) or f"{root}/images"
@@ -82,7 +92,7 @@ def _sources(root: Path) -> dict[str, Path]:
 
 def _image_folder(root: Path, stem: str, source: Path, content: Entry) -> Path | None:
     """Where the images of a split lie: the first folder that holds one of them."""
-    names = [entry.text("file_name") for entry in content.entries("images")[:SOME]]
+    names = [entry.text("file_name") for entry in content.entries("images", SOME)]
     candidates = (root / stem, root / "images" / stem, root / "images", source.parent, root)
     return next((f for f in candidates if any(is_file(inside(f, name, source)) for name in names)), None)
 
@@ -98,7 +108,7 @@ def _read(content: Entry, folder: Path, labels: dict[int, int], split: str) -> F
     found, source = Found(), Path(content.where)
     images = content.by_id("images")
     shapes: dict[Any, list[tuple[float, Outline]]] = {key: [] for key in images}
-    for entry in content.entries("annotations"):
+    for entry in content.consumed("annotations"):
         key, category = entry.key("image_id"), entry.integer("category_id")
         if key not in images:
             found.places["image"].append(f"{entry.where} (image_id {key!r})")

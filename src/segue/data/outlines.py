@@ -4,8 +4,9 @@ Panoptic PNGs hold segment ids as R + 256 G + 65536 B (Kirillov et al., *Panopti
 count pixels column by column, first those outside, as COCO's (Lin et al., *Microsoft COCO*, ECCV 2014).
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -36,15 +37,24 @@ class Outline:
 
     Args:
         label: its class id, `IGNORE` for none.
-        polygons: each x0, y0, x1, y1, … in pixels.
+        polygons: each x0, y0, x1, y1, … in pixels; kept as arrays, which take a quarter of the memory.
         runs: lengths, in turn outside and inside, down the columns; used where there are no polygons.
         is_crowd: a group of objects.
     """
 
     label: int
-    polygons: tuple[tuple[float, ...], ...] = ()
-    runs: tuple[int, ...] = ()
+    polygons: tuple[Sequence[float], ...] = field(default=(), hash=False)
+    runs: Sequence[int] = field(default=(), hash=False)
     is_crowd: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "polygons", tuple(map(packed, self.polygons)))
+        object.__setattr__(self, "runs", array("q", self.runs) if self.runs else ())
+
+
+def packed(polygon: Sequence[float]) -> "array[float]":
+    """A polygon's numbers, 8 bytes each."""
+    return polygon if isinstance(polygon, array) else array("d", polygon)
 
 
 def segment_ids(image: Image.Image) -> Array:
