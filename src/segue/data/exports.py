@@ -12,7 +12,6 @@ has no mask, nor has one without a submitted Label Studio annotation: nobody sai
 import base64
 import importlib
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -25,9 +24,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
+from segue.data.annotations import load_json
 from segue.data.archive import check_path
 from segue.data.finding import Finding, merged, printable
-from segue.data.listing import Listing, Pair, identity, images_in
+from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, DataError, palette, picture_size
 
@@ -97,7 +97,7 @@ class LabelMe:
             if any(part.startswith(".") for part in path.relative_to(root).parts):
                 continue
             with _border(path):
-                said = json.loads(path.read_bytes())
+                said = load_json(path)
                 if not isinstance(said, dict) or "shapes" not in said:
                     continue
                 beside = (path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
@@ -112,7 +112,7 @@ class LabelMe:
         declared: dict[str, Color | None] = {}
         with _border(root / "labels.txt"):
             if (root / "labels.txt").is_file():
-                declared = dict.fromkeys((root / "labels.txt").read_text(encoding="utf-8").splitlines())
+                declared = dict.fromkeys(lines_of(root / "labels.txt"))
         return _listing(root, "labelme", root, [*rows.values(), *bare], declared, faults)
 
 
@@ -137,7 +137,7 @@ class LabelStudio:
         path, faults = found[0], list[Finding]()
         rows: list[Row] = []
         with _border(path):
-            for task in json.loads(path.read_bytes()):
+            for task in load_json(path):
                 if "data" not in task:
                     raise DataError(f"{path} is no full export of Label Studio; export again as 'JSON', not 'JSON-MIN'")
                 image = _uploaded(root, task["data"], path)

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from segue.data.finding import Finding
-from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, pair_up
+from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color, DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
@@ -94,10 +94,10 @@ def _classes(root: Path, described: dict[str, Any], example: Path | None) -> Cla
         found = _described_classes(origin, described)
     elif (root / "classes.txt").is_file():
         origin = root / "classes.txt"
-        found = _parse_lines(origin, [line.rsplit(maxsplit=3) for line in _lines(origin)])
+        found = _parse_lines(origin, [line.rsplit(maxsplit=3) for line in _said(origin)])
     elif (root / "labelmap.txt").is_file():
         origin = root / "labelmap.txt"
-        rows = [line.split(":") for line in _lines(origin)]
+        rows = [line.split(":") for line in _said(origin)]
         found = _parse_lines(
             origin, [[row[0], *row[1].split(",")] if len(row) > 1 and row[1] else row[:1] for row in rows]
         )
@@ -131,14 +131,9 @@ def _described_classes(origin: Path, described: dict[str, Any]) -> Classes:
     return tuple(names), [(c[0], c[1], c[2]) for c in colors]
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines that say something."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a list of lines in UTF-8: {error}") from None
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _said(path: Path) -> list[str]:
+    """Lines that are no remark."""
+    return [line for line in lines_of(path) if not line.startswith("#")]
 
 
 def _parse_lines(path: Path, rows: list[list[str]]) -> Classes:
@@ -210,7 +205,7 @@ def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> d
         lists = {str(name): list(map(str, names)) for name, names in given.items()}
     elif (root / "splits").is_dir():
         origin = str(root / "splits")
-        lists = {path.stem: _lines(path) for path in sorted((root / "splits").glob("*.txt"))}
+        lists = {path.stem: _said(path) for path in sorted((root / "splits").glob("*.txt"))}
     if lists:
         for split, names in lists.items():
             missing = [name for name in names if name not in by_name]

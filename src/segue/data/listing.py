@@ -100,6 +100,19 @@ def identity(count: int) -> dict[int, int]:
     return {**{i: i for i in range(count)}, IGNORE: IGNORE}
 
 
+def lines_of(path: Path) -> list[str]:
+    """Lines of a text file that say something, without spaces around them.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a list of lines in UTF-8: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Path]:
     """Image files below ``folder`` by their path without suffix, sorted; hidden files are passed over.
 

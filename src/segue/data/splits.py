@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from segue.data.listing import Pair
+from segue.data.listing import Pair, lines_of
 from segue.data.sample import DataError
 
 
@@ -41,7 +41,7 @@ def choose(
         path = Path(text)
         if not path.is_file():
             raise DataError(f"{what} {text}: no such file")
-        wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        wanted = set(lines_of(path))
         missing = wanted - {pair.name for pair in pairs}
         if missing:
             raise DataError(f"{what} {text} names {sorted(missing)[0]!r} ({len(missing)} such), which the split lacks")

@@ -6,7 +6,8 @@ of objects. Where ``SegmentationClassAug/`` is there (10,582 training images), i
 
 from pathlib import Path
 
-from segue.data.listing import Listing, Pair, identity
+from segue.data.archive import check_path
+from segue.data.listing import Listing, Pair, identity, lines_of
 from segue.data.sample import Color, DataError
 
 CLASSES = (
@@ -46,7 +47,7 @@ class Voc:
         masks = home / ("SegmentationClassAug" if (home / "SegmentationClassAug").is_dir() else "SegmentationClass")
         splits = {}
         for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
-            names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [check_path(line.split()[0], str(path)) for line in lines_of(path)]
             splits[path.stem] = tuple(_pair(home, masks, name, path) for name in names)
         return Listing(
             root=root,
