@@ -82,9 +82,10 @@ class Audit:
         ]
         if self.facts.read and self.facts.pixels.any():
             shares = 100 * self.facts.pixels / self.facts.pixels.sum()
-            top = np.argsort(-shares, kind="stable")[:CLASSES_SHOWN]
+            held = int((shares > 0).sum())
+            top = np.argsort(-shares, kind="stable")[: min(held, CLASSES_SHOWN)]
             named = [f"{self.listing.classes[i]} {shares[i]:.3g} % in {self.facts.images[i]}" for i in sorted(top)]
-            rest = f"; the largest {CLASSES_SHOWN} of {len(shares)}" if len(shares) > CLASSES_SHOWN else ""
+            rest = f"; the largest {CLASSES_SHOWN} of {held}" if held > CLASSES_SHOWN else ""
             lines.append("share of the labelled pixels, and images: " + ", ".join(named) + rest)
         stops = sum(finding.stop for finding in self.findings)
         lines += [str(finding) for finding in self.findings]

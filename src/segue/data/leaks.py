@@ -1,7 +1,6 @@
 """Images that a set holds twice, and images of one split that another split has seen: equal, near, or of one video."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
@@ -72,21 +71,26 @@ def shared_videos(splits: Mapping[str, Sequence[Pair]]) -> list[Finding]:
     """W119: neighbouring frames of one video, by name, in different splits.
 
     A name is a frame where it ends in a number; the rest is its video. A video counts with `VIDEO` frames and more, and
-    is shared where a frame's next one lies in another split.
+    two splits share it where a frame of one is followed by a frame of the other. Splits that name an image in common
+    are alternatives, not parts; `named_twice` says so.
     """
-    frames: dict[str, list[tuple[int, str]]] = {}
+    names = {split: {pair.name for pair in pairs} for split, pairs in splits.items()}
+    owners: dict[str, list[str]] = {}
+    videos: dict[str, dict[str, int]] = {}
     for split, pairs in splits.items():
         for pair in pairs:
+            owners.setdefault(pair.name, []).append(split)
             match = re.fullmatch(r"(.*?)(\d+)", pair.name.rpartition("/")[2])
             if match:
-                frames.setdefault(match[1], []).append((int(match[2]), split))
+                videos.setdefault(match[1], {})[pair.name] = int(match[2])
     where = []
-    for video, numbered in frames.items():
-        ordered = sorted(numbered)
-        changes = Counter(tuple(sorted((a[1], b[1]))) for a, b in pairwise(ordered) if a[1] != b[1])
-        if len(ordered) >= VIDEO and video and changes:
-            splits_named = " and ".join(sorted({split for pair in changes for split in pair}))
-            where.append(f"{video}* ({len(ordered)} frames in {splits_named})")
+    for video, frames in videos.items():
+        ordered = sorted(frames, key=lambda name: frames[name])
+        sides = {(tuple(owners[a]), tuple(owners[b])) for a, b in pairwise(ordered)}
+        meetings = {tuple(sorted((a, b))) for before, after in sides for a in before for b in after if a != b}
+        shared = sorted(" and ".join(pair) for pair in meetings if names[pair[0]].isdisjoint(names[pair[1]]))
+        if len(ordered) >= VIDEO and video and shared:
+            where.append(f"{video}* ({len(ordered)} frames in {'; '.join(shared)})")
     if not where:
         return []
     return [
