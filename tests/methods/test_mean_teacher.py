@@ -60,10 +60,10 @@ def test_noise_is_in_units_of_the_normalised_picture_and_clipped() -> None:
     torch.manual_seed(0)
     network = tiny()
     image = torch.full((4, 3, 32, 32), 100, dtype=torch.uint8)
-    moved = network.normalise(noisy(image, network.std, noise=0.1)) - network.normalise(image)
+    moved = network.normalise(noisy(image, network.normalise.std, noise=0.1)) - network.normalise(image)
     assert float(moved.abs().max()) == pytest.approx(0.2, abs=1e-5)
     assert float(moved.std()) == pytest.approx(0.0959, abs=0.002)  # a normal of 0.1, clipped at two deviations
-    assert float(noisy(image, network.std, noise=0.0).sub(100).abs().max()) == 0
+    assert float(noisy(image, network.normalise.std, noise=0.0).sub(100).abs().max()) == 0
 
 
 def test_student_and_teacher_get_independent_noise() -> None:
@@ -240,11 +240,11 @@ def slow_losses(ours: MeanTeacher, given: dict[str, Any], seed: int, step: int) 
         passes = []
         for _ in range(config.passes):
             drawn = (torch.randn(target["image"].shape) * config.noise).clamp(-2 * config.noise, 2 * config.noise)
-            features = ours.teacher.features(target["image"].float() + drawn * ours.teacher.std)
+            features = ours.teacher.features(target["image"].float() + drawn * ours.teacher.normalise.std)
             passes.append(upsample(ours.teacher.head(features).softmax(1), 32, 32))
         mean = sum(passes) / config.passes
         drawn = (torch.randn(target["view"].shape) * config.noise).clamp(-2 * config.noise, 2 * config.noise)
-        student = ours.student(target["view"].float() + drawn * ours.student.std)
+        student = ours.student(target["view"].float() + drawn * ours.student.normalise.std)
     limit = (0.75 + 0.25 * math.exp(-5 * (1 - step / config.steps) ** 2)) * math.log(3)
     total, kept = 0.0, 0
     for b, y, x in [(b, y, x) for b in range(2) for y in range(32) for x in range(32)]:
