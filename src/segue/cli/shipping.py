@@ -1,0 +1,77 @@
+"""The commands that bring a model into use: ``segue export``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from segue.cli.parsing import PARITY_EXIT, Command, refuse_rest, whole_number
+from segue.config import UsageError
+
+
+def add_commands(command: Command) -> None:
+    """Adds them to the parser."""
+    export = command("export", export_command, "write a model as a file that runs without Segue, and check it")
+    export.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    export.add_argument("--onnx", action="store_true", help="for ONNX Runtime; always written")
+    export.add_argument("--int8", action="store_true", help="also with 8-bit weights and activations")
+    export.add_argument("--openvino", action="store_true", help="also for OpenVINO")
+    export.add_argument(
+        "--verify", required=True, metavar="DATA", help="a labelled set, SET:split, or pictures to check the files on"
+    )
+    export.add_argument(
+        "--calibrate", default="", metavar="DATA", help="pictures for --int8; those of --verify if absent"
+    )
+    export.add_argument("--images", type=whole_number, default=100, help="how many pictures to check on, at most")
+    export.add_argument("--max-drop", type=float, default=1.0, help="points of mean IoU that --int8 may cost")
+    export.add_argument(
+        "--out",
+        default="",
+        metavar="FOLDER",
+        help="a new or empty folder, or an export to replace; RUN/export if absent",
+    )
+    export.add_argument("--json", action="store_true", help="print what was measured as JSON")
+
+
+def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue export``."""
+    from segue.export.delivery import OWN, deliver, open_check, refuse_unfit
+    from segue.weights import load_any
+
+    refuse_rest(
+        rest, "segue export",
+        ["--onnx", "--int8", "--openvino", "--verify", "--calibrate", "--images", "--max-drop", "--out", "--json"],
+    )  # fmt: skip
+    if not arguments.out and not Path(arguments.model).is_dir() and arguments.model.startswith("hf:"):
+        raise UsageError("--out: name a folder for the files of a model from a hub")
+    out = Path(arguments.out or Path(arguments.model) / "export")
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - OWN):
+        raise UsageError(f"--out {out} holds something else than an export; name another folder")
+    if arguments.images < 1:
+        raise UsageError(f"--images {arguments.images}: at least one picture is needed to check on")
+    model = refuse_unfit(load_any(arguments.model), arguments.model)
+    data = open_check(arguments.verify, model.spec.classes, limit=arguments.images)
+    calibration = None
+    if arguments.calibrate:
+        calibration = open_check(arguments.calibrate, model.spec.classes, limit=arguments.images)
+
+    def say(text: str) -> None:
+        print(f"segue export: {text}", file=sys.stderr)  # noqa: T201
+
+    say(f"verifying on {len(data)} images of {arguments.verify}")
+    found = deliver(
+        model, arguments.model, out, data, int8=arguments.int8, openvino=arguments.openvino, calibration=calibration,
+        drop=arguments.max_drop, say=say,
+    )  # fmt: skip
+    kept = [str(out / entry.file) for entry in found if entry.is_kept]
+    failed = [entry for entry in found if not entry.is_kept]
+    if arguments.json:
+        files = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
+        print(json.dumps({"out": str(out), "files": files}))  # noqa: T201
+    else:
+        print("written: " + (", ".join(kept) or "nothing"))  # noqa: T201
+    for entry in failed:
+        say(
+            f"error: {entry.file} is not the model that was evaluated and was deleted: {'; '.join(entry.parity.faults)}"
+        )
+    return PARITY_EXIT if failed else 0

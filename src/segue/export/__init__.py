@@ -1,0 +1,1 @@
+"""A model as a file that runs without Segue, checked against the model it was made from."""

@@ -1,0 +1,228 @@
+"""From a model folder to files that run without Segue. Each takes its name only after the parity gate has passed it."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import segue
+from segue.config import UsageError
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
+from segue.data.layouts import open_listing, split_address
+from segue.data.sample import DataError
+from segue.evaluation import Samples
+from segue.export.graph import (
+    Classify,
+    onnx_classifier,
+    openvino_classifier,
+    require,
+    torch_classifier,
+    write_onnx,
+)
+from segue.export.parity import Limits, Parity, compare
+from segue.prediction import find_images
+from segue.run import write_atomically
+from segue.weights import AnyModel, Model, model_folder
+
+FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"
+OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json"})
+QUANTISED = ["Conv", "Add", "Concat"]  # the operations that take the time; the rest stays in float32
+CALIBRATION = 32  # pictures at most
+
+INFER = '''"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png beside each."""
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession(__file__.replace("infer.py", "{file}"), providers=["CPUExecutionProvider"])
+colors = json.loads(session.get_modelmeta().custom_metadata_map["colors"])
+for path in sys.argv[1:]:
+    image = np.asarray(Image.open(path).convert("RGB"))
+    result = Image.fromarray(session.run(None, {{"image": image[None]}})[0][0])
+    result.putpalette([value for color in colors for value in color])
+    result.save(path.rsplit(".", 1)[0] + ".classes.png")
+'''
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What became of one file.
+
+    Args:
+        file: its name.
+        parity: what the gate measured.
+        is_kept: whether the file is there.
+    """
+
+    file: str
+    parity: Parity
+    is_kept: bool
+
+
+def described(model: Model, source: str) -> dict[str, Any]:
+    """What an exported file says of itself."""
+    weights = (model_folder(source) / "model.safetensors").read_bytes()
+    return {
+        "classes": list(model.spec.classes),
+        "colors": [list(color) for color in model.spec.colors],
+        "fingerprint": hashlib.sha256(weights).hexdigest(),
+        "segue": segue.__version__,
+        "input": "image: uint8 (batch, height, width, 3), RGB, upright; any size",
+        "output": "classes: uint8 (batch, height, width), class ids",
+    }
+
+
+def open_check(address: str, classes: Sequence[str], *, limit: int) -> Whole:
+    """The pictures a file is checked on: the validation split of a labelled set, a named split, or plain pictures.
+
+    Raises:
+        DataError: nothing there, or other classes than the model's.
+    """
+    root, split = split_address(address)
+    if not root.is_dir() or (split is None and not (root / "images").is_dir() and not (root / "dataset.json").exists()):
+        pairs = find_images([address])
+        return Whole(pairs[:limit], Decoder({}, (), False))
+    listing = open_listing(address)
+    if tuple(listing.classes) != tuple(classes):
+        raise DataError(
+            f"{root} has the classes {', '.join(listing.classes)}; the model knows {', '.join(classes)}: "
+            "verify on a set of the same classes, or on plain pictures"
+        )
+    name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
+    pairs = listing.split(name)
+    if not pairs:
+        raise DataError(f"split {name!r} of {root} holds no picture to verify with")
+    return Whole(pairs[:limit], Decoder.of(listing))
+
+
+def quantise(source: Path, target: Path, data: Samples) -> None:
+    """Writes ``source`` with 8-bit weights and activations, their ranges taken from ``data``."""
+    require("onnxruntime")
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Hands out the pictures one by one."""
+
+        def __init__(self) -> None:
+            self.images = iter(
+                data[i]["image"].permute(1, 2, 0).numpy()[None] for i in range(min(len(data), CALIBRATION))
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.images, None)
+            return None if image is None else {"image": image}
+
+    prepared = target.with_name(f"prepared.{target.name}")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED,
+        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    prepared.unlink()
+
+
+def write_openvino(source: Path, target: Path) -> None:
+    """Writes an ONNX file as OpenVINO's ``.xml`` and ``.bin``, in float32."""
+    openvino = require("openvino", "openvino")
+    openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=False)
+
+
+def gated(file: Path, out: Path, reference: Classify, run: Classify, data: Samples, **settings: Any) -> Delivered:
+    """Moves ``file`` into ``out`` if it says what ``reference`` says of ``data``; if not, it is deleted.
+
+    Args:
+        file: the candidate, with what lies beside it under its name.
+        out: where it goes.
+        reference: the model.
+        run: the candidate, loaded.
+        data: real pictures.
+        settings: of `segue.export.parity.compare`.
+    """
+    parity = compare(reference, run, data, **settings)
+    for part in sorted(file.parent.glob(f"{file.name.removesuffix(file.suffix)}.*")):
+        if part.name.removesuffix(part.suffix) != file.name.removesuffix(file.suffix):
+            continue
+        if parity.faults:
+            part.unlink()
+        else:
+            os.replace(part, out / part.name)
+    return Delivered(file.name, parity, not parity.faults)
+
+
+def deliver(
+    model: Model,
+    source: str,
+    out: Path,
+    data: Samples,
+    *,
+    int8: bool = False,
+    openvino: bool = False,
+    calibration: Samples | None = None,
+    drop: float = 1.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Delivered]:
+    """Writes the files that were asked for and pass, ``parity.json`` and ``infer.py``.
+
+    Args:
+        model: the network.
+        source: its folder, for the fingerprint.
+        out: a folder; an earlier export in it is replaced.
+        data: pictures the files are checked on.
+        int8: also with 8-bit weights and activations.
+        openvino: also for OpenVINO.
+        calibration: pictures that give the ranges of the activations; ``data`` if absent.
+        drop: points of mean IoU that 8 bits may cost.
+        say: told what each file measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in OWN:
+        (out / name).unlink(missing_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
+    settings = {"classes": len(model.spec.classes), "bands": model.spec.in_channels}
+    reference = torch_classifier(model)
+    found: list[Delivered] = []
+
+    def passed(name: str, run: Classify, limits: Limits) -> bool:
+        found.append(gated(work / name, out, reference, run, data, limits=limits, **settings))
+        say(f"{name}: {found[-1].parity.line()}" + "".join(f"; FAILED: {fault}" for fault in found[-1].parity.faults))
+        return found[-1].is_kept
+
+    try:
+        write_onnx(model, work / FLOAT, bands=model.spec.in_channels, metadata=described(model, source))
+        if passed(FLOAT, onnx_classifier(work / FLOAT), Limits()):
+            if openvino:
+                write_openvino(out / FLOAT, work / OPENVINO)
+                passed(OPENVINO, openvino_classifier(work / OPENVINO, precision="f32"), Limits())
+            if int8:
+                quantise(out / FLOAT, work / INT8, calibration or data)
+                passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    best = [entry.file for entry in found if entry.is_kept and entry.file.endswith(".onnx")]
+    if best:
+        write_atomically(out / "infer.py", INFER.format(file=best[-1]).encode())
+    report = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
+    write_atomically(out / "parity.json", json.dumps(report, indent=1).encode())
+    return found
+
+
+def refuse_unfit(model: AnyModel, source: str) -> Model:
+    """A model that can be exported.
+
+    Raises:
+        UsageError: it takes no 8-bit pictures, or gives masks instead of classes.
+    """
+    from segue.models.mask_classifier import MaskClassifier
+
+    if isinstance(model, MaskClassifier):
+        raise UsageError(f"{source} is a panoptic model; segue export writes semantic models only so far")
+    if model.spec.value_range != 255:
+        raise UsageError(f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures export")
+    return model

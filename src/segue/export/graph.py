@@ -1,0 +1,154 @@
+"""A network as an ONNX file with the preprocessing inside: 8-bit pictures of any size in, class maps out."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.config import UsageError
+from segue.data.sample import Array
+
+INPUT, OUTPUT = "image", "classes"
+OPSET = 18
+# Sides that no stride divides: padding is traced only where there is something to pad.
+EXAMPLE = (2, 83, 117)
+
+Classify = Callable[[Array], Array]
+"""Pictures uint8 (B, H, W, bands) -> class ids uint8 (B, H, W)."""
+
+
+class ImageToClasses(nn.Module):
+    """A network as it is used: uint8 (B, H, W, bands) -> uint8 (B, H, W)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The most probable class of each pixel."""
+        logits: Tensor = self.network(image.permute(0, 3, 1, 2))
+        return logits.argmax(1).to(torch.uint8)
+
+
+def require(package: str, extra: str = "export") -> Any:
+    """An imported package of an extra.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"this needs {package}, which cannot be imported ({error}): pip install 'segue[{extra}]'"
+        ) from None
+
+
+def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes ``network``, (B, bands, H, W) -> logits (B, K, H, W), as one ONNX file of free batch and image size.
+
+    The network is left in evaluation mode, on the CPU's copy of its weights.
+
+    Args:
+        network: scales and normalises inside, as Segue's do.
+        path: of the file.
+        bands: of the pictures.
+        metadata: written into the file, as JSON where a value is no string.
+
+    Raises:
+        UsageError: the extra ``export`` is not installed.
+    """
+    onnx = require("onnx")
+    require("onnxscript")
+    free = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own parts about each other
+        program = torch.onnx.export(
+            ImageToClasses(network.cpu()),
+            (torch.zeros(*EXAMPLE, bands, dtype=torch.uint8),),
+            dynamo=True,
+            dynamic_shapes=({0: free, 1: free, 2: free},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave nothing back")
+    written = program.model_proto
+    for name, dimensions in ((INPUT, ("batch", "height", "width")), (OUTPUT, ("batch", "height", "width"))):
+        values = written.graph.input if name == INPUT else written.graph.output
+        for dimension, label in zip(values[0].type.tensor_type.shape.dim, dimensions, strict=False):
+            dimension.Clear()
+            dimension.dim_param = label
+    del written.graph.value_info[:]  # sizes of inner maps in terms of symbols that no longer have their names
+    for key, value in (metadata or {}).items():
+        written.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    onnx.save_model(written, path)
+
+
+def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
+    """An ONNX file in ONNX Runtime on the CPU; ``threads`` 0 takes all cores.
+
+    Raises:
+        UsageError: the extra ``export`` is not installed.
+    """
+    runtime = require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def classify(images: Array) -> Array:
+        return np.asarray(session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0])
+
+    return classify
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """What `write_onnx` wrote into the file as metadata."""
+    onnx = require("onnx")
+    return {entry.key: entry.value for entry in onnx.load_model(path, load_external_data=False).metadata_props}
+
+
+def openvino_classifier(path: Path, *, threads: int = 0, precision: str = "") -> Classify:
+    """An ONNX or OpenVINO file in OpenVINO on the CPU; ``threads`` 0 takes all cores.
+
+    Args:
+        path: ``.onnx`` or ``.xml``.
+        threads: of the inference.
+        precision: ``f32`` or ``bf16``; empty leaves it to OpenVINO, which takes bf16 where the hardware has it.
+
+    Raises:
+        UsageError: the extra ``openvino`` is not installed.
+    """
+    openvino = require("openvino", "openvino")
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def classify(images: Array) -> Array:
+        return np.array(compiled(np.ascontiguousarray(images))[0])
+
+    return classify
+
+
+def torch_classifier(network: nn.Module) -> Classify:
+    """The network itself, in float32."""
+    graph = ImageToClasses(network)
+
+    def classify(images: Array) -> Array:
+        with torch.inference_mode():
+            return np.asarray(graph(torch.from_numpy(np.ascontiguousarray(images))).numpy())
+
+    return classify

@@ -1,0 +1,107 @@
+"""``segue export`` from a model folder to the files, and from the files to class maps."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COLORS, draw, write_set
+from PIL import Image
+
+from segue.export.graph import onnx_metadata
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.prediction import predict_image
+from segue.weights import load_any, save_model
+
+pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
+Segue = Callable[..., tuple[int, str, str]]
+
+
+def write_model(folder: Path, encoder: str = "test_efficientnet", **changes: object) -> Path:
+    torch.manual_seed(0)
+    spec = SegmenterSpec(encoder, CLASSES, COLORS, decoder_channels=16, **changes)  # type: ignore[arg-type]
+    model = Segmenter(spec)
+    torch.nn.init.normal_(model.head.weight, std=2.0)  # classes far apart, as of a trained head
+    save_model(model.eval(), folder, method="supervised", metrics={})
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "run" / "model").parent
+
+
+@pytest.mark.slow
+def test_from_a_run_to_class_maps_without_segue(segue: Segue, source: Path, dataset: Path, tmp_path: Path) -> None:
+    status, output, errors = segue(
+        "export", source, "--onnx", "--int8", "--openvino", "--verify", dataset, "--max-drop", 100, "--json"
+    )
+    assert status == 0, errors
+    out = source / "export"
+    found = json.loads(output)["files"]
+    assert set(found) == {"model.onnx", "model.int8.onnx", "model.openvino.xml"}
+    assert found["model.onnx"]["agreement"] >= 0.999
+    assert found["model.onnx"]["labelled"] == 2  # the validation split
+    names = {path.name for path in out.iterdir()}
+    assert names == {*found, "model.openvino.bin", "infer.py", "parity.json"}
+    described = onnx_metadata(out / "model.onnx")
+    assert json.loads(described["classes"]) == list(CLASSES)
+    assert json.loads(described["colors"]) == [list(color) for color in COLORS]
+    assert len(described["fingerprint"]) == 64
+    assert (out / "model.int8.onnx").stat().st_size < 0.6 * (out / "model.onnx").stat().st_size
+
+    (out / "infer.py").write_text((out / "infer.py").read_text().replace("model.int8.onnx", "model.onnx"))
+    Image.fromarray(draw(3)[0][:41, :33]).save(tmp_path / "new.png")
+    watched = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0]);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'segue', 'onnx')))"
+    )
+    subprocess.run([sys.executable, "-c", watched, out / "infer.py", tmp_path / "new.png"], check=True)
+    expected = predict_image(load_any(str(source)), torch.from_numpy(draw(3)[0][:41, :33]).permute(2, 0, 1))[0]  # type: ignore[arg-type]
+    with Image.open(tmp_path / "new.classes.png") as image:
+        assert (np.asarray(image) == expected.numpy()).mean() > 0.999
+        assert image.getpalette()[:9] == [value for color in COLORS for value in color]  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_eight_bits_that_cost_too_much_exit_4_and_leave_only_the_good_file(
+    segue: Segue, source: Path, dataset: Path
+) -> None:
+    options = ("export", source, "--int8", "--verify", dataset, "--max-drop", -100)  # nothing can gain 100 points
+    status, _, errors = segue(*options)
+    assert status == 4
+    assert "model.int8.onnx is not the model that was evaluated and was deleted: mIoU falls by" in errors
+    assert {path.name for path in (source / "export").iterdir()} == {"model.onnx", "infer.py", "parity.json"}
+    assert not json.loads((source / "export" / "parity.json").read_text())["model.int8.onnx"]["kept"]
+
+
+def test_what_cannot_be_exported_is_said_in_a_line_and_writes_nothing(
+    segue: Segue, source: Path, dataset: Path, tmp_path: Path
+) -> None:
+    deep = write_model(tmp_path / "deep", value_range=65535.0)
+    other = write_set(tmp_path / "other")
+    described = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**described, "classes": ["x", "y", "z"]}))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for arguments, message in (
+        ((source,), "--verify"),
+        ((source, "--verify", tmp_path / "gone"), "gone"),
+        ((source, "--verify", f"{dataset}:vall"), "did you mean 'val'?"),
+        ((source, "--verify", other), "has the classes x, y, z; the model knows ground"),
+        ((source, "--verify", dataset, "--images", 0), "--images 0"),
+        ((source, "--verify", dataset, "--out", tmp_path / "mine"), "holds something else"),
+        ((deep, "--verify", dataset), "only 8-bit pictures"),
+        ((tmp_path, "--verify", dataset), "holds no model"),
+        ((source, "--verify", dataset, "--onxx"), "--onnx"),
+    ):
+        status, _, errors = segue("export", *arguments)
+        assert (status, errors.count("\n")) == (2, 1), errors
+        assert message in errors
+    assert not (source / "export").exists()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
