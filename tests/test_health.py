@@ -54,6 +54,13 @@ def test_a_student_like_the_teacher_is_at_the_floor_and_a_collapsed_one_at_the_c
     assert len(verdict(collapsed, same)) == 4
 
 
+def test_patches_that_are_no_numbers_are_said_and_do_not_stop_the_look() -> None:
+    patches = torch.full((2, 4, 3), math.nan)
+    found = look(patches, patches, tau=0.5, threshold=-0.2)
+    assert set(found) == set(HEALTHY)
+    assert "no numbers" in verdict(found, HEALTHY)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

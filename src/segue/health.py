@@ -18,6 +18,7 @@ from segue.metrics import effective_rank, rank_agreement, spread
 from segue.run import Run, rank_and_world
 from segue.sections import Block, write_headline, write_section
 
+METERS = ("spread", "effective_rank", "agreement", "ranking", "floor", "constant")
 SHOWN, NEAREST = 3, 4  # images whose neighbours are shown, and how many of them
 PANELS = "panels"
 COLLAPSED = 0.02  # spread below which features are alike, whatever it was at the start
@@ -36,8 +37,11 @@ def look(student: Tensor, teacher: Tensor, *, tau: float, threshold: float) -> d
     Returns:
         ``spread`` of the student's patches in [0, 1], their ``effective_rank``, ``agreement`` with the teacher in the
         order of similarities, the ``ranking`` loss of each image with the next, its ``floor``, which is that of a
-        student like the teacher, and ``constant``, that of a student to whom all patches are alike.
+        student like the teacher, and ``constant``, that of a student to whom all patches are alike; all NaN where a
+        patch is no number.
     """
+    if not (student.isfinite().all() and teacher.isfinite().all()):
+        return dict.fromkeys(METERS, math.nan)
     pairs = [x @ x.roll(-1, 0).transpose(1, 2) for x in (student.float(), teacher.float())]
     s, t = (pair.flatten(1) for pair in pairs)
     patches = student.flatten(0, 1)
