@@ -59,7 +59,7 @@ def test_dense_probe_end_to_end_and_again(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", train=10, size=64)
     arguments = (
         data, "--out", tmp_path / "out", "--shrink", 1, "--encoder", "test_efficientnet", "--init", "random",
-        "--steps", 2, "--seeds", 0, "--few-steps", 2, "--few-crop", 32, "--", "--crop=32", "--batch=4",
+        "--steps", 2, "--seeds", 0, "--crop", 32, "--few-steps", 2, "--few-crop", 32, "--", "--batch=4",
     )  # fmt: skip
     said = run("dense_probe.py", *arguments)
     assert "test: 2 masks of 64 x 64" in said

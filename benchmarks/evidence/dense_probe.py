@@ -1,6 +1,8 @@
-"""Is an encoder better after pre-training without labels? Linear and k-NN dense probes, and training on few labels.
+r"""Is an encoder better after pre-training without labels? Linear and k-NN dense probes, and training on few labels.
 
     python benchmarks/evidence/dense_probe.py data/camvid --out runs/probe [--steps 1000] [--few-steps 800]
+    python benchmarks/evidence/dense_probe.py data/dsb2018 --out runs/nuclei --shrink 1 \
+        --train fluorescence_train --split fluorescence_test
 
 Arms: ``before`` (the weights as they came), ``ranking`` (pre-trained by soft-label ranking) and ``mse`` (the same
 steps, views, teacher and rates, but the similarities themselves are fitted). Pre-training sees the training split's
@@ -130,9 +132,9 @@ def knn_scores(feature: Tensor, bank: Tensor, shares: Tensor) -> Tensor:
     return (weights[:, :, None] * shares[best.indices]).sum(1).T.reshape(-1, *feature.shape[1:])
 
 
-def probe(encoder: Encoder, listing: Listing, split: str, seed: int) -> dict[str, float]:
+def probe(encoder: Encoder, listing: Listing, train_split: str, split: str, seed: int) -> dict[str, float]:
     """The figures of a frozen encoder."""
-    train, test = cells(encoder, listing, "train"), cells(encoder, listing, split)
+    train, test = cells(encoder, listing, train_split), cells(encoder, listing, split)
     features, shares = rows(train)
     weight, bias = linear_probe(features, shares, seed)
     linear = [(torch.einsum("kc,chw->khw", weight, f) + bias[:, None, None], mask) for f, _, mask in test]
@@ -162,7 +164,7 @@ def weights_before(options: argparse.Namespace, listing: Listing, seed: int) -> 
     torch.manual_seed(seed)
     encoder = new_encoder(options.encoder, options.init, output_stride=16, say=print)
     if not encoder.is_pretrained:
-        settle_statistics(encoder, evenly(listing.split("train"), 64, 128))
+        settle_statistics(encoder, evenly(listing.split(options.train), 64, 128))
     return encoder
 
 
@@ -174,14 +176,20 @@ def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str,
     init = options.init
     if ARMS[arm] is not None:
         if not (folder / "evaluation.json").is_file():
-            fields = {"encoder": options.encoder, "init": init, "steps": options.steps, "patience": 0}
+            fields = {
+                "encoder": options.encoder,
+                "init": init,
+                "steps": options.steps,
+                "crop": options.crop,
+                "patience": 0,
+            }
             given = [f"--{name}={value}" for name, value in fields.items()]
             given += [f"--objective={ARMS[arm]}", *extra]
-            segue(log, "pretrain", f"{data}:train", "--out", folder, "--seed", seed, *given)
+            segue(log, "pretrain", f"{data}:{options.train}", "--out", folder, "--seed", seed, *given)
         init = str(folder)
     if "linear" not in figures:
         encoder = load_encoder(init) if ARMS[arm] else weights_before(options, listing, seed)
-        figures |= probe(encoder, listing, options.split, seed)
+        figures |= probe(encoder, listing, options.train, options.split, seed)
         result.write_text(json.dumps(figures))
     if options.few_steps and "few" not in figures:
         trained = options.out / f"few_{arm}_{seed}"
@@ -189,7 +197,18 @@ def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str,
         fields |= {"crop": options.few_crop, "lr": 0.03}
         if not (trained / "evaluation.json").is_file():
             given = [f"--{name}={value}" for name, value in fields.items()]
-            segue(log, "train", data, "--method", "supervised", "--out", trained, "--seed", seed, *given)
+            segue(
+                log,
+                "train",
+                data if options.train == "train" else f"{data}:{options.train}",
+                "--method",
+                "supervised",
+                "--out",
+                trained,
+                "--seed",
+                seed,
+                *given,
+            )
         told = segue(log, "evaluate", trained, "--data", data, "--split", options.split, "--json")
         figures["few"] = 100 * json.loads(told)["scores"]["miou"]
         result.write_text(json.dumps(figures))
@@ -220,18 +239,20 @@ def table(out: Path, arms: list[str], seeds: list[int]) -> str:
 def main() -> None:
     """Runs what is not done yet and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="a canonical folder with the splits train and --split")
+    parser.add_argument("data", type=Path, help="a canonical folder with the splits --train and --split")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shrink", type=int, default=2, help="divide the sides of images and masks")
     parser.add_argument("--encoder", default="mobilenetv2_100")
     parser.add_argument("--init", default="auto")
     parser.add_argument("--steps", type=int, default=1000, help="of pre-training")
+    parser.add_argument("--crop", type=int, default=112, help="of pre-training")
     parser.add_argument("--few-steps", type=int, default=0, help="of training on 5 %% of the labels; 0: none")
     parser.add_argument("--few-crop", type=int, default=160)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--train", default="train", help="split to learn from, as fluorescence_train of DSB2018")
     parser.add_argument("--split", default="test", help="val while settings are chosen")
-    parser.epilog = "Further fields of pre-training follow a --, as: -- --crop=160 --lr=0.0001"
+    parser.epilog = "Further fields of pre-training follow a --, as: -- --lr=0.0003 --batch=16"
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     options.out.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def test_eq_1_candidates_are_the_positive_and_images_of_other_clusters() -> None
 
 @pytest.mark.parametrize("objective", ["ranking", "mse"])
 def test_eq_2_ranks_the_candidates_of_each_anchor_and_no_others(objective: str) -> None:
-    config = build(Config, {**SMALL, "objective": objective})
+    config = build(Config, {**SMALL, "objective": objective, "tau_image": 0.3})
     student, teacher = unit(6, 5), unit(6, 5, seed=1)
     may = torch.tensor([[0, 1, 0, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1]], dtype=torch.bool)
     rows, every = [], []
@@ -98,7 +98,7 @@ def test_eq_2_ranks_the_candidates_of_each_anchor_and_no_others(objective: str) 
         places = [j for j in range(6) if may[i, j]]
         s = torch.tensor([float(student[i] @ student[j]) for j in places])
         t = torch.tensor([float(teacher[i] @ teacher[j]) for j in places])
-        rows.append(float(ranking_loss(s, t)))
+        rows.append(float(ranking_loss(s, t, tau=0.3)))
         every += ((s - t) ** 2).tolist()
     expected = sum(rows) / 3 if objective == "ranking" else sum(every) / len(every)
     assert float(image_loss(student, teacher, may, config)) == pytest.approx(expected, rel=1e-5)
@@ -106,7 +106,7 @@ def test_eq_2_ranks_the_candidates_of_each_anchor_and_no_others(objective: str) 
 
 @pytest.mark.parametrize("lists", ["pair", "row", "batch"])
 def test_eq_3_ranks_the_patches_of_an_image_and_its_positive(lists: str) -> None:
-    config = build(Config, {**SMALL, "lists": lists, "others": 1, "alpha": 0.3})
+    config = build(Config, {**SMALL, "lists": lists, "others": 1, "alpha": 0.3, "tau_patch": 0.2})
     student, teacher = unit(6, 4, 5), unit(6, 4, 5, seed=1)
     s_all, t_all, match_all = [], [], []
     for x in range(3):
@@ -121,7 +121,7 @@ def test_eq_3_ranks_the_patches_of_an_image_and_its_positive(lists: str) -> None
     shape = {"pair": (3, 32), "row": (12, 8), "batch": (1, 96)}[lists]
     expected = ranking_loss(
         torch.tensor(s_all).reshape(shape), torch.tensor(t_all).reshape(shape),
-        is_match=torch.tensor(match_all).reshape(shape), alpha=0.3,
+        is_match=torch.tensor(match_all).reshape(shape), alpha=0.3, tau=0.2,
     )  # fmt: skip
     torch.testing.assert_close(patch_loss(student, teacher, config), expected, rtol=1e-5, atol=0)
 

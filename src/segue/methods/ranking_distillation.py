@@ -73,8 +73,8 @@ class Config:
         crop: side of the views, in pixels; a multiple of 16.
         area: smallest and largest share of an image that a view shows.
         batch: anchors x a step; as many positives go through the networks with them.
-        tau_image: margin of eq. 2.
-        tau_patch: margin of eq. 3.
+        tau_image: margin of eq. 2; 0.5 in the released code, whose similarities are those of prototype scores.
+        tau_patch: margin of eq. 3; as tau_image.
         threshold: theta of the ranking loss.
         image_weight: a of eq. 4.
         patch_weight: b of eq. 4.
@@ -85,8 +85,8 @@ class Config:
         embedding: length of a projection that is compared in place of the encoder's features; 0 compares those.
         variant: ``cotap`` puts the later paper's object filter and prototypes between features and similarities, and
             adds eqs. 6 to 8; ``patent`` has none of them.
-        ema_start: m_0 of eq. 5.
-        ema_end: m_1 of eq. 5.
+        ema_start: m_0 of eq. 5; 0.9997 in the released code.
+        ema_end: m_1 of eq. 5; 0.9999 in the released code.
         clusters: of k-means; 0 takes one for 20 images, from 2 to 1,000.
         positives: images of its cluster that x+ is drawn from.
         refresh: steps between two clusterings; 0 takes 100, or more where the set is large.
@@ -104,8 +104,8 @@ class Config:
     crop: int = 224
     area: tuple[float, float] = (0.25, 1.0)
     batch: int = 8
-    tau_image: float = 0.5
-    tau_patch: float = 0.5
+    tau_image: float = 0.1
+    tau_patch: float = 0.1
     threshold: float = -0.2
     image_weight: float = 1.0
     patch_weight: float = 1.0
@@ -115,7 +115,7 @@ class Config:
     objective: Literal["ranking", "mse"] = "ranking"
     embedding: int = 0
     variant: Literal["patent", "cotap"] = "patent"
-    ema_start: float = 0.996
+    ema_start: float = 0.9995
     ema_end: float = 0.9999
     clusters: int = 0
     positives: int = 7
