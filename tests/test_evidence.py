@@ -63,7 +63,7 @@ def test_dense_probe_end_to_end_and_again(tmp_path: Path) -> None:
     )  # fmt: skip
     said = run("dense_probe.py", *arguments)
     assert "test: 2 masks of 64 x 64" in said
-    assert said.count("seed 0: linear") == 3
+    assert said.count("seed 0: linear") == 4
     assert (tmp_path / "out" / "ranking_0" / "model" / "model.yaml").is_file()
     (tmp_path / "out" / "ranking_0.json").unlink()  # as if cut before it was probed
     assert run("dense_probe.py", *arguments).splitlines()[-3:] == said.splitlines()[-3:]

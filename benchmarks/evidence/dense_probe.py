@@ -4,7 +4,8 @@ r"""Is an encoder better after pre-training without labels? Linear and k-NN dens
     python benchmarks/evidence/dense_probe.py data/dsb2018 --out runs/nuclei --shrink 1 \
         --train fluorescence_train --split fluorescence_test
 
-Arms: ``before`` (the weights as they came), ``ranking`` (pre-trained by soft-label ranking) and ``mse`` (the same
+Arms: ``before`` (the weights as they came), ``norms`` (the same passes, but no weight moves: the statistics of batch
+normalisation come to be those of these images), ``ranking`` (pre-trained by soft-label ranking) and ``mse`` (the same
 steps, views, teacher and rates, but the similarities themselves are fitted). Pre-training sees the training split's
 images alone, and none of their masks. Then, with the encoder frozen,
 
@@ -43,7 +44,12 @@ from segue.metrics import Confusion
 from segue.models.encoder import Encoder, settle_statistics
 from segue.weights import load_encoder, new_encoder
 
-ARMS = {"before": None, "ranking": "ranking", "mse": "mse"}
+ARMS: dict[str, tuple[str, ...]] = {  # what each adds to the command; nothing: no pre-training
+    "before": (),
+    "norms": ("--objective=ranking", "--lr=0"),
+    "ranking": ("--objective=ranking",),
+    "mse": ("--objective=mse",),
+}
 BANK, NEIGHBOURS, TEMPERATURE = 8000, 20, 0.07
 SMALL_WIDTH = 100
 PROBE_STEPS, PROBE_BATCH, PROBE_LR = 2000, 1024, 3e-3
@@ -174,7 +180,7 @@ def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str,
     result, log = folder.with_suffix(".json"), folder.with_suffix(".log")
     figures: dict[str, float] = json.loads(result.read_text()) if result.is_file() else {}
     init = options.init
-    if ARMS[arm] is not None:
+    if ARMS[arm]:
         if not (folder / "evaluation.json").is_file():
             fields = {
                 "encoder": options.encoder,
@@ -184,7 +190,7 @@ def run_arm(data: Path, listing: Listing, options: argparse.Namespace, arm: str,
                 "patience": 0,
             }
             given = [f"--{name}={value}" for name, value in fields.items()]
-            given += [f"--objective={ARMS[arm]}", *extra]
+            given += [*extra, *ARMS[arm]]
             segue(log, "pretrain", f"{data}:{options.train}", "--out", folder, "--seed", seed, *given)
         init = str(folder)
     if "linear" not in figures:
