@@ -198,6 +198,20 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert "1 unreadable" in output
 
 
+def test_images_of_sixteen_bits_are_suggested_too(segue: Cli, encoder_run: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "deep").mkdir()
+    for i in range(4):
+        pixels = (generator.random((32, 32)) * 60000).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "deep" / f"{i}.png")
+    out = tmp_path / "next"
+    status, _, said = segue("suggest", tmp_path / "deep", "--model", encoder_run, "--n", 2, "--out", out)
+    assert status == 0, said
+    with Image.open(out / "contact.jpg") as sheet:
+        grey = np.asarray(sheet.convert("L"))[8 + 104 : 8 + 136, 8 + 104 : 8 + 136]  # the first picture, in its cell
+    assert grey.std() > 20  # neither black nor clipped
+
+
 def test_masks_are_left_alone(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:
     (dataset / "labels" / "train_000.png").write_bytes(b"not looked at")
     assert len(open_listing(str(dataset)).classes) == 3

@@ -26,7 +26,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segue.data.finding import printable
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, open_image, picture_size, to_rgb
+from segue.data.sample import Array, DataError, Tones, picture_size
+from segue.data.tones import read_rgb
 from segue.data.unlabelled import ImageSet
 from segue.embeddings import centred, embed_images
 from segue.models.encoder import Encoder
@@ -213,7 +214,7 @@ def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] = ()) -> list[str]:
+def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] = (), tones: Tones = ()) -> list[str]:
     """Writes everything somebody who labels needs into ``out``; the files' names.
 
     ``chosen.txt`` (names, as ``segue train --labels`` takes them), ``suggestion.json`` and ``.csv`` (with reasons),
@@ -228,7 +229,7 @@ def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] =
     writer.writeheader()
     writer.writerows(asdict(one) for one in chosen)
     write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
-    contact_sheet(chosen).save(out / "contact.jpg", quality=88)
+    contact_sheet(chosen, tones).save(out / "contact.jpg", quality=88)
     with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
         for one in chosen:
             path = Path(one.image)
@@ -264,7 +265,7 @@ def cvat_task(chosen: Sequence[Chosen], classes: Sequence[str]) -> bytes:
     return written
 
 
-def contact_sheet(chosen: Sequence[Chosen]) -> Image.Image:
+def contact_sheet(chosen: Sequence[Chosen], tones: Tones) -> Image.Image:
     """The chosen images side by side, numbered, with their names and the first reason."""
     tall = -(-len(chosen) // COLUMNS)
     columns = min(COLUMNS, len(chosen))
@@ -272,7 +273,7 @@ def contact_sheet(chosen: Sequence[Chosen]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (THUMB + 8) + 8, tall * (cell + 8) + 8), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, one in enumerate(chosen):
-        picture = to_rgb(open_image(Path(one.image)), Path(one.image))
+        picture = read_rgb(Path(one.image), tones)
         picture.thumbnail((THUMB, THUMB))
         x, y = 8 + i % COLUMNS * (THUMB + 8), 8 + i // COLUMNS * (cell + 8)
         sheet.paste(picture, (x + (THUMB - picture.width) // 2, y + (THUMB - picture.height) // 2))

@@ -173,7 +173,7 @@ def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
             images, encoder, model, arguments.n, labelled=labelled_names(Path(arguments.model)), seed=arguments.seed,
             tick=tick,
         )  # fmt: skip
-    written = write_suggestion(found, out, model.spec.classes if model else ())
+    written = write_suggestion(found, out, model.spec.classes if model else (), images.images[0].tones)
     if arguments.json:
         print(json.dumps({**asdict(found), "out": str(out)}))  # noqa: T201
         return 0
