@@ -304,6 +304,21 @@ def test_each_note_is_said_and_does_not_stop_by_itself(dataset: Path, fault: Fau
     assert not named[0].stop
 
 
+LEFT_OUT = {"E106-image": 1, "E106-mask": 1, "E106-renamed": 2, "E107": 8, "E108-half": 1, "E110": 1, "E130-loop": 1}
+
+
+@pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
+def test_what_is_left_out_is_counted(dataset: Path, fault: Fault, segue: Any) -> None:
+    fault.make(dataset)
+    told = json.loads(segue("check", dataset, "--json")[1])["sets"][0]
+    assert told["used"] + told["dropped"] == told["found"]
+    name = names([fault])[0]
+    if name in LEFT_OUT:
+        assert told["dropped"] == LEFT_OUT[name]
+    if fault.options and fault.options.get("skip_bad"):
+        assert (told["dropped"], told["used"]) == (1, 7)
+
+
 SINGLE = [f for f in STOPS if f.code in ("E101", "E105", "E108", "E110", "E111", "E112", "E113", "E130") and f.options]
 
 

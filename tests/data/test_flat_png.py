@@ -76,6 +76,7 @@ def test_files_that_are_not_plain_are_left_to_pillow(tmp_path: Path) -> None:
         grey(2, 2, rows + b"\0"),
         grey(2, 2, rows) + b"more",
         grey(2, 2, rows)[:-12],
+        grey(2, 40, b"\0\1\2" * 39 + b"\1\1\2"),
         grey(2, 2, rows).replace(b"IDAT", b"IDAU"),
         grey(0, 2, b"\0\0"),
         grey(1 << 15, 1 << 15, rows),

@@ -24,7 +24,7 @@ from PIL import Image
 from segue.config import Data
 from segue.data.audit import Audit, audit
 from segue.data.layouts import open_listing
-from segue.data.sample import DataError
+from segue.data.sample import DataError, open_image, picture_size
 from segue.data.training import open_training
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -262,6 +262,13 @@ def test_any_json_as_the_description(root: Path, key: str, value: object) -> Non
         outcome(root)
     finally:
         path.write_text(before)
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (open_image, picture_size):
+        with pytest.raises(DataError, match=r"a\.png is no plain file"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b'{"classes": 1e999}', b"1" * 5000])

@@ -40,12 +40,14 @@ class Audit:
     def account(self) -> dict[str, int]:
         """Images and masks that were found, and what becomes of them: used + dropped == found."""
         images = {pair.image: pair for split in self.listing.splits.values() for pair in split}
+        labelled = any(pair.mask is not None for pair in images.values())
+        used = sum(
+            image not in self.facts.bad and (pair.mask is not None or not labelled) for image, pair in images.items()
+        )
         bad = len(self.facts.bad.keys() & images.keys())
         bare = sum(pair.mask is None and image not in self.facts.bad for image, pair in images.items())
-        labelled = any(pair.mask is not None for pair in images.values())
         dropped = bad + (bare if labelled else 0) + len(self.listing.stray)
-        found = len(images) + len(self.listing.stray)
-        return {"found": found, "used": found - dropped, "dropped": dropped}
+        return {"found": len(images) + len(self.listing.stray), "used": used, "dropped": dropped}
 
     def plain(self) -> dict[str, Any]:
         """Everything, with every occurrence, ready for JSON."""
