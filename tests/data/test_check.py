@@ -20,8 +20,8 @@ from segue.config import Data
 from segue.data.audit import audit
 from segue.data.check import check
 from segue.data.finding import Finding
-from segue.data.layouts import open_listing
-from segue.data.sample import DataError
+from segue.data.layouts import LAYOUTS, open_listing
+from segue.data.sample import DataError, write_label_map
 from segue.data.training import open_training
 from segue.progress import track
 
@@ -124,6 +124,12 @@ def unlink(path: Path) -> None:
     path.unlink()
 
 
+def swapped_palette(root: Path) -> None:
+    for path in sorted((root / "labels").iterdir()):
+        with Image.open(path) as image:
+            write_label_map(path, np.array(image), [COLORS[0], COLORS[2], COLORS[1]])
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault, how it is made, what is said of it, and the training options that its message prints as a mend."""
@@ -190,6 +196,7 @@ STOPS = [
               [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "instances").iterdir()])),
 ]  # fmt: skip
 NOTES = [
+    Fault("W104", swapped_palette, MASK.replace("002", "000"), "order of the palette"),
     Fault("W109", turned, IMAGE, "Nothing to do"),
     Fault("W114", lambda r: Image.fromarray(draw(2)[0]).convert("L").save(r / IMAGE_FILE), "L (1 images)",
           "Nothing to do"),
@@ -488,3 +495,15 @@ def test_a_model_of_other_classes_is_named(dataset: Path, tmp_path: Path, segue:
     status, output, _ = segue("check", dataset, "--model", model)
     assert status == 2
     assert "E132" in output and "another order" in output and "--map 0:1,1:0,2:2" in output
+
+
+def test_the_docs_name_every_code_and_every_layout() -> None:
+    root = Path(__file__).parents[2]
+    said = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (root / "src" / "segue" / "data").glob("*.py"))
+    spans = re.findall(r"([EW])(\d{3}) to [EW](\d{3})", said)
+    listed = set(re.findall(r"\b[EW]1\d\d\b", said)) | {
+        f"{kind}{number}" for kind, first, last in spans for number in range(int(first), int(last) + 1)
+    }
+    assert set(re.findall(r'"([EW]1\d\d)"', code)) <= listed
+    assert all(f"`{name}`" in said for name in LAYOUTS)

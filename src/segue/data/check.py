@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from segue.allocator import keep_freed_memory
 from segue.data import leaks
 from segue.data.decoder import Decoder
 from segue.data.facts import BAD_FILES, Facts
 from segue.data.finding import Finding, merged
-from segue.data.inspection import MANY_VALUES, Inspector
+from segue.data.inspection import MANY_VALUES, Inspector, size_or_fault
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError
 from segue.data.tones import drops_bands
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
@@ -68,7 +69,7 @@ def check(
         for _ in range(count):
             tick()
     findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
-    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
+    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing) + _palette(listing, pairs)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
     if hashes:
         split_of = {str(image): names[-1] for image, names in owner.items()}
@@ -289,6 +290,32 @@ def _modes(facts: Facts, root: str) -> list[Finding]:
                     "Nothing to do, if that is meant.")
         )  # fmt: skip
     return found
+
+
+def _palette(listing: Listing, pairs: Sequence[Pair]) -> list[Finding]:
+    """W104: the palette of the first mask gives an index the colour of another class."""
+    first = next((pair.mask for pair in pairs if pair.mask and not pair.outlines and not pair.segments), None)
+    if first is None or not listing.colors or isinstance(size_or_fault(first), Finding):
+        return []
+    try:
+        with Image.open(first, formats=FORMATS) as mask:
+            flat = mask.getpalette() or [] if mask.mode == "P" else []
+    except UNREADABLE:
+        return []  # said already
+    names: dict[tuple[int, ...], str] = dict(zip(listing.colors, listing.classes, strict=True))
+    stored = {value: tuple(flat[3 * value : 3 * value + 3]) for value in listing.ids if 3 * value + 3 <= len(flat)}
+    other = [
+        f"{first} (index {value}: colour of {names[stored[value]]}, class {listing.classes[index]})"
+        for value, index in sorted(listing.ids.items())
+        if index < len(listing.classes) and stored.get(value) in names and stored[value] != listing.colors[index]
+    ]
+    if not other:
+        return []
+    return [
+        Finding("W104", "the palette of a mask gives an index the colour of another class", tuple(other),
+                "The index counts and the palette is for the eye; one of them may be wrong.",
+                "Put the class list into the order of the palette, or pass over this.")
+    ]  # fmt: skip
 
 
 def _few(listing: Listing) -> list[Finding]:
