@@ -400,7 +400,7 @@ def evaluate(
         data, layout, mapping = at["data"], at["layout"], mapping or at["map"]
         by_region = described["identity"]["config"].get("by_region", False)
     listing = open_listing(data, layout)
-    listing = listing.extended(parse_map(mapping, listing))
+    listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
     if isinstance(network, MaskClassifier):
         return measure_panoptic(network, panoptic_set(listing, network, str(model), split, by_region))
     if listing.classes != network.spec.classes:
@@ -408,8 +408,7 @@ def evaluate(
             f"{model} knows the classes {', '.join(network.spec.classes)}; "
             f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
         )
-    pairs = toned(masked(listing, split), network.spec.tones)
-    return measure(network, Whole(pairs, Decoder.of(listing)), listing.classes)
+    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
 
 
 def masked(listing: Listing, split: str) -> tuple[Pair, ...]:

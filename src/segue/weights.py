@@ -337,7 +337,7 @@ def new_mask_classifier(
     state, origin = encoder_weights(init, encoder)
     try:
         spec = MaskClassifierSpec(
-            encoder, listing.classes, listing.colors, listing.things, mean=mean, std=std, **numbers
+            encoder, listing.classes, listing.colors, listing.things, mean=mean, std=std, tones=listing.tones, **numbers
         )  # fmt: skip
         model = MaskClassifier(spec)
     except ValueError as error:

@@ -264,6 +264,19 @@ def test_any_json_as_the_description(root: Path, key: str, value: object) -> Non
         path.write_text(before)
 
 
+def test_an_empty_chunk_behind_the_pixels_is_a_named_fault(root: Path) -> None:
+    path = root / "images" / "train_000.png"
+    before = path.read_bytes()
+    empty = b"\0\0\0\0gAMA\xaeB`\x82"  # Pillow unpacks four bytes of it
+    try:
+        path.write_bytes(before[:-12] + empty + before[-12:])
+        assert [finding.code for finding in looked(root).findings if finding.stop] == ["E111"]
+        with pytest.raises(DataError, match=r"train_000\.png cannot be read"):
+            open_image(path)
+    finally:
+        path.write_bytes(before)
+
+
 def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     for read in (open_image, picture_size):

@@ -5,6 +5,8 @@ known; ``name`` str. Panoptic samples hold ``masks`` bool (N, H, W), ``labels`` 
 Absent keys are absent, never ``None``.
 """
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,10 @@ Tones = tuple[tuple[str, float, float], ...]
 
 
 # What Pillow raises for files that are no sound picture; `DataError` is among them.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+    *(struct.error, zlib.error, EOFError, LookupError, ArithmeticError, TypeError),  # of damaged chunks and tags
+)
 
 
 class DataError(ValueError):
@@ -60,7 +65,7 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         size = path.stat().st_size
         what = "is empty (0 bytes)" if size == 0 else f"cannot be read as an image ({error}; {size} bytes)"
         raise DataError(f"{path} {what}; export it again or take it out of the folder") from None

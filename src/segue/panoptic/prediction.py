@@ -43,7 +43,7 @@ def predict_panoptic(model: MaskClassifier, pairs: Sequence[Pair]) -> Iterator[P
     """
     model.eval()
     for pair in pairs:
-        image = np.array(read_rgb(pair.image, pair.tones))
+        image = np.array(read_rgb(pair.image, model.spec.tones))
         yield PanopticPrediction(pair.name, image, panoptic_map(model, torch.from_numpy(image).permute(2, 0, 1)))
 
 
