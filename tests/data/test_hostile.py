@@ -310,3 +310,13 @@ def test_a_bomb_in_a_text_chunk_and_a_long_animation_are_cheap(tmp_path: Path) -
     assert outcome(root) >= 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
     assert time.process_time() - started < 10
+
+
+@pytest.mark.slow
+def test_a_file_larger_than_the_memory_allowed_is_read_in_pieces(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=3, val=2, test=1)
+    with (root / "images" / "train_000.png").open("r+b") as file:
+        file.truncate(1 << 30)  # a sound picture, and holes behind it
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcome(root)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10

@@ -118,7 +118,8 @@ class Inspector:
             if pixels and is_deep(seen.mode):
                 self._deep(seen)
             if self.hashes:
-                seen.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+                with path.open("rb") as file:  # in pieces: a file may be larger than the memory
+                    seen.digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         except UNREADABLE as error:
             seen.size = None
             seen.findings.append(unreadable(path, str(error), self.root))
