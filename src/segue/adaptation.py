@@ -85,8 +85,11 @@ def conclude(run: Run, *, limit: float, class_limit: float) -> None:
         keep_source_only(run.out)
     write_atomically(run.out / DECISION, json.dumps(decision).encode())
     write_headline(run, decision["reason"], is_warning=decision["release"] is not True)
-    classes = _read(run.out / "run.json")["data"]["classes"]
+    data = _read(run.out / "run.json")["data"]
+    classes = data["classes"]
     logs = {"adapted": looks(run), SOURCE_ONLY: looks(run.child(BASELINE))}
+    notes: list[Block] = [{"text": f"{note[:1].upper()}{note[1:]}."} for note in data["notes"]]
+    write_section(run, "05_domains", "The two domains", notes)
     write_section(run, "10_target", "What the target shows", target_blocks(logs, classes))
     write_section(run, "20_gate", "What the gate kept", gate_blocks(logs["adapted"], classes))
     run.say(decision["reason"])
