@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY, options, write_set
+from conftest import CLASSES, TINY, options, torchrun, write_set
 from PIL import Image
 
 import segue as library
@@ -267,3 +267,15 @@ def test_adaptation_beats_source_only_on_dark_pictures(tmp_path: Path) -> None:
         json.loads((folder / "evaluation.json").read_text())["scores"]["miou"] for folder in (out / "baseline", out)
     )
     assert adapted > plain + 0.2, (plain, adapted)
+
+
+@pytest.mark.slow
+def test_two_processes_adapt_and_the_first_decides(dataset: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fields = options(passes=1, looks=2, steps=4, limit=100, class_limit=100)
+    done = torchrun("-m", "segue", "adapt", "--source", str(dataset), "--target", f"{target}:train",
+                    "--val", f"{target}:val", "--out", str(out), *RUN, *fields, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["release"] is True
+    assert (out / "report.html").is_file()

@@ -110,11 +110,7 @@ def extend_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     given = ["--help"] if arguments.fields else [f"--model={arguments.model}", *rest]
     config = parse_fields(kind, given, f"segue extend --method {name}", data=arguments.new)
     out = run_extension(name, config, Path(arguments.out), surroundings(arguments))
-    decision = json.loads((out / "decision.json").read_text(encoding="utf-8"))
-    if arguments.json:
-        scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
-        print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
-    return GATE_EXIT if decision["release"] is False else 0
+    return report_decision(out, as_json=arguments.json)
 
 
 def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -143,8 +139,17 @@ def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = [f"--{option}={json.dumps(v) if option == 'source' else v}" for option, v in given.items() if v]
     config = parse_fields(kind, ["--help"] if arguments.fields else [*options, *rest], f"segue adapt --method {name}")
     out = run_adaptation(name, config, Path(arguments.out), surroundings(arguments))
+    return report_decision(out, as_json=arguments.json)
+
+
+def report_decision(out: Path, *, as_json: bool) -> int:
+    """The exit status that ``decision.json`` asks for; prints the result as JSON on demand."""
+    from segue.run import rank_and_world
+
+    if rank_and_world()[0]:
+        return 0  # the first process decides, and may still be measuring
     decision = json.loads((out / "decision.json").read_text(encoding="utf-8"))
-    if arguments.json:
+    if as_json:
         scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8")).get("scores")
         print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
     return GATE_EXIT if decision["release"] is False else 0
