@@ -110,7 +110,14 @@ def test_from_two_folders_to_predictions(segue: Segue, dataset: Path, target: Pa
     assert any("consistency" in line for line in lines)
     assert "consistency" not in (out / "baseline" / "log.jsonl").read_text()
     page = (out / "report.html").read_text()
-    for text in ("What the gate kept", "The source in the target", "Pictures of the target", "source_only", "Released"):
+    for text in (
+        "What the gate kept",
+        "The source in the target",
+        "Pictures of the target",
+        "source_only",
+        "Released",
+        "Among the source",
+    ):
         assert text in page, text
     assert page.count("data:image/jpeg") >= 3 * 6 + 6
     status, output, _ = segue("evaluate", out, "--json")

@@ -90,7 +90,7 @@ def conclude(run: Run, *, limit: float, class_limit: float) -> None:
     logs = {"adapted": looks(run), SOURCE_ONLY: looks(run.child(BASELINE))}
     notes: list[Block] = [{"text": f"{note[:1].upper()}{note[1:]}."} for note in data["notes"]]
     write_section(run, "05_domains", "The two domains", notes)
-    write_section(run, "10_target", "What the target shows", target_blocks(logs, classes))
+    write_section(run, "10_target", "What the target shows", target_blocks(logs, data["shares"]))
     write_section(run, "20_gate", "What the gate kept", gate_blocks(logs["adapted"], classes))
     run.say(decision["reason"])
 
@@ -132,8 +132,13 @@ def plot(title: str, series: Mapping[str, list[list[float]]]) -> list[Block]:
     return [{"lines": {"title": title, "x": "step", "y": "%", "series": drawn}}] if drawn else []
 
 
-def target_blocks(logs: Mapping[str, Sequence[Mapping[str, Any]]], classes: Sequence[str]) -> list[Block]:
-    """Label-free numbers of both models over the steps, and the classes that they predict at the end."""
+def target_blocks(logs: Mapping[str, Sequence[Mapping[str, Any]]], shares: Mapping[str, float]) -> list[Block]:
+    """Label-free numbers of both models over the steps, and the classes that they predict at the end.
+
+    Args:
+        logs: the looks of each model.
+        shares: of each class among the source's labels.
+    """
     blocks: list[Block] = [
         {
             "text": "Measured on target pictures without any label; none of it is an accuracy. Entropy is low where "
@@ -146,8 +151,11 @@ def target_blocks(logs: Mapping[str, Sequence[Mapping[str, Any]]], classes: Sequ
     for name in ("entropy", "information", "agreement", "drift"):
         blocks += plot(name, {arm: curve(lines, name) for arm, lines in logs.items()})
     ends = {arm: lines[-1] for arm, lines in logs.items() if lines}
-    head = ["Class", *(f"Predicted by {arm}, %" for arm in ends)]
-    rows = [[name, *(_percent(end.get(f"share/{name}")) for end in ends.values())] for name in classes]
+    head = ["Class", "Among the source's labels, %", *(f"Predicted by {arm}, %" for arm in ends)]
+    rows = [
+        [name, _percent(share), *(_percent(end.get(f"share/{name}")) for end in ends.values())]
+        for name, share in shares.items()
+    ]
     return [*blocks, {"table": {"head": head, "rows": rows}}]
 
 
@@ -188,17 +196,18 @@ def show_styles(
         target: pictures of the target.
         style, band: as of `segue.data.style.styled`.
     """
-    shown = []
+    blocks: list[Block] = [
+        {"text": "What the student learns the labels on. Objects must be where they were, and nothing may look torn."}
+    ]
     rows = zip(spread(sources, STYLES), spread(learnt, STYLES), cycle(spread(target, STYLES)), strict=False)
     for i, pairs in enumerate(rows):
         before, after, theirs = (read_rgb(pair.image, pair.tones) for pair in pairs)
         reference = np.asarray(theirs.resize(after.size, Image.Resampling.BILINEAR))
         panels = {"source": before, "target": theirs,
                   "learnt from": Image.fromarray(styled(np.asarray(after), reference, style, band=band))}  # fmt: skip
-        for j, (what, panel) in enumerate(panels.items()):
-            shown.append([_panel(run, f"style_{i:02d}_{j}", panel), what])
-    text = "What the student learns the labels on. Objects must be where they were, and nothing may look torn."
-    write_section(run, "30_styles", "The source in the target's style", [{"text": text}, {"pictures": shown}])
+        shown = [[_panel(run, f"style_{i:02d}_{j}", panel), what] for j, (what, panel) in enumerate(panels.items())]
+        blocks.append({"pictures": shown})
+    write_section(run, "30_styles", "The source in the target's style", blocks)
 
 
 @torch.inference_mode()

@@ -99,6 +99,7 @@ class DomainData:
             "labelled_names": [pair.name for pair in self.labelled()],
             "warnings": [str(finding) for finding in self.warnings],
             "notes": list(self.notes),
+            "shares": dict(zip(self.classes, self.shares.tolist(), strict=True)),
             "validation_at": dict(self.validation_at),
         }
 
