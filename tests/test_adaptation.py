@@ -13,6 +13,8 @@ from PIL import Image
 
 import segue as library
 from segue.adaptation import curve, darkened, decide, keep_source_only
+from segue.report import model_of
+from segue.report.arm import Arm
 from segue.weights import load_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -133,6 +135,7 @@ def test_from_two_folders_to_predictions(segue: Segue, dataset: Path, target: Pa
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_harmful_pair_leaves_the_source_only_model(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     """The unrelated target is grey fog, in whose style nothing can be seen; ``val`` holds scenes like the source's."""
     fog = tmp_path / "fog"
@@ -153,6 +156,8 @@ def test_a_harmful_pair_leaves_the_source_only_model(segue: Segue, dataset: Path
     kept, plain, adapted = (load_model(str(path)).state_dict() for path in (out, out / "baseline", out / "rejected"))
     assert all(torch.equal(kept[name], plain[name]) for name in plain)
     assert not all(torch.equal(kept[name], adapted[name]) for name in adapted)
+    shown = [model_of(Arm.read("method", out)), model_of(Arm.read("baseline", out / "baseline"))]
+    assert shown == [out / "rejected", out / "baseline"]  # the report's pictures are of what its scores are of
     status, output, _ = segue("evaluate", out, "--json")
     baseline = json.loads((out / "baseline" / "evaluation.json").read_text())["scores"]["miou"]
     assert json.loads(output)["scores"]["miou"] == pytest.approx(baseline)
@@ -207,7 +212,7 @@ def test_several_sources_and_a_map(segue: Segue, dataset: Path, target: Path, tm
 
 def test_settings_of_a_run_are_taken_again(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
-    assert adapt(segue, dataset, f"{target}:train", first, steps=4)[0] == 0
+    assert adapt(segue, dataset, f"{target}:train", first, steps=2, looks=1)[0] == 0
     status, _, errors = segue("adapt", "--config", first / "config.yaml", "--out", tmp_path / "second", *RUN)
     assert status == 0, errors
     for name in ("model", "baseline/model"):
