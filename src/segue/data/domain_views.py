@@ -43,7 +43,7 @@ class DomainViews(Dataset[Sample]):
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
     style: Style = "none"
-    band: float = 0.01
+    band: float = 0.05
     strong: bool = False
     gives_target: bool = True
 
