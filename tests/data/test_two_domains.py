@@ -174,6 +174,25 @@ def test_translated_pictures_take_the_place_of_the_source(source: Path, bare: Pa
         opened(source, bare, translated=str(tmp_path / "nowhere"))
 
 
+def test_deep_pictures_are_read_by_the_rule_of_their_set_and_the_model_keeps_the_targets(
+    source: Path, target: Path
+) -> None:
+    for root, gain in ((source, 10), (target, 200)):
+        for path in (root / "images").iterdir():
+            with Image.open(path) as image:
+                grey = np.asarray(image.convert("L"), np.uint16)
+            Image.fromarray(grey * gain).save(path)
+    data = opened(source, f"{target}:train", val=f"{target}:val")
+    (kind, black, white), (ours,) = data.listing.tones[0], {pair.tones for pair in data.labelled()}
+    assert {pair.tones for pair in (*data.target, *data.val)} == {data.listing.tones}
+    assert ours[0][0] == kind
+    assert 15 < (white - black) / (ours[0][2] - ours[0][1]) < 25  # the target's range is twenty times as wide
+    for pair, decoder in ((data.labelled()[0], data.sources[0].decoder), (data.val[0], data.decoder)):
+        picture = Whole((pair,), decoder)[0]["image"]
+        assert int(picture.max()) > 180
+        assert int(picture.min()) < 75
+
+
 def test_small_pictures_are_said(source: Path, bare: Path) -> None:
     data = opened(source, bare, crop=64)
     assert any("3 of 3 target images are smaller than --crop 64" in note for note in data.notes)

@@ -1,5 +1,7 @@
 """Two domains opened for adaptation: labelled sources, a target whose labels nobody reads, and perhaps labelled
-pictures of the target's domain to validate on."""
+pictures of the target's domain to validate on.
+
+Pictures deeper than 8 bits are read by the rule of their own set (`segue.data.tones`); the model keeps the target's."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +17,8 @@ from segue.data.decoder import Decoder
 from segue.data.facts import Facts
 from segue.data.finding import Finding, printable
 from segue.data.layouts import open_images, open_listing, split_address
-from segue.data.listing import Listing, Pair, images_in
-from segue.data.sample import IGNORE, Array, DataError, picture_size
+from segue.data.listing import Listing, Pair, images_in, toned
+from segue.data.sample import IGNORE, Array, DataError, Tones, picture_size
 
 UNREADABLE = "unreadable (--skip_bad)"
 
@@ -99,6 +101,7 @@ class DomainData:
             "labelled_names": [pair.name for pair in self.labelled()],
             "warnings": [str(finding) for finding in self.warnings],
             "notes": list(self.notes),
+            "tones": [list(rule) for rule in self.listing.tones],
             "shares": dict(zip(self.classes, self.shares.tolist(), strict=True)),
             "validation_at": dict(self.validation_at),
         }
@@ -157,11 +160,11 @@ def open_domains(config: Domains, *, crop: int) -> DomainData:
     if config.translated:
         _one_name_each(sources, config.translated)
     bookkeeping.never_seen(known.classes, shares)
-    pairs = bookkeeping.val if val is not None else ()
+    pairs = toned(bookkeeping.val, bookkeeping.tones)
     target = bookkeeping.apart(target, sources, pairs)
     bookkeeping.small(target, sources, crop)
     return DomainData(
-        listing=replace(known, root=split_address(config.target)[0]),
+        listing=replace(known, root=split_address(config.target)[0], tones=bookkeeping.tones),
         sources=tuple(sources), target=target, val=pairs, decoder=Decoder.of(val or known),
         shares=shares / max(shares.sum(), 1), found=bookkeeping.found, dropped=bookkeeping.dropped,
         notes=tuple(bookkeeping.notes), warnings=tuple(bookkeeping.warnings),
@@ -180,6 +183,8 @@ class _Bookkeeping:
         self.pixels: list[Array] = []  # of each class, by source
         self.val: tuple[Pair, ...] = ()
         self.val_split = ""
+        self.val_tones: Tones = ()
+        self.tones: Tones = ()  # of the target, and so of the model
 
     def drop(self, why: str, count: int) -> None:
         """Notes pictures that are not used."""
@@ -209,7 +214,7 @@ class _Bookkeeping:
         name = usual if usual in listing.splits else next(iter(listing.splits))
         listing = replace(listing, splits={name: listing.splits[name]})
         facts = self.checked(listing)
-        pairs = tuple(p for p in listing.splits[name] if p.image not in facts.bad)
+        pairs = tuple(p for p in toned(listing.splits[name], facts.tones) if p.image not in facts.bad)
         masked = tuple(pair for pair in pairs if pair.mask is not None)
         if not masked:
             raise DataError(f"{option} {address}: the split {name!r} has no mask that can be used")
@@ -220,7 +225,7 @@ class _Bookkeeping:
             self.drop("of a source without a mask", len(pairs) - len(masked))
             self.pixels.append(facts.pixels)
         else:
-            self.val, self.val_split = masked, name
+            self.val, self.val_split, self.val_tones = masked, name, facts.tones
         return replace(listing, splits={name: masked})
 
     def target(self, address: str) -> tuple[tuple[Pair, ...], Listing | None]:
@@ -237,7 +242,8 @@ class _Bookkeeping:
         facts = self.checked(Listing(root, "images", (), (), {"target": pairs}, {}), has_labels=False)
         self.found += len(pairs)
         self.drop(UNREADABLE, len(facts.bad))
-        kept = tuple(pair for pair in pairs if pair.image not in facts.bad)
+        self.tones = (*facts.tones, *(rule for rule in self.val_tones if rule[0] not in {k for k, *_ in facts.tones}))
+        kept = tuple(pair for pair in toned(pairs, self.tones) if pair.image not in facts.bad)
         if not kept:
             raise DataError(f"--target {address} holds no image that can be read")
         if listing is not None and any(pair.mask for part in listing.splits.values() for pair in part):
