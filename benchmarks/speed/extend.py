@@ -76,7 +76,8 @@ def method_and_batch(side: int, batch: int) -> tuple[IncrementalPanoptic, dict[s
     segments[:, 10:60, 20:80], segments[:, 100:140, 90:200] = 1, 2
     labels = torch.full((batch, 255), -1)
     labels[:, :2] = CLASSES
-    return method, {"image": images, "segments": segments, "labels": labels}
+    known = torch.ones(batch, dtype=torch.bool)
+    return method, {"image": images, "segments": segments, "labels": labels, "is_labelled": known}
 
 
 def step_runs(side: int = 256, batch: int = 2) -> tuple[Runs, str]:

@@ -212,6 +212,9 @@ def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> 
     if config.max_forget < 0:
         raise UsageError(f"--max-forget {config.max_forget:g}: give the points of PQ that may be lost, at least 0")
 
+    if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
+        raise UsageError("--unlabeled: images of old scenes need --pseudo true and a --replay-share between 0 and 1")
+
     def open_data() -> Extension:
         return open_extension(
             config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from segue.methods.incremental_panoptic import (
-    REASONS,
+    FATES,
     IncrementalPanoptic,
     Rules,
     distillation_loss,
     distillation_weight,
     enough_left,
     historic_labels,
+    joined,
     matches_true,
     old_masks,
     pixel_owners,
@@ -99,11 +100,11 @@ def test_pseudo_labels_equal_the_plain_reference(rules: Rules) -> None:
     kept = 0
     for seed in range(24):
         p, s, g = random_case(seed)
-        labels, masks, reasons = pseudo_labels(p, s, g, rules)
+        labels, masks, fates = pseudo_labels(p, s, g, rules)
         expected = plain_pseudo_labels(p, s, g, rules)
         found = [(int(c), {tuple(x) for x in m.nonzero().tolist()}) for c, m in zip(labels, masks, strict=True)]
         assert found == expected
-        assert int((reasons == 0).sum()) == len(found)
+        assert int((fates == 0).sum()) == len(found)
         kept += len(found)
     assert kept > 10
 
@@ -167,8 +168,8 @@ def test_each_dropped_mask_has_its_reason() -> None:
     s[4, 0, 4:8] = 0.9
     truth = torch.zeros(1, 1, 10, dtype=torch.bool)
     truth[0, 0, :4] = True
-    labels, masks, reasons = pseudo_labels(p, s, truth, RULES)
-    assert [REASONS[i] for i in reasons.tolist()] == [REASONS[1], REASONS[2], REASONS[3], REASONS[4], REASONS[0]]
+    labels, masks, fates = pseudo_labels(p, s, truth, RULES)
+    assert [FATES[i] for i in fates.tolist()] == [FATES[1], FATES[2], FATES[3], FATES[4], FATES[0]]
     assert labels.tolist() == [1]
     assert masks[0, 0].nonzero().flatten().tolist() == [4, 5, 6, 7]
 
@@ -179,10 +180,10 @@ def test_historic_labels_are_those_of_the_enlarged_masks() -> None:
     logits = 4 * torch.randn(1, 6, 4, 4, generator=generator)
     truth = torch.zeros(1, 16, 16, dtype=torch.bool)
     truth[0, :8, :8] = True
-    labels, masks, reasons = historic_labels(Queries(classes, logits), 0, truth, RULES)
+    labels, masks, fates = historic_labels(Queries(classes, logits), 0, truth, RULES)
     full = torch.nn.functional.interpolate(logits, size=(16, 16), mode="bilinear").sigmoid()[0]
     expected = pseudo_labels(classes[0].softmax(1), full, truth, RULES)
-    for found, wanted in zip((labels, masks, reasons), expected, strict=True):
+    for found, wanted in zip((labels, masks, fates), expected, strict=True):
         assert torch.equal(found, wanted)
     nothing = historic_labels(Queries(torch.tensor([[[0.0, 9.0]]]), torch.zeros(1, 1, 4, 4)), 0, truth, RULES)
     assert nothing[1].shape == (0, 16, 16)
@@ -257,7 +258,7 @@ def batch_of(labels: list[int], size: int = 64) -> dict[str, Tensor]:
     padded = torch.full((2, 10), -1)
     padded[0, : len(labels)] = torch.tensor(labels, dtype=torch.long)
     images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    return {"image": images, "segments": segments, "labels": padded}
+    return {"image": images, "segments": segments, "labels": padded, "is_labelled": torch.ones(2, dtype=torch.bool)}
 
 
 def test_distillation_starts_at_zero_and_grows_with_change() -> None:
@@ -311,17 +312,38 @@ def test_pseudo_labels_join_the_true_ones(monkeypatch: pytest.MonkeyPatch) -> No
     assert 16 * 32 * 0.9 < asked[0].masks[1].sum() < 16 * 32 * 1.3
     assert not (asked[0].masks[0] * asked[0].masks[1]).any()
     assert asked[1].labels.tolist() == []
-    assert method.dropped.tolist()[:2] == [1, 11]
+    assert method.fates.tolist()[:2] == [1, 11]
 
 
 def test_images_without_any_object_or_pseudo_label_have_finite_losses() -> None:
     method = method_of(base_model(), rules=replace(RULES, min_score=1.0))
     losses = method(batch_of([]))
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert method.dropped[0] == 0
+    assert method.fates[0] == 0
     plain = method_of(base_model(), pseudo=False, distill=0.0)
     assert set(plain(batch_of([2]))) == {"class", "mask", "dice"}
     assert plain.weights.sum() == 0
+
+
+def test_batches_of_new_and_old_images_are_joined() -> None:
+    first, second = ({"image": torch.full((n, 1), n), "name": [str(n)] * n} for n in (2, 3))
+    found = joined(first, second)
+    assert found["image"][:, 0].tolist() == [2, 2, 3, 3, 3]
+    assert found["name"] == ["2", "2", "3", "3", "3"]
+
+
+def test_of_images_without_labels_pseudo_labels_alone_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import segue.methods.incremental_panoptic as module
+
+    asked: list[Any] = []
+
+    def losses(layers: Any, truths: Any, *, points: int) -> dict[str, Tensor]:
+        asked.extend(truths)
+        return {"mask": layers[-1].masks.mean()}
+
+    monkeypatch.setattr(module, "mask_losses", losses)
+    method_of(base_model())({**batch_of([2]), "is_labelled": torch.tensor([True, False])})
+    assert [truth.is_complete for truth in asked] == [True, False]
 
 
 def test_padding_is_in_no_pseudo_label() -> None:

@@ -15,6 +15,7 @@ from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import PanopticMeasured
 from segue.panoptic.extension import ExtensionMeasured, decide
 from segue.panoptic.maps import PanopticQuality
+from segue.run import Run
 from segue.verbs import train
 from segue.weights import load_panoptic, save_model
 
@@ -174,6 +175,23 @@ def test_images_without_a_new_object_are_left_out_and_said(segue: Segue, base: P
     record = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert (record["labelled"], record["dropped"]) == (4, {"without an object of a new class": 2})
     assert "p0001" not in record["labelled_names"]
+
+
+def test_images_of_the_old_scenes_are_replayed(segue: Segue, base: Path, new: Path, old: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "run", {"unlabeled": old / "images", "min_score": 0.1}
+    status, _, errors = extended(segue, base, new, out, **given)
+    assert status == 0, errors
+    record = json.loads((out / "run.json").read_text())["data"]
+    assert (record["labelled"], record["unlabelled"]) == (6, 8)
+    assert record["found"] == 14 + sum(record["dropped"].values())
+    alone = extended(segue, base, new, tmp_path / "alone", min_score=0.1)
+    assert alone[0] == 0
+    losses = [Run(folder, quiet=True).read_log()[-1]["loss"] for folder in (out, tmp_path / "alone")]
+    assert losses[0] != losses[1]
+    for wrong in ({"pseudo": "false"}, {"replay_share": 0}, {"replay_share": 1}):
+        status, _, errors = extended(segue, base, new, tmp_path / "wrong", **given, **wrong)
+        assert (status, "images of old scenes need --pseudo true" in errors) == (2, True)
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_no_pseudo_label_at_all_is_warned_of(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:

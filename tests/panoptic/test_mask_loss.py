@@ -76,6 +76,19 @@ def test_class_loss_by_hand() -> None:
     assert float(found) == pytest.approx((hit + NO_OBJECT * empty) / (1 + NO_OBJECT), rel=1e-6)
 
 
+def test_nothing_is_asked_of_queries_without_a_segment_where_the_truth_is_a_part() -> None:
+    classes = torch.tensor([[[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]]], requires_grad=True)
+    part = [Segments(torch.tensor([1]), torch.ones(1, 4, 4), is_complete=False)]
+    matched = [(torch.tensor([0]), torch.tensor([0]))]
+    loss = class_loss(classes, part, matched)
+    torch.testing.assert_close(loss, -classes[0, 0].log_softmax(0)[1])
+    loss.backward()
+    assert classes.grad is not None
+    assert not classes.grad[0, 1].any()
+    none = [(torch.tensor([], dtype=torch.long),) * 2]
+    assert class_loss(classes, [Segments(torch.zeros(0).long(), torch.zeros(0, 4, 4), False)], none).item() == 0
+
+
 def test_point_losses_on_a_constant_mask_by_hand() -> None:
     """Constant logit and constant truth: every point gives the same, wherever it lies."""
     masks = torch.full((1, 2, 4, 4), math.log(3.0))  # probability 3/4

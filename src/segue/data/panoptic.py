@@ -176,11 +176,11 @@ class PanopticViews(Dataset[Sample]):
     """Random training views: scaled, cropped, mirrored, recoloured.
 
     A sample is ``image`` uint8 (3, crop, crop), ``segments`` int16 (crop, crop) of numbers from 1 on with `VOID` where
-    nothing is known, ``labels`` int64 (`SEGMENTS`,) of their class ids, -1 behind the last, and ``name``. Crowds are
-    unknown.
+    nothing is known, ``labels`` int64 (`SEGMENTS`,) of their class ids, -1 behind the last, ``is_labelled`` bool (),
+    and ``name``. Crowds are unknown.
 
     Args:
-        pairs: pictures with masks.
+        pairs: pictures; of those without masks nothing is known.
         annotation: of their objects.
         crop: side of the views, in pixels.
         scale: smallest and largest factor the pictures are scaled by.
@@ -198,7 +198,9 @@ class PanopticViews(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, truth = read_rgb(pair.image, pair.tones), self.annotation.read(pair)
+        image = read_rgb(pair.image, pair.tones)
+        nothing = PanopticMap(np.zeros((image.height, image.width), np.int32), ())
+        truth = nothing if pair.mask is None else self.annotation.read(pair)
         _refuse_sizes(pair, image, truth)
         window = draw_window(image.width, image.height, self.crop, self.scale)
         piece = cut(image, window, self.crop, smooth=True)
@@ -208,6 +210,7 @@ class PanopticViews(Dataset[Sample]):
             "image": tensor_of(recolored(piece, self.jitter)),
             "segments": torch.from_numpy(segments),
             "labels": torch.from_numpy(labels),
+            "is_labelled": torch.tensor(pair.mask is not None),
             "name": pair.name,
         }
 

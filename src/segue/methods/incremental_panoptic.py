@@ -23,30 +23,30 @@ that (9) is 0 at first; statistics of batch norm stay the historic model's; (8) 
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews, PanopticWhole
-from segue.data.sample import palette
+from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, rank_and_world
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, padded_size, parameter_groups
 from segue.panoptic.extension import Extension
 from segue.panoptic.loss import Segments, mask_losses, true_segments
 from segue.panoptic.maps import PanopticMap
-from segue.prediction import overlay
-from segue.sections import Block, write_section
+from segue.panoptic.report import historic_section
 
 VERB = "extend"
 BINS = 10  # of the histogram of distillation weights
 SHOWN = 4  # pictures of pseudo-labels in the report
-REASONS = ("kept", "no-object, or below min_score", "matches a true mask", "nothing left", "below min_ratio")
+UNSURE = "no-object, or below min_score"
+FATES = ("kept", UNSURE, "matches a true mask", "nothing left", "below min_ratio")  # of historic queries
 Order = Literal["claim", "comformer"]
 Match = Literal["iou", "ioa", "dice_union", "none"]
 
@@ -91,6 +91,7 @@ class Config:
         pseudo: learn from pseudo-labels, eqs. 1 to 5.
         distill: l of eq. 10; 0 turns distillation off.
         gamma: g of eq. 7.
+        replay_share: of each batch, where ``unlabeled`` names images of the old scenes; they get pseudo-labels alone.
     """
 
     data: Data = field(default_factory=Data)
@@ -110,6 +111,7 @@ class Config:
     pseudo: bool = True
     distill: float = 10.0
     gamma: float = 2.0
+    replay_share: float = 0.25
 
 
 # -- pseudo-labels -----------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def pseudo_labels(
     truth: Tensor,
     rules: Rules,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Eqs. 1 to 5: class ids (N,), masks bool (N, H, W), and why queries were dropped (Q,), as `REASONS`.
+    """Eqs. 1 to 5: class ids (N,), masks bool (N, H, W), and what became of the queries (Q,), as places in `FATES`.
 
     Args:
         probabilities: historic class probabilities (Q, K + 1), no-object last.
@@ -177,14 +179,14 @@ def pseudo_labels(
         truth: true masks bool (J, H, W).
         rules: the thresholds.
     """
-    reasons = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
+    fates = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
     chosen = old_masks(probabilities, rules.min_score).nonzero()[:, 0]
     found = masks[chosen] >= rules.min_pixel
     is_true = matches_true(found, truth, rules.match, rules.max_match)
-    reasons[chosen[is_true]] = 2
+    fates[chosen[is_true]] = 2
     chosen, found = chosen[~is_true], found[~is_true]
     if not len(chosen):
-        return chosen, found, reasons
+        return chosen, found, fates
     scores, labels = probabilities[chosen].max(1)
     covered = truth.any(0) if len(truth) else torch.zeros_like(found[0])
     clean = without_noise(found, covered)
@@ -196,8 +198,8 @@ def pseudo_labels(
         left = counted & found
     remaining = left.flatten(1).sum(1)
     stays = enough_left(counted.flatten(1).sum(1), found.flatten(1).sum(1), remaining, rules.min_ratio)
-    reasons[chosen] = torch.where(stays, 0, torch.where(remaining > 0, 4, 3))
-    return labels[stays], left[stays], reasons
+    fates[chosen] = torch.where(stays, 0, torch.where(remaining > 0, 4, 3))
+    return labels[stays], left[stays], fates
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------
@@ -227,9 +229,10 @@ def distillation_loss(old: Tensor, new: Tensor, gamma: float) -> Tensor:
 
 
 class IncrementalPanoptic(Method):
-    """Eq. 10. A batch holds ``image`` (B, 3, H, W), ``segments`` (B, H, W) and ``labels`` (B, N) of new classes."""
+    """Eq. 10. A batch holds ``image`` (B, 3, H, W), ``segments`` (B, H, W) and ``labels`` (B, N) of new classes, and
+    ``is_labelled`` (B,): of the other images the pseudo-labels are all that is asked for."""
 
-    dropped: Tensor
+    fates: Tensor
     weights: Tensor
 
     def __init__(
@@ -247,7 +250,7 @@ class IncrementalPanoptic(Method):
         self.current = current
         self.historic = historic.requires_grad_(False)
         self.rules, self.points, self.pseudo, self.distill, self.gamma = rules, points, pseudo, distill, gamma
-        self.register_buffer("dropped", torch.zeros(len(REASONS), dtype=torch.long))
+        self.register_buffer("fates", torch.zeros(len(FATES), dtype=torch.long))
         self.register_buffer("weights", torch.zeros(BINS, dtype=torch.long))
 
     def train(self, mode: bool = True) -> "IncrementalPanoptic":
@@ -263,6 +266,7 @@ class IncrementalPanoptic(Method):
         size = padded_size(batch["image"])
         layers = self.current.layers(batch["image"])
         truths = true_segments(batch["segments"], batch["labels"], size)
+        truths = [replace(t, is_complete=bool(known)) for t, known in zip(truths, batch["is_labelled"], strict=True)]
         old = self._historic(batch["image"]) if self.pseudo or self.distill else None
         if old and self.pseudo:
             height, width = batch["image"].shape[-2:]
@@ -283,11 +287,12 @@ class IncrementalPanoptic(Method):
     @torch.no_grad()
     def _with_pseudo(self, old: Queries, b: int, truth: Segments, inside: tuple[int, int]) -> Segments:
         """True segments and pseudo-labels of one picture; the padding is in none of them."""
-        labels, masks, reasons = historic_labels(old, b, truth.masks > 0.5, self.rules)
+        labels, masks, fates = historic_labels(old, b, truth.masks > 0.5, self.rules)
         masks[:, inside[0] :] = False
         masks[:, :, inside[1] :] = False
-        self.dropped += torch.bincount(reasons, minlength=len(REASONS))
-        return Segments(torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()]))
+        self.fates += torch.bincount(fates, minlength=len(FATES))
+        joined = torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()])
+        return Segments(*joined, is_complete=truth.is_complete)
 
 
 def historic_labels(old: Queries, b: int, truth: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
@@ -300,10 +305,18 @@ def historic_labels(old: Queries, b: int, truth: Tensor, rules: Rules) -> tuple[
         logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     else:
         logits = logits.new_zeros(0, *size)
-    labels, masks, reasons = pseudo_labels(probabilities[chosen], logits.sigmoid(), truth, rules)
-    all_reasons = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
-    all_reasons[chosen] = reasons
-    return labels, masks, all_reasons
+    labels, masks, fates = pseudo_labels(probabilities[chosen], logits.sigmoid(), truth, rules)
+    all_fates = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
+    all_fates[chosen] = fates
+    return labels, masks, all_fates
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one."""
+    return {
+        key: torch.cat([value, second[key]]) if isinstance(value, Tensor) else [*value, *second[key]]
+        for key, value in first.items()
+    }
 
 
 def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
@@ -320,8 +333,14 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
         run.say(f"warning: an image has {most} segments and the model {queries} queries; what is over is not learnt")
     views = PanopticViews(data.labelled, data.annotation, config.views.crop, config.views.scale)
 
+    batch = config.views.batch
+    replayed = max(1, min(batch - 1, round(config.replay_share * batch))) if data.training.unlabelled else 0
+    replay = replace(views, pairs=data.training.unlabelled)
+
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
+        stream = partial(endless, seed=run.seed, start=start, workers=run.workers)
+        own = stream(views, batch - replayed)
+        return map(joined, own, stream(replay, replayed)) if replayed else own
 
     rates = {"lr": config.lr, "encoder_lr": config.encoder_lr, "weight_decay": config.weight_decay}
     fit(
@@ -336,63 +355,28 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
         clip=config.clip,
     )
     if rank_and_world()[0] == 0:
-        report(method, run, data)
+        fates = dict(zip(FATES, method.fates.tolist(), strict=True))
+        unsure = fates.pop(UNSURE)
+        historic_section(
+            run, queries=unsure + sum(fates.values()), fates=fates, weights=method.weights.tolist(),
+            is_distilled=config.distill > 0, shown=tuple(examples(method, data)) if config.pseudo else (),
+        )  # fmt: skip
     return current
 
 
-# -- the report --------------------------------------------------------------------------------------------------------
-
-
-def report(method: IncrementalPanoptic, run: Run, data: Extension) -> None:
-    """What became of the historic model's masks, how distillation was weighted, and pictures of pseudo-labels."""
-    blocks: list[Block] = []
-    dropped, weights = method.dropped.tolist(), method.weights.tolist()
-    if method.pseudo:
-        total = sum(dropped) - dropped[1]
-        rows = [[REASONS[i], str(dropped[i]), f"{100 * dropped[i] / max(1, total):.1f}"] for i in (0, 2, 3, 4)]
-        text = f"In all steps, {total} of {sum(dropped)} queries of the historic model said an old class; of those:"
-        blocks += [{"text": text}, {"table": {"head": ["Mask", "Count", "%"], "rows": rows}}]
-        if not dropped[0]:
-            text = "No pseudo-label was kept: nothing but distillation held the old classes. Lower --min-score."
-            blocks.append({"warning": text})
-            run.say(f"warning: {text}")
-        blocks.append({"pictures": pictures(method, run, data)})
-    if sum(weights):
-        shares = [[(i + 0.5) / BINS, 100 * count / sum(weights)] for i, count in enumerate(weights)]
-        text = (
-            "Distillation weights w (eq. 7) of all queries." if method.distill else "Weights w of eq. 7; none was used."
-        )
-        chart = {"title": "distillation weights", "x": "w", "y": "queries (%)", "series": {"queries": shares}}
-        blocks += [{"text": text}, {"lines": chart}]
-    if not blocks:
-        blocks = [{"text": "Plain fine-tuning: neither pseudo-labels nor distillation were asked for."}]
-    write_section(run, "20_historic", "What was kept of the historic model", blocks)
-
-
 @torch.inference_mode()
-def pictures(method: IncrementalPanoptic, run: Run, data: Extension) -> list[list[str]]:
-    """Training pictures with their true masks of new classes and the pseudo-labels beside them, as files of the run."""
-    found: list[list[str]] = []
-    whole = PanopticWhole(data.labelled[:SHOWN], data.annotation)
+def examples(method: IncrementalPanoptic, data: Extension) -> Iterator[tuple[str, Array, PanopticMap, PanopticMap]]:
+    """(name, image, true map of new classes, pseudo-labels) of the first training images."""
     method.eval()
-    folder = run.out / "pseudo_labels"
-    folder.mkdir(exist_ok=True)
+    whole = PanopticWhole(data.labelled[:SHOWN], data.annotation)
     for i in range(len(whole)):
         sample = whole[i]
         image, truth = sample["image"], sample["truth"]
         height, width = image.shape[-2:]
         masks = np.zeros((len(truth.labels), *padded_size(image)), bool)
         masks[:, :height, :width] = truth.ids == np.arange(1, len(truth.labels) + 1)[:, None, None]
-        device = method.dropped.device
+        device = method.fates.device
         old = method.historic(image[None].to(device))
         labels, pseudo, _ = historic_labels(old, 0, torch.from_numpy(masks).to(device), method.rules)
         kept = PanopticMap.of(pseudo[:, :height, :width].cpu().numpy(), labels.tolist())
-        photo = image.permute(1, 2, 0).numpy()
-        for name, shown in (("truth", truth), ("pseudo", kept)):
-            colors = palette(256)
-            tinted = np.where(shown.ids[..., None] > 0, overlay(photo, shown.ids % 256, colors, opacity=0.6), photo)
-            path = f"pseudo_labels/{i}_{name}.jpg"
-            Image.fromarray(tinted.astype(np.uint8)).save(run.out / path, quality=85)
-            what = "true masks of new classes" if name == "truth" else "pseudo-labels of old classes"
-            found.append([path, f"{sample['name']}: {what} ({len(shown.labels)})"])
-    return found
+        yield sample["name"], image.permute(1, 2, 0).numpy(), truth, kept

@@ -90,7 +90,7 @@ class Extension:
         """(name, files) of everything trained or validated on, the model among them."""
         folder = model_folder(self.source)
         yield "model", (folder / "model.safetensors", folder / "model.yaml")
-        for pair in (*self.labelled, *self.training.val):
+        for pair in (*self.labelled, *self.training.unlabelled, *self.training.val):
             yield pair.name, (pair.image, pair.mask, instance_path(self.training.listing, pair))
         pairs, annotation = self.keep or ((), None)
         for pair in pairs:

@@ -32,10 +32,12 @@ class Segments:
     Args:
         labels: class ids (N,).
         masks: float32 0 or 1 (N, H, W), at the size the picture is padded to.
+        is_complete: a query without a segment is to say no-object; otherwise nothing is asked of it.
     """
 
     labels: Tensor
     masks: Tensor
+    is_complete: bool = True
 
 
 def true_segments(numbers: Tensor, labels: Tensor, size: tuple[int, int]) -> list[Segments]:
@@ -128,14 +130,17 @@ def match(classes: Tensor, logits: Tensor, labels: Tensor, truth: Tensor) -> tup
 
 
 def class_loss(classes: Tensor, truths: Sequence[Segments], found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Cross-entropy of all queries, those without a segment against no-object with weight `NO_OBJECT`."""
+    """Cross-entropy of all queries; those without a segment say no-object, with weight `NO_OBJECT`, or none at all."""
     last = classes.shape[2] - 1
     target = torch.full(classes.shape[:2], last, device=classes.device)
+    weight = torch.full(classes.shape[:2], NO_OBJECT, device=classes.device)
     for b, (queries, segments) in enumerate(found):
         target[b, queries] = truths[b].labels[segments]
-    weight = torch.ones(last + 1, device=classes.device)
-    weight[last] = NO_OBJECT
-    return F.cross_entropy(classes.float().flatten(0, 1), target.flatten(), weight)
+        if not truths[b].is_complete:
+            weight[b] = 0.0
+        weight[b, queries] = 1.0
+    losses = F.cross_entropy(classes.float().flatten(0, 1), target.flatten(), reduction="none")
+    return (weight.flatten() * losses).sum() / weight.sum().clamp(min=NO_OBJECT)
 
 
 def point_losses(
