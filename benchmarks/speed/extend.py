@@ -87,12 +87,13 @@ def step_runs(side: int = 256, batch: int = 2) -> tuple[Runs, str]:
     with torch.no_grad():
         old = method.historic(data["image"])
 
+    every = method.credible(data["image"])
+
     def labels() -> list[Segments]:
-        with torch.no_grad():
-            return [method._with_pseudo(old, b, truth, (side, side)) for b, truth in enumerate(truths)]
+        return [method._with_pseudo(old, b, truth, every[b], (side, side)) for b, truth in enumerate(truths)]
 
     joined = labels()
-    said = [int((historic_labels(old, b, t.masks > 0.5, RULES)[2] != 1).sum()) for b, t in enumerate(truths)]
+    said = [int((historic_labels(old, b, t.masks > 0.5, every[b], RULES)[2] != 1).sum()) for b, t in enumerate(truths)]
     kept = [len(a.labels) - len(b.labels) for a, b in zip(joined, truths, strict=True)]
 
     def step() -> None:

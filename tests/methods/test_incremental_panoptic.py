@@ -13,11 +13,11 @@ from segue.methods.incremental_panoptic import (
     FATES,
     IncrementalPanoptic,
     Rules,
+    credibility,
     distillation_loss,
     distillation_weight,
     enough_left,
     historic_labels,
-    joined,
     matches_true,
     old_masks,
     pixel_owners,
@@ -25,6 +25,7 @@ from segue.methods.incremental_panoptic import (
     unbiased_divergence,
 )
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec, Queries, grown
+from segue.panoptic.extension import joined
 from segue.panoptic.loss import Segments
 
 RULES = Rules()
@@ -180,13 +181,43 @@ def test_historic_labels_are_those_of_the_enlarged_masks() -> None:
     logits = 4 * torch.randn(1, 6, 4, 4, generator=generator)
     truth = torch.zeros(1, 16, 16, dtype=torch.bool)
     truth[0, :8, :8] = True
-    labels, masks, fates = historic_labels(Queries(classes, logits), 0, truth, RULES)
+    labels, masks, fates = historic_labels(Queries(classes, logits), 0, truth, torch.ones(6, dtype=torch.bool), RULES)
     full = torch.nn.functional.interpolate(logits, size=(16, 16), mode="bilinear").sigmoid()[0]
     expected = pseudo_labels(classes[0].softmax(1), full, truth, RULES)
     for found, wanted in zip((labels, masks, fates), expected, strict=True):
         assert torch.equal(found, wanted)
-    nothing = historic_labels(Queries(torch.tensor([[[0.0, 9.0]]]), torch.zeros(1, 1, 4, 4)), 0, truth, RULES)
+    nothing = historic_labels(
+        Queries(torch.tensor([[[0.0, 9.0]]]), torch.zeros(1, 1, 4, 4)), 0, truth, torch.tensor([True]), RULES
+    )
     assert nothing[1].shape == (0, 16, 16)
+
+
+def test_credibility_by_hand() -> None:
+    sure, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    views = torch.stack([torch.stack([sure, sure]), torch.stack([sure, other])])  # (T, Q, K + 1)
+    expected = torch.tensor([1.0, 1 - math.log(2) / math.log(3)])
+    torch.testing.assert_close(credibility(views), expected)
+    assert credibility(torch.full((4, 1, 3), 1 / 3)).abs().item() < 1e-6
+
+
+def test_queries_that_noise_changes_are_dropped_as_not_credible() -> None:
+    classes = torch.tensor([[[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]])
+    masks = torch.full((1, 3, 8, 8), -9.0)
+    masks[0, 0, :4], masks[0, 1, 4:] = 9.0, 9.0
+    is_credible = torch.tensor([True, False, False])
+    none = torch.zeros(0, 8, 8, dtype=torch.bool)
+    labels, _, fates = historic_labels(Queries(classes, masks), 0, none, is_credible, RULES)
+    assert labels.tolist() == [0]
+    assert [FATES[i] for i in fates.tolist()] == ["kept", "not credible", FATES[1]]
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    shares = [
+        method_of(base_model(), rules=replace(RULES, min_credibility=t)).credible(image).float().mean().item()
+        for t in (0.0, 0.001, 1.1)
+    ]
+    assert shares[0] == 1
+    assert shares[2] == 0
+    assert shares[0] >= shares[1] >= shares[2]
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------
@@ -297,6 +328,8 @@ def test_pseudo_labels_join_the_true_ones(monkeypatch: pytest.MonkeyPatch) -> No
     method = method_of(model)
 
     class Says(torch.nn.Module):
+        spec = model.spec
+
         def forward(self, image: Tensor) -> Queries:
             classes = torch.full((2, 6, 3), -5.0)
             classes[..., 2] = 5.0
@@ -353,7 +386,9 @@ def test_padding_is_in_no_pseudo_label() -> None:
     method = method_of(model, rules=Rules(min_pixel=0.0, min_ratio=0.0))
     truth = torch.zeros(0, 64, 64)
     image = torch.zeros(1, 3, 40, 40, dtype=torch.uint8)
-    found = method._with_pseudo(model(image), 0, Segments(torch.zeros(0, dtype=torch.long), truth), (40, 40))
+    found = method._with_pseudo(
+        model(image), 0, Segments(torch.zeros(0, dtype=torch.long), truth), torch.ones(6, dtype=torch.bool), (40, 40)
+    )
     assert found.masks[:, :40, :40].any()
     assert not found.masks[:, 40:].any()
     assert not found.masks[:, :, 40:].any()

@@ -15,19 +15,23 @@ p_i and s_i the current model's; queries correspond by number, for both models s
     (9)  L_d  =  sum_i w_i KL_i / sum_i w_i
    (10)  L  =  L_m + l L_d
 
+As an option, a query must be credible: of T views with noise, as the mean-teacher method asks of pixels,
+
+   (11)  c_i  =  1 - H(mean_t p'_i,t) / ln(K + 1),   i is dropped if c_i < t_c
+
 With ``order="comformer"``, (4) takes the best mask over all of K before (3), and (5) counts the pixels so won.
 
 Departs from the documents: new rows of the class head start from the no-object row (`segue.models.mask_classifier`), so
 that (9) is 0 at first; statistics of batch norm stay the historic model's; (8) is of the last layer.
 """
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,16 +41,17 @@ from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, rank_and_world
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, padded_size, parameter_groups
-from segue.panoptic.extension import Extension
+from segue.panoptic.extension import Extension, joined
 from segue.panoptic.loss import Segments, mask_losses, true_segments
 from segue.panoptic.maps import PanopticMap
 from segue.panoptic.report import historic_section
 
 VERB = "extend"
 BINS = 10  # of the histogram of distillation weights
+VIEWS, NOISE = 4, 0.05  # T of eq. 11, and the standard deviation of the noise, white being 1
 SHOWN = 4  # pictures of pseudo-labels in the report
 UNSURE = "no-object, or below min_score"
-FATES = ("kept", UNSURE, "matches a true mask", "nothing left", "below min_ratio")  # of historic queries
+FATES = ("kept", UNSURE, "matches a true mask", "nothing left", "below min_ratio", "not credible")
 Order = Literal["claim", "comformer"]
 Match = Literal["iou", "ioa", "dice_union", "none"]
 
@@ -62,6 +67,7 @@ class Rules:
         max_match: t_m of eq. 2.
         min_ratio: r of eq. 5; 0.5 in CoMFormer, 0.8 in SimCIS.
         order: of eqs. 3 and 4.
+        min_credibility: t_c of eq. 11; 0 turns it off.
     """
 
     min_score: float = 0.35
@@ -70,6 +76,7 @@ class Rules:
     max_match: float = 0.5
     min_ratio: float = 0.5
     order: Order = "claim"
+    min_credibility: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,12 +172,7 @@ def enough_left(counted: Tensor, target: Tensor, left: Tensor, min_ratio: float)
     return (left > 0) & (counted >= min_ratio * target)
 
 
-def pseudo_labels(
-    probabilities: Tensor,
-    masks: Tensor,
-    truth: Tensor,
-    rules: Rules,
-) -> tuple[Tensor, Tensor, Tensor]:
+def pseudo_labels(probabilities: Tensor, masks: Tensor, truth: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
     """Eqs. 1 to 5: class ids (N,), masks bool (N, H, W), and what became of the queries (Q,), as places in `FATES`.
 
     Args:
@@ -200,6 +202,13 @@ def pseudo_labels(
     stays = enough_left(counted.flatten(1).sum(1), found.flatten(1).sum(1), remaining, rules.min_ratio)
     fates[chosen] = torch.where(stays, 0, torch.where(remaining > 0, 4, 3))
     return labels[stays], left[stays], fates
+
+
+def credibility(probabilities: Tensor) -> Tensor:
+    """Eq. 11: 1 where all views are sure of one class, 0 where they say all alike; (T, ..., K + 1) -> (...)."""
+    mean = probabilities.mean(0)
+    entropy: Tensor = torch.special.entr(mean).sum(-1)
+    return 1 - entropy / math.log(mean.shape[-1])
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------
@@ -270,7 +279,8 @@ class IncrementalPanoptic(Method):
         old = self._historic(batch["image"]) if self.pseudo or self.distill else None
         if old and self.pseudo:
             height, width = batch["image"].shape[-2:]
-            truths = [self._with_pseudo(old, b, truth, (height, width)) for b, truth in enumerate(truths)]
+            is_credible = self.credible(batch["image"])
+            truths = [self._with_pseudo(old, b, t, is_credible[b], (height, width)) for b, t in enumerate(truths)]
         losses = mask_losses(layers, truths, points=self.points)
         if old and self.distill:
             losses["distillation"] = self.distill * distillation_loss(old.classes, layers[-1].classes, self.gamma)
@@ -285,20 +295,35 @@ class IncrementalPanoptic(Method):
         return old
 
     @torch.no_grad()
-    def _with_pseudo(self, old: Queries, b: int, truth: Segments, inside: tuple[int, int]) -> Segments:
+    def credible(self, image: Tensor) -> Tensor:
+        """Which historic queries eq. 11 leaves (B, Q)."""
+        if not self.rules.min_credibility:
+            return torch.ones(len(image), self.historic.spec.queries, dtype=torch.bool, device=image.device)
+        spread = NOISE * self.historic.spec.value_range
+        noisy = (image + spread * torch.randn(image.shape, device=image.device) for _ in range(VIEWS))
+        views = torch.stack([self.historic(view).classes.float().softmax(-1) for view in noisy])
+        return credibility(views) >= self.rules.min_credibility
+
+    @torch.no_grad()
+    def _with_pseudo(
+        self, old: Queries, b: int, truth: Segments, is_credible: Tensor, inside: tuple[int, int]
+    ) -> Segments:
         """True segments and pseudo-labels of one picture; the padding is in none of them."""
-        labels, masks, fates = historic_labels(old, b, truth.masks > 0.5, self.rules)
+        labels, masks, fates = historic_labels(old, b, truth.masks > 0.5, is_credible, self.rules)
         masks[:, inside[0] :] = False
         masks[:, :, inside[1] :] = False
         self.fates += torch.bincount(fates, minlength=len(FATES))
-        joined = torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()])
-        return Segments(*joined, is_complete=truth.is_complete)
+        both = torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()])
+        return Segments(*both, is_complete=truth.is_complete)
 
 
-def historic_labels(old: Queries, b: int, truth: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
-    """`pseudo_labels` of picture ``b`` at the size of the true masks (J, H, W); only old masks are enlarged."""
+def historic_labels(
+    old: Queries, b: int, truth: Tensor, is_credible: Tensor, rules: Rules
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pseudo_labels` of picture ``b`` at the size of the true masks (J, H, W); only masks that matter are enlarged."""
     probabilities = old.classes[b].float().softmax(1)
-    chosen = old_masks(probabilities, rules.min_score).nonzero()[:, 0]
+    is_old = old_masks(probabilities, rules.min_score)
+    chosen = (is_old & is_credible).nonzero()[:, 0]
     logits = old.masks[b, chosen].float()
     size = (truth.shape[-2], truth.shape[-1])
     if len(chosen):
@@ -307,16 +332,9 @@ def historic_labels(old: Queries, b: int, truth: Tensor, rules: Rules) -> tuple[
         logits = logits.new_zeros(0, *size)
     labels, masks, fates = pseudo_labels(probabilities[chosen], logits.sigmoid(), truth, rules)
     all_fates = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
+    all_fates[is_old & ~is_credible] = FATES.index("not credible")
     all_fates[chosen] = fates
     return labels, masks, all_fates
-
-
-def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Two batches as one."""
-    return {
-        key: torch.cat([value, second[key]]) if isinstance(value, Tensor) else [*value, *second[key]]
-        for key, value in first.items()
-    }
 
 
 def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
@@ -371,12 +389,9 @@ def examples(method: IncrementalPanoptic, data: Extension) -> Iterator[tuple[str
     whole = PanopticWhole(data.labelled[:SHOWN], data.annotation)
     for i in range(len(whole)):
         sample = whole[i]
-        image, truth = sample["image"], sample["truth"]
-        height, width = image.shape[-2:]
-        masks = np.zeros((len(truth.labels), *padded_size(image)), bool)
-        masks[:, :height, :width] = truth.ids == np.arange(1, len(truth.labels) + 1)[:, None, None]
-        device = method.fates.device
-        old = method.historic(image[None].to(device))
-        labels, pseudo, _ = historic_labels(old, 0, torch.from_numpy(masks).to(device), method.rules)
-        kept = PanopticMap.of(pseudo[:, :height, :width].cpu().numpy(), labels.tolist())
-        yield sample["name"], image.permute(1, 2, 0).numpy(), truth, kept
+        image, truth = sample["image"].to(method.fates.device)[None], sample["truth"]
+        numbers, labels = torch.from_numpy(truth.ids)[None].to(image.device), torch.tensor([truth.labels])
+        masks = true_segments(numbers, labels, padded_size(image))[0].masks > 0.5
+        labels, pseudo, _ = historic_labels(method.historic(image), 0, masks, method.credible(image)[0], method.rules)
+        kept = PanopticMap.of(pseudo[:, : image.shape[-2], : image.shape[-1]].cpu().numpy(), labels.tolist())
+        yield sample["name"], sample["image"].permute(1, 2, 0).numpy(), truth, kept

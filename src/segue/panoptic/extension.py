@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from segue.config import Data
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
@@ -178,6 +181,14 @@ def _old_set(address: str, base: MaskClassifier, by_region: bool) -> tuple[tuple
     _same_kind(base, listing)
     places = {i: base.spec.classes.index(name) if name in shared else IGNORE for i, name in enumerate(listing.classes)}
     return pairs, Annotation(listing, by_region, places)
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one."""
+    return {
+        key: torch.cat([value, second[key]]) if isinstance(value, Tensor) else [*value, *second[key]]
+        for key, value in first.items()
+    }
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------
