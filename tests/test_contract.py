@@ -25,9 +25,9 @@ from segue.data.training import open_training
 from segue.data.two_domains import open_domains
 from segue.data.unlabelled import open_image_set
 from segue.engine import Run
+from segue.extension import open_extension
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.panoptic.extension import open_extension
 from segue.search.data import open_compression
 from segue.verbs import train
 from segue.weights import load_saved, save_model
@@ -81,7 +81,8 @@ def settings(method: str, root: Path, **changes: Any) -> Any:
     if "unlabeled" in leaves(kind) and method == "pixel_contrast":
         values = {"labels": "3", "unlabeled": ("rest",), "threshold": 0.0, **values}
     if methods.verb_of(method) == "extend":
-        values = {"model": str(historic(root.parent / "historic")), "min_score": 0.3, "min_ratio": 0.0, **values}
+        folder = historic(root.parent / f"historic_{method}", is_panoptic=method == "incremental_panoptic")
+        values = {"model": str(folder), "min_score": 0.3, "min_ratio": 0.0, **values}
     if methods.verb_of(method) == "compress":
         values = {**SEARCH, "teacher": str(semantic_teacher(root.parent / "teacher")), **values}
     if method == "ranking_distillation":
@@ -98,16 +99,18 @@ def semantic_teacher(folder: Path) -> Path:
     return folder
 
 
-def historic(folder: Path) -> Path:
-    """A panoptic model that knows all classes of the set but the last."""
-    if not folder.exists():
-        torch.manual_seed(5)
-        spec = MaskClassifierSpec(
-            "test_efficientnet", CLASSES[:-1], COLORS[:-1], (),
-            width=32, queries=6, pixel_layers=1, decoder_layers=1, feedforward=32,
-        )  # fmt: skip
-        save_model(MaskClassifier(spec), folder, method="mask_classification", metrics={})
-    return folder
+def historic(folder: Path, *, is_panoptic: bool) -> Path:
+    """A model that knows all classes of the set but the last."""
+    if folder.exists():
+        return folder
+    torch.manual_seed(5)
+    encoder, classes, colors = "test_efficientnet", CLASSES[:-1], COLORS[:-1]
+    sizes = {"width": 32, "queries": 6, "pixel_layers": 1, "decoder_layers": 1, "feedforward": 32}
+    if is_panoptic:
+        model = MaskClassifier(MaskClassifierSpec(encoder, classes, colors, (), **sizes))
+        return save_model(model, folder, method="mask_classification", metrics={})
+    segmenter = Segmenter(SegmenterSpec(encoder, classes, colors, decoder_channels=16))
+    return save_model(segmenter, folder, method="supervised", metrics={})
 
 
 def weights_after(method: str, config: Any, run: Run) -> dict[str, torch.Tensor]:

@@ -21,10 +21,11 @@ from segue.data.training import TrainingData, open_training, parse_map
 from segue.data.two_domains import DomainData, open_domains
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
+from segue.extension import Extension, open_extension
+from segue.forgetting import conclude, measure_extension
 from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
-from segue.panoptic.extension import Extension, conclude, measure_extension, open_extension
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.panoptic.report import conclude_training
 from segue.prediction import Prediction, find_images
@@ -33,10 +34,11 @@ from segue.run import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
 from segue.tuning import tune
-from segue.weights import AnyModel, load_any
+from segue.weights import describe, load_any
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
 PRETRAINING = "ranking_distillation"
+EXTENDS = {"incremental_panoptic": "panoptic", "incremental_semantic": "semantic"}  # what kind of model each needs
 
 
 def config_from(verb: str, method: str, fields: Mapping[str, Any]) -> Any:
@@ -179,7 +181,7 @@ def extend(
     quiet: bool = False,
     **fields: Any,
 ) -> Path:
-    """Teaches a panoptic model new classes without its old data; the run folder.
+    """Teaches a model new classes without its old data; the run folder.
 
     ``out/decision.json`` says whether the old classes were kept. The model that was extended is not touched.
 
@@ -187,9 +189,9 @@ def extend(
         model: run or model folder, or ``hf:owner/name``.
         new: folder of the set that shows the new classes, or ``FOLDER:split``.
         out: the run folder; a run of the same settings in it goes on where it stopped.
-        keep_val: panoptic set with the old classes, on which forgetting is measured.
-        max_forget: largest loss of the old classes' PQ, in points, that is released.
-        method: one of ``segue.methods.names("extend")``.
+        keep_val: set with the old classes, on which forgetting is measured.
+        max_forget: largest loss of the old classes' PQ or mIoU, in points, that is released.
+        method: ``incremental_panoptic``, or ``incremental_semantic`` for a semantic model.
         seed: of everything random.
         device: ``auto``, ``cpu``, ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
@@ -198,7 +200,7 @@ def extend(
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
-        DataError: no panoptic model, a fault of the data, or nothing new to learn.
+        DataError: no model, a fault of the data, or nothing new to learn.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
     around = Surroundings(seed, device, precision, workers, quiet)
@@ -215,6 +217,12 @@ def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> 
     if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
         raise UsageError("--unlabeled: images of old scenes need --pseudo true and a --replay-share between 0 and 1")
 
+    has = "panoptic" if describe(config.model)["kind"] == "mask_classifier" else "semantic"
+    if EXTENDS.get(method, has) != has:
+        raise UsageError(
+            f"{config.model} is a {has} model and {method} extends {EXTENDS[method]} ones: add --task {has}"
+        )
+
     def open_data() -> Extension:
         return open_extension(
             config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
@@ -222,7 +230,7 @@ def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> 
         )  # fmt: skip
 
     def arms(data: Extension) -> list[Arm[Extension]]:
-        return [Arm(method, config, data, lambda model: measure_extension(panoptic_only(model), data))]
+        return [Arm(method, config, data, lambda model: measure_extension(model, data))]
 
     return launch(
         "extend", config, out, around, method=method, arms=arms, open_data=open_data,
@@ -284,13 +292,6 @@ def run_compression(method: str, config: Any, out: Path, around: Surroundings, *
         "compress", config, out, around, method=method, arms=arms, open_data=opened,
         conclude=lambda run: conclude_compression(run, opened(), config.search.target),
     )  # fmt: skip
-
-
-def panoptic_only(model: AnyModel) -> MaskClassifier:
-    """``model``, which extension methods give as a mask classifier."""
-    if not isinstance(model, MaskClassifier):
-        raise TypeError(f"a method of extend gave a {type(model).__name__}")
-    return model
 
 
 def adapt(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from segue.extension import joined
 from segue.methods.incremental_panoptic import (
     FATES,
     IncrementalPanoptic,
@@ -25,7 +26,6 @@ from segue.methods.incremental_panoptic import (
     unbiased_divergence,
 )
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec, Queries, grown
-from segue.panoptic.extension import joined
 from segue.panoptic.loss import Segments
 
 RULES = Rules()

@@ -11,9 +11,9 @@ import torch
 from panoptic_sets import PAINT, TINY, write_objects
 from PIL import Image
 
+from segue.forgetting import ExtensionMeasured, decide
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import PanopticMeasured
-from segue.panoptic.extension import ExtensionMeasured, decide
 from segue.panoptic.maps import PanopticQuality
 from segue.run import Run
 from segue.verbs import train
@@ -159,7 +159,10 @@ def test_every_wrong_set_or_model_is_one_line(segue: Segue, base: Path, dataset:
         encoder="test_efficientnet", init="random", decoder_channels=16, crop=32, batch=2,
     )  # fmt: skip
     status, _, errors = extended(segue, semantic, tmp_path / "d", tmp_path / "run")
-    assert (status, "is a semantic model; a panoptic one is needed" in errors) == (2, True)
+    assert (
+        status,
+        "is a semantic model and incremental_panoptic extends panoptic ones: add --task semantic" in errors,
+    ) == (2, True)
 
 
 def test_images_without_a_new_object_are_left_out_and_said(segue: Segue, base: Path, tmp_path: Path) -> None:

@@ -34,14 +34,7 @@ def add_commands(command: Command) -> None:
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
-    extend = command("extend", extend_command, "teach a panoptic model new classes without its old data")
-    extend.usage = "segue extend MODEL --new DATA --out RUN [--keep-val OLD] [--max-forget 1.0] [--FIELD VALUE ...]"
-    extend.add_argument("model", metavar="MODEL", help="run or model folder of a panoptic model; it is not touched")
-    extend.add_argument("--new", required=True, metavar="DATA", help="folder of the set that shows the new classes")
-    extend.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
-    extend.add_argument("--method", default="incremental_panoptic", help=f"one of {', '.join(methods.names('extend'))}")
-    add_surroundings(extend)
-    extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    _add_extend(command)
 
     compress = command("compress", compress_command, "search a small decoder under a teacher's guidance, and train it")
     compress.usage = (
@@ -82,6 +75,21 @@ def add_commands(command: Command) -> None:
     add_surroundings(demo)
 
 
+def _add_extend(command: Command) -> None:
+    """``segue extend`` with its options."""
+    extend = command("extend", extend_command, "teach a model new classes without its old data")
+    extend.usage = "segue extend MODEL --new DATA --out RUN [--keep-val OLD] [--max-forget 1.0] [--FIELD VALUE ...]"
+    extend.add_argument("model", metavar="MODEL", help="run or model folder; it is not touched")
+    extend.add_argument("--new", required=True, metavar="DATA", help="folder of the set that shows the new classes")
+    extend.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    extend.add_argument("--task", default="panoptic", choices=sorted(TASKS), help="what the model tells")
+    extend.add_argument(
+        "--method", default="", help=f"one of {', '.join(methods.names('extend'))}; by the task if absent"
+    )
+    add_surroundings(extend)
+    extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+
+
 def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue train``."""
     from segue.launch import method_module
@@ -105,7 +113,7 @@ def extend_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.launch import method_module
     from segue.verbs import run_extension
 
-    name = arguments.method
+    name = arguments.method or f"incremental_{arguments.task}"
     kind = method_module(name, "extend").Config
     given = ["--help"] if arguments.fields else [f"--model={arguments.model}", *rest]
     config = parse_fields(kind, given, f"segue extend --method {name}", data=arguments.new)

@@ -171,6 +171,20 @@ class PanopticWhole(Dataset[Sample]):
         return {"image": tensor_of(image), "truth": truth, "name": pair.name}
 
 
+class ClassMaps(Dataset[Sample]):
+    """The same for semantic models: ``image``, ``mask`` uint8 (H, W) and ``name``."""
+
+    def __init__(self, whole: PanopticWhole) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.whole[index]
+        return {"image": sample["image"], "mask": torch.from_numpy(sample["truth"].classes()), "name": sample["name"]}
+
+
 @dataclass(frozen=True)
 class PanopticViews(Dataset[Sample]):
     """Random training views: scaled, cropped, mirrored, recoloured.

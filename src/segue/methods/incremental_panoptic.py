@@ -40,8 +40,8 @@ from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, rank_and_world
+from segue.extension import Extension, joined
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, padded_size, parameter_groups
-from segue.panoptic.extension import Extension, joined
 from segue.panoptic.loss import Segments, mask_losses, true_segments
 from segue.panoptic.maps import PanopticMap
 from segue.panoptic.report import historic_section
@@ -340,6 +340,8 @@ def historic_labels(
 def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
     """The extended network."""
     torch.manual_seed(run.seed)
+    if not isinstance(data.base, MaskClassifier):
+        raise TypeError(f"{data.source} is no panoptic model")
     historic = deepcopy(data.base).to(memory_format=torch.channels_last)
     current = grown(historic, data.classes, data.colors, data.things).to(memory_format=torch.channels_last)
     method = IncrementalPanoptic(

@@ -4,15 +4,20 @@ Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Ima
 takes pictures as they are, of any size, and scales and normalises inside.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.data.sample import Color
 from segue.models.pixels import Normalise
 
 STRIDE = 16  # sides are padded to a multiple of it
 FEATURE_STRIDE = 4  # of the decoder's output
+UNLIKELY = -4.0  # logit of a class that was added, everywhere
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,29 @@ class Segmenter(nn.Module):
         """Logits (B, K, H, W) at the size of the image."""
         logits = self.head(self.features(image))
         return upsample(logits, image.shape[-2], image.shape[-1])
+
+
+def grown_segmenter(model: Segmenter, classes: Sequence[str], colors: Sequence[Color]) -> Segmenter:
+    """A copy that knows further classes, whose ids follow the old ones; old logits stay, new ones start at `UNLIKELY`.
+
+    Raises:
+        ValueError: nothing new, or a class that is known already.
+    """
+    old = model.spec
+    known = [name for name in classes if name in old.classes]
+    if known:
+        raise ValueError(f"the model knows the class {known[0]!r} already")
+    if not classes or len(set(classes)) < len(classes) or len(colors) != len(classes):
+        raise ValueError("give new classes, each once and with one colour")
+    wider, total = deepcopy(model), len(old.classes)
+    wider.spec = replace(old, classes=(*old.classes, *classes), colors=(*old.colors, *colors))
+    head = nn.Conv2d(old.decoder_channels, total + len(classes), 1).to(model.head.weight)
+    weight, bias = torch.zeros_like(head.weight), torch.full((total + len(classes),), UNLIKELY)
+    weight[:total] = model.head.weight.detach()
+    bias[:total] = model.head.state_dict()["bias"]
+    head.load_state_dict({"weight": weight, "bias": bias})
+    wider.head = head
+    return wider
 
 
 def upsample(logits: Tensor, height: int, width: int) -> Tensor:

@@ -1,8 +1,7 @@
-"""New classes for a deployed model: the data of ``segue extend``, what is measured, and whether it may be released."""
+"""New classes for a deployed model, panoptic or semantic: what ``segue extend`` learns from."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,13 @@ from torch import Tensor
 from segue.config import Data
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
-from segue.data.panoptic import Annotation, PanopticWhole, images_with, instance_path
+from segue.data.panoptic import Annotation, images_with, instance_path
 from segue.data.sample import IGNORE, Color, DataError
 from segue.data.training import TrainingData, open_training
-from segue.evaluation import none_for_nan
 from segue.models.mask_classifier import MaskClassifier
-from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
-from segue.panoptic.maps import PanopticQuality
-from segue.run import Run, write_atomically
-from segue.sections import write_headline, write_section
-from segue.weights import load_panoptic, model_folder
+from segue.models.segmenter import Segmenter
+from segue.weights import load_any, model_folder
 
-DECISION = "decision.json"
 WITHOUT = "without an object of a new class"
 
 
@@ -32,18 +26,19 @@ class Extension:
     """What ``segue extend`` learns from.
 
     Args:
-        base: the historic model.
+        base: the historic model, panoptic or semantic.
         source: where it came from.
         training: the new set.
         labelled: its training pictures that show a new class.
-        annotation: of the new set, for training: new classes alone, as ids of the extended model.
+        annotation: of the new set, for training: new classes alone, as ids of the extended model. For a semantic model
+            the set has no countable classes.
         known: of the new set, for validation: every class that the extended model knows.
         classes, colors: of the new classes.
         things: ids of the countable ones.
         keep: pictures of the old set, and their annotation.
     """
 
-    base: MaskClassifier
+    base: MaskClassifier | Segmenter
     source: str
     training: TrainingData
     labelled: tuple[Pair, ...]
@@ -107,10 +102,14 @@ def open_extension(
     """Opens the model and both sets; classes are matched by their names.
 
     Raises:
-        DataError: no panoptic model, a fault of a set, or nothing new to learn.
+        DataError: no model that can be extended, a fault of a set, or nothing new to learn.
     """
-    base = load_panoptic(model)
+    base = load_any(model)
+    if not isinstance(base, MaskClassifier | Segmenter):
+        raise DataError(f"{model} is a {base.kind}, which cannot grow; name a model of segue train")
     training = open_training(data, seed=seed)
+    if isinstance(base, Segmenter):
+        training = replace(training, listing=replace(training.listing, things=()))
     # What it says of classes that only validation has: the model knows them.
     training = replace(training, warnings=tuple(found for found in training.warnings if found.code != "W115"))
     listing, old = training.listing, base.spec.classes
@@ -143,7 +142,7 @@ def open_extension(
     )
 
 
-def _refuse_names(fresh: Sequence[str], listing: Listing, base: MaskClassifier, model: str) -> None:
+def _refuse_names(fresh: Sequence[str], listing: Listing, base: MaskClassifier | Segmenter, model: str) -> None:
     """Refuses new classes that are none."""
     known = {name.casefold(): name for name in base.spec.classes}
     for name in fresh:
@@ -160,18 +159,22 @@ def _refuse_names(fresh: Sequence[str], listing: Listing, base: MaskClassifier, 
         raise DataError(f"{len(base.spec.classes) + len(fresh)} classes are more than the {IGNORE} that a map can hold")
 
 
-def _same_kind(base: MaskClassifier, listing: Listing) -> None:
-    """Refuses a class that is countable in one place and not in the other."""
+def _same_kind(base: MaskClassifier | Segmenter, listing: Listing) -> None:
+    """Refuses a class that is countable in one place and not in the other; semantic models count nothing."""
+    if isinstance(base, Segmenter):
+        return
     for i, name in enumerate(listing.classes):
         if name in base.spec.classes and (i in listing.things) != (base.spec.classes.index(name) in base.spec.things):
             kind = "things" if i in listing.things else "stuff"
             raise DataError(f"{listing.root} counts {name!r} among {kind} and the model does not; make the two agree")
 
 
-def _old_set(address: str, base: MaskClassifier, by_region: bool) -> tuple[tuple[Pair, ...], Annotation]:
+def _old_set(address: str, base: MaskClassifier | Segmenter, by_region: bool) -> tuple[tuple[Pair, ...], Annotation]:
     """The pictures on which forgetting is measured; classes that the model lacks are unknown there."""
     folder, split = split_address(address)
     listing = open_listing(str(folder), "auto")
+    if isinstance(base, Segmenter):
+        listing = replace(listing, things=())
     split = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
     pairs = tuple(pair for pair in listing.split(split) if pair.mask is not None)
     shared = [name for name in listing.classes if name in base.spec.classes]
@@ -189,105 +192,3 @@ def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         key: torch.cat([value, second[key]]) if isinstance(value, Tensor) else [*value, *second[key]]
         for key, value in first.items()
     }
-
-
-# -- what came out -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class ExtensionMeasured:
-    """What the extended model does, beside what the historic one did.
-
-    Args:
-        new: the extended model on the validation images of the new set.
-        before, after: both models on the old set; None without one.
-        old: how many classes the historic model knew.
-    """
-
-    new: PanopticMeasured | None
-    before: PanopticMeasured | None
-    after: PanopticMeasured | None
-    old: int
-    classes: tuple[str, ...] = field(default=())
-
-    def scores(self) -> dict[str, float]:
-        """``pq_old_before``, ``pq_old``, ``pq_new``, ``pq``, ``pq/CLASS`` in [0, 1]; absent where unmeasured."""
-        found: dict[str, float] = {}
-        total = PanopticQuality(len(self.classes))
-        ids = range(self.old)
-        if self.before and self.after:
-            found["pq_old_before"] = self.before.quality.mean(ids)["pq"]
-            found["pq_old"] = self.after.quality.mean(ids)["pq"]
-            total += self.after.quality
-        if self.new:
-            found["pq_new"] = self.new.quality.mean(range(self.old, len(self.classes)))["pq"]
-            total += self.new.quality
-        found["pq"] = total.mean()["pq"]
-        by_class = total.by_class()["pq"]
-        return found | {f"pq/{name}": float(value) for name, value in zip(self.classes, by_class, strict=True)}
-
-    def plain(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
-        parts = {"new": self.new, "before": self.before, "after": self.after}
-        scores = {name: none_for_nan(value) for name, value in self.scores().items()}
-        return {
-            "classes": list(self.classes),
-            "old": self.old,
-            "scores": scores,
-            **{name: part.plain() for name, part in parts.items() if part},
-        }
-
-    def line(self) -> str:
-        """The most important numbers in words."""
-        scores = self.scores()
-        names = {"pq_old_before": "old before", "pq_old": "old after", "pq_new": "new", "pq": "all"}
-        return "PQ " + ", ".join(f"{text} {100 * scores[name]:.1f}" for name, text in names.items() if name in scores)
-
-
-def measure_extension(model: MaskClassifier, data: Extension) -> ExtensionMeasured:
-    """Measures the extended model on both sets, and the historic one on the old set."""
-    val = data.training.val
-    new = measure_panoptic(model, PanopticWhole(val, data.known)) if val else None
-    before = after = None
-    if data.keep:
-        old = PanopticWhole(*data.keep)
-        device = next(model.parameters()).device
-        before, after = measure_panoptic(data.base.to(device), old), measure_panoptic(model, old)
-    return ExtensionMeasured(new, before, after, len(data.base.spec.classes), model.spec.classes)
-
-
-def conclude(run: Run, max_forget: float) -> None:
-    """Decides on release, from what the run measured, and writes decision and report."""
-    found = json.loads((run.out / "evaluation.json").read_text(encoding="utf-8"))
-    decision = decide(found["scores"], max_forget)
-    write_atomically(run.out / DECISION, json.dumps(decision).encode())
-    write_headline(run, decision["reason"], is_warning=decision["release"] is not True)
-    rows = []
-    for i, name in enumerate(found["classes"]):
-        values = [found.get(part, {}).get("scores", {}).get(f"pq/{name}") for part in ("before", "after", "new")]
-        cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
-        rows.append([name, "old" if i < found["old"] else "new", *cells])
-    head = ["Class", "Kind", "Old set, before", "Old set, after", "New set"]
-    text = "Panoptic quality (%) of each class. On the old set, regions of classes that the old model lacks are void."
-    write_section(
-        run, "10_forgetting", "Old and new classes", [{"text": text}, {"table": {"head": head, "rows": rows}}]
-    )
-    run.say(decision["reason"])
-
-
-def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]:
-    """Whether the extended model may be released: ``release`` (None where it cannot be said), numbers and a reason."""
-    before, after = scores.get("pq_old_before"), scores.get("pq_old")
-    if before is None or after is None:
-        reason = "Forgetting was not measured, so nothing is said of release: give --keep-val with the old classes."
-        return {"release": None, "forgotten": None, "max_forget": max_forget, "reason": reason}
-    if before == 0:
-        reason = "The model found nothing of the old classes before (PQ 0), so what it forgets cannot be measured."
-        return {"release": None, "forgotten": None, "max_forget": max_forget, "reason": reason}
-    forgotten = 100 * (before - after)
-    numbers = f"PQ of the old classes {100 * before:.1f} before, {100 * after:.1f} after; {max_forget:g} points may go"
-    new = scores.get("pq_new")
-    numbers += "" if new is None else f"; of the new classes {100 * new:.1f}"
-    is_kept = forgotten <= max_forget
-    reason = f"{'Released' if is_kept else 'not for release'}: {numbers}."
-    return {"release": is_kept, "forgotten": forgotten, "max_forget": max_forget, "reason": reason}

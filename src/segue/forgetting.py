@@ -1,0 +1,160 @@
+"""What an extended model lost and gained, and whether it may be released: the gate of ``segue extend``."""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from segue.data.panoptic import ClassMaps, PanopticWhole
+from segue.data.sample import Array
+from segue.evaluation import Measured, measure, none_for_nan
+from segue.extension import Extension
+from segue.models.mask_classifier import MaskClassifier
+from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
+from segue.panoptic.maps import nan_mean
+from segue.run import Run, write_atomically
+from segue.sections import Block, write_headline, write_section
+from segue.weights import AnyModel
+
+DECISION = "decision.json"
+Part = PanopticMeasured | Measured
+
+
+@dataclass
+class ExtensionMeasured:
+    """What the extended model does, beside what the historic one did.
+
+    Args:
+        new: the extended model on the validation images of the new set.
+        before, after: both models on the old set; None without one.
+        old: how many classes the historic model knew.
+        classes: of the extended model.
+        metric: ``pq`` or ``miou``.
+    """
+
+    new: Part | None
+    before: Part | None
+    after: Part | None
+    old: int
+    classes: tuple[str, ...]
+    metric: str = "pq"
+
+    def scores(self) -> dict[str, float]:
+        """``pq_old_before``, ``pq_old``, ``pq_new``, ``pq``, ``pq/CLASS`` in [0, 1], or ``miou`` and ``iou/CLASS``.
+
+        What was not measured is absent. ``pq``, ``miou`` and those of the classes are over both sets together.
+        """
+        found: dict[str, float] = {}
+        if self.before and self.after:
+            found[f"{self.metric}_old_before"] = nan_mean(by_class(self.before)[: self.old])
+            found[f"{self.metric}_old"] = nan_mean(by_class(self.after)[: self.old])
+        if self.new:
+            found[f"{self.metric}_new"] = nan_mean(by_class(self.new)[self.old :])
+        there = [part for part in (self.after, self.new) if part]
+        if there:
+            every = by_class(*there)
+            found[self.metric] = nan_mean(every)
+            short = self.metric.removeprefix("m")
+            found |= {f"{short}/{name}": float(value) for name, value in zip(self.classes, every, strict=True)}
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        parts = {"new": self.new, "before": self.before, "after": self.after}
+        return {
+            "classes": list(self.classes),
+            "old": self.old,
+            "metric": self.metric,
+            "scores": {name: none_for_nan(value) for name, value in self.scores().items()},
+            **{name: part.plain() for name, part in parts.items() if part},
+        }
+
+    def line(self) -> str:
+        """The most important numbers in words."""
+        scores, texts = self.scores(), {"_old_before": "old before", "_old": "old after", "_new": "new", "": "all"}
+        shown = [
+            f"{text} {100 * scores[f'{self.metric}{end}']:.1f}" for end, text in texts.items()
+            if f"{self.metric}{end}" in scores
+        ]  # fmt: skip
+        return f"{NAMES[self.metric]} {', '.join(shown)}"
+
+
+NAMES = {"pq": "PQ", "miou": "mIoU"}
+
+
+def by_class(first: Part, *others: Part) -> Array:
+    """PQ or IoU of each class (K,) over what was measured, together; NaN where a class does not occur."""
+    if isinstance(first, PanopticMeasured):
+        quality = deepcopy(first.quality)
+        for other in others:
+            assert isinstance(other, PanopticMeasured)
+            quality += other.quality
+        return quality.by_class()["pq"]
+    confusion = deepcopy(first.confusion)
+    for other in others:
+        assert isinstance(other, Measured)
+        confusion.counts += other.confusion.counts
+    return confusion.iou()
+
+
+def measure_extension(model: AnyModel, data: Extension) -> ExtensionMeasured:
+    """Measures the extended model on both sets, and the historic one on the old set."""
+
+    def run(network: AnyModel, whole: PanopticWhole) -> Part:
+        if isinstance(network, MaskClassifier):
+            return measure_panoptic(network, whole)
+        return measure(network, ClassMaps(whole), network.spec.classes)
+
+    val = data.training.val
+    new = run(model, PanopticWhole(val, data.known)) if val else None
+    before = after = None
+    if data.keep:
+        old = PanopticWhole(*data.keep)
+        device = next(model.parameters()).device
+        before, after = run(data.base.to(device).eval(), old), run(model, old)
+    metric = "pq" if isinstance(model, MaskClassifier) else "miou"
+    return ExtensionMeasured(new, before, after, len(data.base.spec.classes), model.spec.classes, metric)
+
+
+def conclude(run: Run, max_forget: float) -> None:
+    """Decides on release, from what the run measured, and writes decision and report."""
+    found = json.loads((run.out / "evaluation.json").read_text(encoding="utf-8"))
+    decision = decide(found["scores"], max_forget)
+    write_atomically(run.out / DECISION, json.dumps(decision).encode())
+    write_headline(run, decision["reason"], is_warning=decision["release"] is not True)
+    name = NAMES[found["metric"]]
+    text = f"{name.removeprefix('m')} (%) of each class. On the old set, what the old model lacks counts as unknown."
+    head = ["Class", "Kind", "Old set, before", "Old set, after", "New set"]
+    blocks: list[Block] = [{"text": text}, {"table": {"head": head, "rows": class_rows(found)}}]
+    write_section(run, "10_forgetting", "Old and new classes", blocks)
+    run.say(decision["reason"])
+
+
+def class_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Of each class: name, old or new, and its quality before, after and on the new set."""
+    rows = []
+    for i, name in enumerate(found["classes"]):
+        key = f"{found['metric'].removeprefix('m')}/{name}"
+        values = [found.get(part, {}).get("scores", {}).get(key) for part in ("before", "after", "new")]
+        cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+        rows.append([name, "old" if i < found["old"] else "new", *cells])
+    return rows
+
+
+def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]:
+    """Whether the extended model may be released: ``release`` (None where it cannot be said), numbers and a reason."""
+    metric = "miou" if "miou_old_before" in scores else "pq"
+    before, after, new = (scores.get(f"{metric}_{part}") for part in ("old_before", "old", "new"))
+    told: dict[str, Any] = {"release": None, "forgotten": None, "max_forget": max_forget}
+    if before is None or after is None:
+        reason = "Forgetting was not measured, so nothing is said of release: give --keep-val with the old classes."
+        return {**told, "reason": reason}
+    name = NAMES[metric]
+    if before == 0:
+        reason = f"The model found nothing of the old classes before ({name} 0), so what it forgets cannot be measured."
+        return {**told, "reason": reason}
+    told["forgotten"] = 100 * (before - after)
+    told["release"] = told["forgotten"] <= max_forget
+    numbers = f"{name} of the old classes {100 * before:.1f} before, {100 * after:.1f} after"
+    numbers += f"; {max_forget:g} points may go" + ("" if new is None else f"; of the new classes {100 * new:.1f}")
+    return {**told, "reason": f"{'Released' if told['release'] else 'not for release'}: {numbers}."}
