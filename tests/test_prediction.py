@@ -12,7 +12,7 @@ from PIL import Image
 from segue.data.sample import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import find_images, overlay, predict_image, write_predictions
+from segue.prediction import Outputs, find_images, overlay, predict_image, write_predictions
 
 
 class ByColor(torch.nn.Module):
@@ -69,8 +69,9 @@ def test_files_hold_ids_under_a_palette_and_maps(model: Segmenter, tmp_path: Pat
     (tmp_path / "in" / "deep").mkdir(parents=True)
     picture = draw(0)[0][:40, :33]
     Image.fromarray(picture).save(tmp_path / "in" / "deep" / "a.png")
-    written, failed = write_predictions(model, find_images([str(tmp_path / "in")]), tmp_path / "out", maps=True)
-    assert (written, failed) == (1, {})
+    pairs = find_images([str(tmp_path / "in")])
+    account = write_predictions(model, pairs, tmp_path / "out", Outputs(maps=True))
+    assert (account.written, account.failed) == (1, {})
     expected = predict_image(model, torch.from_numpy(picture).permute(2, 0, 1))[0].numpy()
     with Image.open(tmp_path / "out" / "labels" / "deep" / "a.png") as label:
         assert label.mode == "P"
@@ -91,10 +92,11 @@ def test_unreadable_pictures_are_counted_and_the_others_written(model: Segmenter
     Image.fromarray(draw(0)[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no")
     pairs = find_images([str(tmp_path / "*.png")])
-    written, failed = write_predictions(model, pairs, tmp_path / "out")
-    assert written == 1
-    assert list(failed) == [str(tmp_path / "bad.png")]
-    assert written + len(failed) == len(pairs)
+    account = write_predictions(model, pairs, tmp_path / "out")
+    assert account.written == 1
+    assert list(account.failed) == [str(tmp_path / "bad.png")]
+    again = write_predictions(model, pairs, tmp_path / "out")
+    assert (again.written, again.there, list(again.failed)) == (0, 1, list(account.failed))
 
 
 def test_sources_are_files_folders_and_globs_each_once(tmp_path: Path) -> None:

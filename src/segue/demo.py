@@ -13,7 +13,7 @@ from segue.data import synthetic
 from segue.data.layouts import open_listing
 from segue.engine import write_atomically
 from segue.launch import Surroundings
-from segue.prediction import write_predictions
+from segue.prediction import Outputs, write_predictions
 from segue.run import BASELINE
 from segue.verbs import config_from, evaluate, run_training
 from segue.weights import load_model
@@ -84,7 +84,7 @@ def _score(data: Path, run: Path, out: Path, device: str) -> None:
     for name, folder in (("pixel_contrast", run), ("supervised", run / BASELINE)):
         scores[name] = evaluate(folder, str(data), split="test", device=device).scores()["miou"]
     model = load_model(str(run))
-    write_predictions(model, open_listing(str(data)).split("test")[:SHOWN], out / "predictions", maps=True)
+    write_predictions(model, open_listing(str(data)).split("test")[:SHOWN], out / "predictions", Outputs(maps=True))
     write_atomically(out / "scores.json", json.dumps(scores).encode())
 
 

@@ -2,19 +2,30 @@
 
 import glob
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from segue.data.layouts import open_images
 from segue.data.listing import Pair, images_in
-from segue.data.sample import IMAGE_SUFFIXES, Array, Color, DataError, write_label_map
+from segue.data.sample import (
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Array,
+    Color,
+    DataError,
+    read_label_map,
+    write_label_map,
+)
 from segue.data.tones import read_rgb
+from segue.tiling import Grid, blended
 from segue.weights import Model
 
 
@@ -69,18 +80,73 @@ def _image_file(path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class How:
+    """How a picture goes through a model.
+
+    Args:
+        flips: also mirrored, and averaged.
+        scales: sizes it goes through at, and averaged; 1 is its own.
+        temperature: divides the logits; see `segue.calibration`.
+        grid: of the tiles of pictures that are too large for one pass.
+        largest: pixels that go through in one pass.
+    """
+
+    flips: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    temperature: float = 1.0
+    grid: Grid = field(default_factory=Grid)
+    largest: int = 1 << 22
+
+
+WHOLE = How()
+
+
 @torch.inference_mode()
-def predict_image(model: Model, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(class ids, probability of the class, entropy over ln K), each (H, W), of one picture (bands, H, W)."""
+def probabilities(model: Model, image: Tensor, how: How = WHOLE) -> Tensor:
+    """Of each class, in one pass a view: (bands, H, W) -> float32 (K, H, W) on the CPU."""
     device = next(model.parameters()).device
-    logits = model(image[None].to(device))[0].float()
-    probabilities = logits.softmax(0)
-    top, classes = probabilities.max(0)
-    entropy = torch.special.entr(probabilities).sum(0) / math.log(max(2, len(probabilities)))
-    return classes.to(torch.uint8).cpu(), top.cpu(), entropy.clamp(0, 1).cpu()
+    height, width = image.shape[-2:]
+    views = []
+    for scale in how.scales:
+        view = image[None].to(device)
+        if scale != 1:
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            view = F.interpolate(view.float(), size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        for is_mirrored in (False, True) if how.flips else (False,):
+            logits = model(view.flip(-1) if is_mirrored else view).float()
+            logits = logits.flip(-1) if is_mirrored else logits
+            if scale != 1:
+                logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+            views.append((logits[0] / how.temperature).softmax(0))
+    return (torch.stack(views).mean(0) if len(views) > 1 else views[0]).cpu()
 
 
-def predict(model: Model, pairs: Sequence[Pair]) -> Iterator[Prediction]:
+def predict_image(model: Model, image: Tensor, how: How = WHOLE) -> tuple[Tensor, Tensor, Tensor]:
+    """(class ids, probability of the class, entropy over ln K), each (H, W), of one picture (bands, H, W)."""
+    height, width = image.shape[-2:]
+    if height * width <= how.largest:
+        return _read(probabilities(model, image, how))
+    classes = torch.zeros(height, width, dtype=torch.uint8)
+    top_probability, uncertainty = torch.zeros(height, width), torch.zeros(height, width)
+
+    def window(top: int, left: int, rows: int, columns: int) -> Array:
+        return probabilities(model, image[:, top : top + rows, left : left + columns], how).numpy()
+
+    for top, left, found in blended(window, height, width, how.grid):
+        there = (slice(top, top + found.shape[1]), slice(left, left + found.shape[2]))
+        classes[there], top_probability[there], uncertainty[there] = _read(torch.from_numpy(found))
+    return classes, top_probability, uncertainty
+
+
+def _read(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (K, H, W) as class, its probability, and entropy over ln K."""
+    top, classes = found.max(0)
+    entropy = torch.special.entr(found).sum(0) / math.log(max(2, len(found)))
+    return classes.to(torch.uint8), top, entropy.clamp(0, 1)
+
+
+def predict(model: Model, pairs: Sequence[Pair], how: How = WHOLE) -> Iterator[Prediction]:
     """What ``model``, put into evaluation mode, says of each picture, one at a time.
 
     Raises:
@@ -89,7 +155,7 @@ def predict(model: Model, pairs: Sequence[Pair]) -> Iterator[Prediction]:
     model.eval()
     for pair in pairs:
         image = np.array(read_rgb(pair.image, model.spec.tones))
-        classes, probability, uncertainty = predict_image(model, torch.from_numpy(image).permute(2, 0, 1))
+        classes, probability, uncertainty = predict_image(model, torch.from_numpy(image).permute(2, 0, 1), how)
         yield Prediction(pair.name, image, classes.numpy(), probability.numpy(), uncertainty.numpy())
 
 
@@ -106,39 +172,126 @@ def gray(values: Array) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of each picture beside its class map.
+
+    Args:
+        overlays: the picture tinted by class.
+        maps: probability and uncertainty.
+        run_lengths: COCO's run lengths as JSON.
+        polygons: GeoJSON, with holes; needs the extra ``tiles``.
+    """
+
+    overlays: bool = True
+    maps: bool = False
+    run_lengths: bool = False
+    polygons: bool = False
+
+
+@dataclass
+class Account:
+    """What became of the pictures: written + there + failed = found.
+
+    Args:
+        written: how many were predicted now.
+        there: how many an earlier call with the same settings had written.
+        failed: why, by path.
+    """
+
+    written: int = 0
+    there: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+GEOREFERENCE = 34735  # the TIFF tag that says where on Earth a picture lies
+
+
+def is_scene(path: Path, largest: int) -> bool:
+    """A TIFF that has a georeference, that Pillow does not read, or that is too large for one pass."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path, formats=("TIFF",)) as header:
+            return header.width * header.height > largest or GEOREFERENCE in header.tag_v2  # type: ignore[attr-defined]
+    except UNREADABLE:
+        return path.is_file() and path.stat().st_size > 0
+
+
 def write_predictions(
     model: Model,
     pairs: Sequence[Pair],
     out: Path,
+    outputs: Outputs | None = None,
+    how: How = WHOLE,
     *,
-    overlays: bool = True,
-    maps: bool = False,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[int, dict[str, str]]:
-    """Writes ``out/labels/NAME.png``, and on demand ``overlays/``, ``probability/`` and ``uncertainty/``.
+) -> Account:
+    """Writes ``out/labels/NAME.png`` (of scenes ``.tif``) and what ``outputs`` asks for.
 
-    Returns:
-        How many pictures were written, and why each of the others was not, by its path.
+    A picture whose class map is there already is passed over: the class map is written last.
     """
-    failed: dict[str, str] = {}
-    written = 0
+    outputs = outputs or Outputs()
+    account = Account()
+    model.eval()
     for pair in pairs:
+        scene = is_scene(pair.image, how.largest)
+        target = place(out, "labels", pair.name, ".tif" if scene else ".png")
         try:
-            found = next(predict(model, [pair]))
+            if target.exists():
+                account.there += 1
+            else:
+                (_write_scene if scene else _write_picture)(model, pair, target, out, outputs, how)
+                account.written += 1
         except DataError as error:
-            failed[str(pair.image)] = str(error)
-            tick()
-            continue
-        write_label_map(place(out, "labels", found.name, ".png"), found.classes, model.spec.colors)
-        if overlays:
-            tinted = overlay(found.image, found.classes, model.spec.colors)
-            Image.fromarray(tinted).save(place(out, "overlays", found.name, ".jpg"), quality=90)
-        if maps:
-            gray(found.probability).save(place(out, "probability", found.name, ".png"))
-            gray(found.uncertainty).save(place(out, "uncertainty", found.name, ".png"))
-        written += 1
+            account.failed[str(pair.image)] = str(error)
         tick()
-    return written, failed
+    return account
+
+
+def _write_picture(model: Model, pair: Pair, target: Path, out: Path, outputs: Outputs, how: How) -> None:
+    """All files of a picture, the class map last."""
+    found = next(predict(model, [pair], how))
+    if outputs.overlays:
+        tinted = overlay(found.image, found.classes, model.spec.colors)
+        Image.fromarray(tinted).save(place(out, "overlays", found.name, ".jpg"), quality=90)
+    if outputs.maps:
+        gray(found.probability).save(place(out, "probability", found.name, ".png"))
+        gray(found.uncertainty).save(place(out, "uncertainty", found.name, ".png"))
+    partial = target.with_name(f".{target.name}")
+    write_label_map(partial, found.classes, model.spec.colors)
+    _write_shapes(model, partial, pair.name, out, outputs, found.classes)
+    os.replace(partial, target)
+
+
+def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Outputs, how: How) -> None:
+    """The same of a scene, window by window; overlays are left out: the class map has a palette."""
+    from segue.scenes import write_scene
+
+    kinds = ("probability", "uncertainty") if outputs.maps else ()
+    partial = target.with_name(f".{target.name}")
+    targets = {"labels": partial, **{kind: place(out, kind, pair.name, ".tif") for kind in kinds}}
+
+    def window(pixels: Array) -> Array:
+        return probabilities(model, torch.from_numpy(pixels), how).numpy()
+
+    write_scene(
+        pair.image, targets, window, how.grid, bands=model.spec.in_channels, colors=model.spec.colors
+    )  # fmt: skip
+    if outputs.run_lengths or outputs.polygons:
+        _write_shapes(model, partial, pair.name, out, outputs, None)
+    os.replace(partial, target)
+
+
+def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Outputs, classes: Array | None) -> None:
+    """Run lengths and polygons of a label map; of a scene it is read from its file."""
+    from segue.shapes import write_polygons, write_run_lengths
+
+    if outputs.run_lengths:
+        ids = read_label_map(labels) if classes is None else classes
+        write_run_lengths(place(out, "run_lengths", name, ".json"), ids, model.spec.classes)
+    if outputs.polygons:
+        write_polygons(place(out, "polygons", name, ".geojson"), labels, model.spec.classes)
 
 
 def place(out: Path, kind: str, name: str, suffix: str) -> Path:

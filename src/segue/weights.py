@@ -5,6 +5,7 @@ it and its scores. Format 1 is the first; a later Segue reads every earlier one.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -90,6 +91,11 @@ def model_folder(source: str) -> Path:
         if (candidate / "model.yaml").is_file():
             return candidate
     raise DataError(f"{source} holds no model (no model.yaml in it or in its model/); name a run or a model folder")
+
+
+def model_fingerprint(source: str) -> str:
+    """The sha256 of a model's weights."""
+    return hashlib.sha256((model_folder(source) / "model.safetensors").read_bytes()).hexdigest()
 
 
 def describe(source: str) -> dict[str, Any]:

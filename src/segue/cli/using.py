@@ -4,11 +4,18 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest, whole_number
 from segue.config import UsageError
+
+if TYPE_CHECKING:
+    from segue.data.listing import Pair
+    from segue.prediction import Account
+    from segue.weights import Model
 
 if TYPE_CHECKING:
     from segue.panoptic.evaluation import PanopticMeasured
@@ -31,6 +38,15 @@ def add_commands(command: Command) -> None:
     predict.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder")
     predict.add_argument("--maps", action="store_true", help="also write probability and uncertainty")
     predict.add_argument("--no-overlays", action="store_true", help="write class maps alone")
+    predict.add_argument("--run-lengths", action="store_true", help="also write COCO run lengths of each class as JSON")
+    predict.add_argument("--polygons", action="store_true", help="also write polygons with holes as GeoJSON")
+    predict.add_argument("--tile", type=whole_number, default=0, help="side of a tile; 0 tiles pictures above 4 MP")
+    predict.add_argument("--overlap", type=whole_number, default=64, help="pixels that neighbouring tiles share")
+    predict.add_argument("--flips", action="store_true", help="average with the mirrored picture")
+    predict.add_argument("--scales", default="1", help="average over these sizes, as 0.75,1,1.25")
+    predict.add_argument(
+        "--calibrate", default="", metavar="DATA", help="fit the temperature on this labelled set, as photos:val"
+    )
     predict.add_argument("--device", default="auto")
     predict.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -115,37 +131,119 @@ def percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def claim(out: Path, identity: dict[str, object]) -> None:
+    """Takes ``out`` for these settings; the same settings on it go on where they stopped.
+
+    Raises:
+        UsageError: it holds something else, or predictions of other settings.
+    """
+    record = out / "predict.json"
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        differing = [name for name in identity if known.get(name) != identity[name]]
+        if differing:
+            raise UsageError(f"--out {out} holds predictions of other settings ({', '.join(differing)}); name another")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Positive numbers between commas.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < value < 16 for value in found):
+        raise UsageError(f"{option} {text}: give numbers above 0 and below 16, as 0.75,1,1.25")
+    return found
+
+
 def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
     from segue.launch import pick_device
     from segue.models.mask_classifier import MaskClassifier
     from segue.panoptic.prediction import write_panoptic
-    from segue.prediction import find_images, write_predictions
+    from segue.prediction import Account, find_images
     from segue.progress import track
     from segue.tuning import tune
     from segue.weights import load_any
 
-    refuse_rest(rest, "segue predict", ["--out", "--maps", "--no-overlays", "--device", "--json"])
-    out = empty_folder(arguments.out)
+    known = ["--out", "--maps", "--no-overlays", "--device", "--json", "--tile", "--overlap", "--flips", "--scales"]
+    refuse_rest(rest, "segue predict", [*known, "--calibrate", "--run-lengths", "--polygons"])
+    out = Path(arguments.out)
     pairs = find_images(arguments.images)
     device = pick_device(arguments.device)
     tune(device)
     model = load_any(arguments.model, device=device)
-    overlays = not arguments.no_overlays
-    if isinstance(model, MaskClassifier) and arguments.maps:
-        raise UsageError("--maps: a panoptic model gives no probability of single pixels; leave the option out")
-    with track("predict", len(pairs), quiet=arguments.json) as tick:
-        if isinstance(model, MaskClassifier):
-            written, failed = write_panoptic(model, pairs, out, overlays=overlays, tick=tick)
-        else:
-            written, failed = write_predictions(model, pairs, out, overlays=overlays, maps=arguments.maps, tick=tick)
-    for reason in failed.values():
-        print(f"segue predict: {reason}", file=sys.stderr)  # noqa: T201
-    if arguments.json:
-        print(json.dumps({"found": len(pairs), "written": written, "failed": failed, "out": str(out)}))  # noqa: T201
+    if isinstance(model, MaskClassifier):
+        for option in ("maps", "flips", "calibrate", "run_lengths", "polygons"):
+            if getattr(arguments, option):
+                raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
+        if (out / "predict.json").is_file():
+            raise UsageError(f"--out {out} is not an empty folder; name another")
+        claim(out, {})
+        with track("predict", len(pairs), quiet=arguments.json) as tick:
+            account = Account()
+            account.written, account.failed = write_panoptic(
+                model, pairs, out, overlays=not arguments.no_overlays, tick=tick
+            )
     else:
-        print(f"{written} of {len(pairs)} images written to {out}; {len(failed)} could not be read")  # noqa: T201
-    return USAGE_EXIT if failed else 0
+        account = _predict_semantic(model, pairs, out, arguments)
+    for reason in account.failed.values():
+        print(f"segue predict: {reason}", file=sys.stderr)  # noqa: T201
+    counts = {"found": len(pairs), "written": account.written, "there": account.there, "failed": account.failed}
+    if arguments.json:
+        print(json.dumps({**counts, "out": str(out)}))  # noqa: T201
+    else:
+        before = f", {account.there} were there" if account.there else ""
+        print(  # noqa: T201
+            f"{account.written} of {len(pairs)} images written to {out}{before}; "
+            f"{len(account.failed)} could not be read"
+        )
+    return USAGE_EXIT if account.failed else 0
+
+
+def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace) -> "Account":
+    """Settings, the temperature, and the pictures."""
+    from segue.calibration import calibrate
+    from segue.export.delivery import open_check
+    from segue.extras import require
+    from segue.prediction import How, Outputs, write_predictions
+    from segue.progress import track
+    from segue.run import write_atomically
+    from segue.tiling import Grid
+    from segue.weights import model_fingerprint
+
+    grid = Grid(arguments.tile or Grid.tile, arguments.overlap)
+    how = How(arguments.flips, numbers(arguments.scales, "--scales"), 1.0, grid)
+    if arguments.tile:
+        how = replace(how, largest=arguments.tile**2)
+    if arguments.polygons:
+        require("rasterio", "tiles")
+    outputs = Outputs(not arguments.no_overlays, arguments.maps, arguments.run_lengths, arguments.polygons)
+    identity = {
+        "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
+        "calibrate": arguments.calibrate, "outputs": asdict(outputs),
+    }  # fmt: skip
+    claim(out, identity)
+    record: dict[str, object] = dict(identity)
+    if arguments.calibrate:
+        fitted = calibrate(model, open_check(arguments.calibrate, model.spec.classes, limit=200))
+        how = replace(how, temperature=fitted.temperature)
+        record["calibration"] = asdict(fitted)
+        print(  # noqa: T201
+            f"segue predict: temperature {fitted.temperature:.3f} from {fitted.images} images; calibration error there "
+            f"{percent(fitted.before)} % before, {percent(fitted.after)} % after",
+            file=sys.stderr,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
+    with track("predict", len(pairs), quiet=arguments.json) as tick:
+        return write_predictions(model, pairs, out, outputs, how, tick=tick)
 
 
 def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -1,6 +1,5 @@
 """From a model folder to files that run without Segue. Each takes its name only after the parity gate has passed it."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,14 +20,14 @@ from segue.export.graph import (
     Classify,
     onnx_classifier,
     openvino_classifier,
-    require,
     torch_classifier,
     write_onnx,
 )
 from segue.export.parity import Limits, Parity, compare
+from segue.extras import require
 from segue.prediction import find_images
 from segue.run import write_atomically
-from segue.weights import AnyModel, Model, model_folder
+from segue.weights import AnyModel, Model, model_fingerprint
 
 FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"
 OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json"})
@@ -67,11 +66,10 @@ class Delivered:
 
 def described(model: Model, source: str) -> dict[str, Any]:
     """What an exported file says of itself."""
-    weights = (model_folder(source) / "model.safetensors").read_bytes()
     return {
         "classes": list(model.spec.classes),
         "colors": [list(color) for color in model.spec.colors],
-        "fingerprint": hashlib.sha256(weights).hexdigest(),
+        "fingerprint": model_fingerprint(source),
         "segue": segue.__version__,
         "input": "image: uint8 (batch, height, width, 3), RGB, upright; any size",
         "output": "classes: uint8 (batch, height, width), class ids",
@@ -103,7 +101,7 @@ def open_check(address: str, classes: Sequence[str], *, limit: int) -> Whole:
 
 def quantise(source: Path, target: Path, data: Samples) -> None:
     """Writes ``source`` with 8-bit weights and activations, their ranges taken from ``data``."""
-    require("onnxruntime")
+    require("onnxruntime", "export")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

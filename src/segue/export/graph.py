@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.config import UsageError
 from segue.data.sample import Array
+from segue.extras import require
 
 INPUT, OUTPUT = "image", "classes"
 OPSET = 18
@@ -36,22 +36,6 @@ class ImageToClasses(nn.Module):
         return logits.argmax(1).to(torch.uint8)
 
 
-def require(package: str, extra: str = "export") -> Any:
-    """An imported package of an extra.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UsageError(
-            f"this needs {package}, which cannot be imported ({error}): pip install 'segue[{extra}]'"
-        ) from None
-
-
 def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes ``network``, (B, bands, H, W) -> logits (B, K, H, W), as one ONNX file of free batch and image size.
 
@@ -66,8 +50,8 @@ def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapp
     Raises:
         UsageError: the extra ``export`` is not installed.
     """
-    onnx = require("onnx")
-    require("onnxscript")
+    onnx = require("onnx", "export")
+    require("onnxscript", "export")
     free = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts about each other
@@ -102,7 +86,7 @@ def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
     Raises:
         UsageError: the extra ``export`` is not installed.
     """
-    runtime = require("onnxruntime")
+    runtime = require("onnxruntime", "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -116,7 +100,7 @@ def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
 
 def onnx_metadata(path: Path) -> dict[str, str]:
     """What `write_onnx` wrote into the file as metadata."""
-    onnx = require("onnx")
+    onnx = require("onnx", "export")
     return {entry.key: entry.value for entry in onnx.load_model(path, load_external_data=False).metadata_props}
 
 

@@ -1,0 +1,218 @@
+"""``segue predict`` on scenes and large pictures: files that other programs read, and nothing lost on the way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COLORS, draw, write_set
+from PIL import Image
+
+from segue.calibration import calibrate, fit_temperature
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.prediction import How, predict_image, probabilities
+from segue.shapes import run_lengths
+from segue.tiling import Grid
+from segue.weights import save_model
+
+rasterio = pytest.importorskip("rasterio", reason="the extra tiles is not installed")
+Segue = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    torch.manual_seed(0)
+    made = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
+    torch.nn.init.normal_(made.head.weight, std=2.0)
+    return made
+
+
+@pytest.fixture
+def source(model: Segmenter, tmp_path: Path) -> Path:
+    return save_model(model, tmp_path / "model", method="supervised", metrics={})
+
+
+def write_geotiff(path: Path, pixels: np.ndarray, **changes: object) -> Path:
+    bands, height, width = pixels.shape
+    profile = {
+        "driver": "GTiff", "width": width, "height": height, "count": bands, "dtype": pixels.dtype.name,
+        "crs": "EPSG:32632", "transform": rasterio.transform.from_origin(500000, 5400000, 0.2, 0.2), **changes,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(pixels)
+    return path
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.ascontiguousarray(draw(2, max(height, width))[0][:height, :width].transpose(2, 0, 1))
+
+
+def test_a_scene_keeps_its_place_and_is_what_one_pass_gives(
+    segue: Segue, source: Path, model: Segmenter, tmp_path: Path
+) -> None:
+    pixels = picture(70, 90)
+    write_geotiff(tmp_path / "a.tif", pixels)
+    status, output, errors = segue("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out", "--maps", "--json")
+    assert status == 0, errors
+    assert json.loads(output)["written"] == 1
+    classes, probability, uncertainty = (v.numpy() for v in predict_image(model, torch.from_numpy(pixels)))
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), classes)
+        assert file.crs == "EPSG:32632"
+        assert tuple(file.transform)[:6] == (0.2, 0, 500000, 0, -0.2, 5400000)
+        assert file.colormap(1)[1] == (*COLORS[1], 255)
+    for kind, expected in (("probability", probability), ("uncertainty", uncertainty)):
+        with rasterio.open(tmp_path / "out" / kind / "a.tif") as file:
+            np.testing.assert_allclose(file.read(1) / 255, expected, atol=0.503 / 255)
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_tiles_on_disk_and_in_memory_are_the_same(segue: Segue, source: Path, model: Segmenter, tmp_path: Path) -> None:
+    pixels = picture(100, 130)
+    write_geotiff(tmp_path / "a.tif", pixels)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "b.png")
+    options = ("--tile", 64, "--overlap", 16, "--no-overlays")
+    status, _, errors = segue(
+        "predict", source, tmp_path / "a.tif", tmp_path / "b.png", "--out", tmp_path / "o", *options
+    )
+    assert status == 0, errors
+    with (
+        rasterio.open(tmp_path / "o" / "labels" / "a.tif") as file,
+        Image.open(tmp_path / "o" / "labels" / "b.png") as b,
+    ):
+        np.testing.assert_array_equal(file.read(1), np.asarray(b))
+    whole = predict_image(model, torch.from_numpy(pixels))[0].numpy()
+    with rasterio.open(tmp_path / "o" / "labels" / "a.tif") as file:
+        assert (file.read(1) != whole).any()  # tiles see less around them: this was not one pass
+
+
+def test_pixels_without_data_get_no_class(segue: Segue, source: Path, tmp_path: Path) -> None:
+    pixels = picture(40, 40)
+    pixels[:, :10] = 0
+    pixels[:, 10:] = pixels[:, 10:].clip(1)
+    write_geotiff(tmp_path / "a.tif", pixels, nodata=0)
+    assert segue("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out")[0] == 0
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as file:
+        found = file.read(1)
+    assert (found[:10] == 255).all()
+    assert (found[10:] < 3).all()
+
+
+def test_bad_scenes_are_named_the_rest_is_written_and_nothing_half_done_stays(
+    segue: Segue, source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_geotiff(folder / "good.tif", picture(40, 40))
+    write_geotiff(folder / "deep.tif", picture(40, 40).astype(np.uint16))
+    write_geotiff(folder / "grey.tif", picture(40, 40)[:1])
+    cut = write_geotiff(folder / "cut.tif", picture(300, 300), tiled=True, blockxsize=128, blockysize=128)
+    cut.write_bytes(cut.read_bytes()[:100_000])
+    (folder / "vrt.tif").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
+    (folder / "empty.tif").write_bytes(b"")
+    status, output, errors = segue("predict", source, folder, "--out", tmp_path / "out", "--json")
+    found = json.loads(output)
+    assert status == 2
+    assert (found["found"], found["written"], len(found["failed"])) == (6, 1, 5)
+    assert errors.count("\n") == 5
+    for message in (
+        "deep.tif has 3 bands of uint16",
+        "grey.tif has 1 bands",
+        "vrt.tif",
+        "empty.tif is empty",
+        "cut.tif",
+    ):
+        assert message in errors
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["predict.json", "good.tif"]
+
+
+def test_a_cut_run_goes_on_and_other_settings_are_refused(
+    segue: Segue, source: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    call = ("predict", source, dataset / "images", "--out", out, "--json")
+    assert segue(*call)[0] == 0
+    (out / "labels" / "val_006.png").unlink()
+    kept = (out / "labels" / "val_007.png").stat().st_mtime_ns
+    status, output, _ = segue(*call)
+    found = json.loads(output)
+    assert (status, found["written"], found["there"], found["found"]) == (0, 1, 9, 10)
+    assert (out / "labels" / "val_007.png").stat().st_mtime_ns == kept
+    status, _, errors = segue(*call, "--flips")
+    assert status == 2
+    assert "predictions of other settings (how)" in errors
+
+
+def test_views_are_averaged(model: Segmenter) -> None:
+    image = torch.from_numpy(picture(48, 64))
+    flipped = probabilities(model, image.flip(-1)).flip(-1)
+    expected = (probabilities(model, image) + flipped) / 2
+    torch.testing.assert_close(probabilities(model, image, How(flips=True)), expected)
+    scaled = probabilities(model, image, How(scales=(0.5, 1.0)))
+    assert scaled.shape == (3, 48, 64)
+    torch.testing.assert_close(scaled.sum(0), torch.ones(48, 64))
+    assert not torch.allclose(scaled, probabilities(model, image))
+
+
+def test_one_large_tile_is_one_pass(model: Segmenter) -> None:
+    image = torch.from_numpy(picture(50, 60))
+    tiled = predict_image(model, image, How(grid=Grid(64, 16), largest=1))
+    for found, expected in zip(tiled, predict_image(model, image), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_temperature_of_logits_that_are_three_times_too_large() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, 4, generator=generator)
+    labels = torch.multinomial(true.softmax(1), 1, generator=generator)[:, 0]
+    assert fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
+
+
+def test_calibration_lowers_the_error_and_is_applied(
+    segue: Segue, source: Path, model: Segmenter, dataset: Path, tmp_path: Path
+) -> None:
+    status, _, errors = segue("predict", source, dataset / "images", "--out", tmp_path / "out", "--calibrate", dataset)
+    assert status == 0, errors
+    record = json.loads((tmp_path / "out" / "predict.json").read_text())["calibration"]
+    assert record["images"] == 2
+    assert record["temperature"] > 1.1  # random weights, sure of themselves
+    assert record["after"] < record["before"]
+    with pytest.raises(ValueError, match="no pixel of these pictures has a label"):
+        calibrate(model, [{"image": torch.from_numpy(picture(32, 32)), "name": "x"}])
+
+
+def test_run_lengths_and_polygons_by_hand(segue: Segue, source: Path, dataset: Path, tmp_path: Path) -> None:
+    assert run_lengths(np.array([[0, 1], [1, 1]], bool)) == [1, 3]  # down the columns: 0 1 1 1
+    assert run_lengths(np.array([[1, 1], [0, 1]], bool)) == [0, 1, 1, 2]
+    options = ("--run-lengths", "--polygons", "--no-overlays")
+    assert segue("predict", source, dataset / "images" / "val_006.png", "--out", tmp_path / "out", *options)[0] == 0
+    with Image.open(tmp_path / "out" / "labels" / "val_006.png") as image:
+        labels = np.asarray(image)
+    outlines = json.loads((tmp_path / "out" / "polygons" / "val_006.geojson").read_text())["features"]
+    shapes = [(feature["geometry"], feature["properties"]["class_id"]) for feature in outlines]
+    drawn = rasterio.features.rasterize(shapes, labels.shape, fill=255, dtype="uint8")
+    np.testing.assert_array_equal(drawn, labels)
+    for entry in json.loads((tmp_path / "out" / "run_lengths" / "val_006.json").read_text()):
+        counts = entry["segmentation"]["counts"]
+        values = np.repeat(np.arange(len(counts)) % 2, counts).reshape(labels.shape, order="F")
+        np.testing.assert_array_equal(values, labels == entry["category_id"])
+        assert entry["category"] == CLASSES[entry["category_id"]]
+
+
+def test_settings_that_cannot_be_meant(segue: Segue, source: Path, dataset: Path, tmp_path: Path) -> None:
+    bare = write_set(tmp_path / "bare")
+    for path in (bare / "labels").iterdir():
+        path.unlink()
+    for options, message in (
+        (("--tile", 100), "--tile 100"),
+        (("--overlap", 400), "--overlap 400"),
+        (("--scales", "0.5,x"), "--scales 0.5,x"),
+        (("--scales", "0"), "--scales 0"),
+        (("--calibrate", tmp_path / "gone"), "gone"),
+    ):
+        status, _, errors = segue("predict", source, dataset / "images", "--out", tmp_path / "out", *options)
+        assert (status, errors.count("\n")) == (2, 1), errors
+        assert message in errors
+    assert not (tmp_path / "out").exists()
