@@ -1,0 +1,136 @@
+"""The commands that measure and compare: ``segue bench``, ``segue compare`` and ``segue doctor``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest, whole_number
+from segue.config import UsageError
+
+
+def add_commands(command: Command) -> None:
+    """Adds them to the parser."""
+    bench = command("bench", bench_command, "latency, throughput and memory of models on this machine")
+    bench.add_argument("models", nargs="+", metavar="MODEL", help="runs, .onnx or .xml files")
+    bench.add_argument("--sizes", default="512x512", help="heights and widths, as 512x512,512x1024")
+    bench.add_argument("--threads", default="1", help="numbers of threads, as 1,2")
+    bench.add_argument("--rounds", type=whole_number, default=30, help="calls of each candidate")
+    bench.add_argument("--compiled", action="store_true", help="also torch.compile, which takes a minute to start")
+    bench.add_argument("--openvino", action="store_true", help="also run .onnx files in OpenVINO, in f32 and bf16")
+    bench.add_argument("--out", default="", metavar="FOLDER", help="a new or empty folder for bench.json and bench.svg")
+    bench.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    compare = command("compare", compare_command, "several runs side by side on one page")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="finished run folders")
+    compare.add_argument("--out", required=True, metavar="FILE", help="the page, a new file ending in .html")
+
+    doctor = command("doctor", doctor_command, "what this machine and installation can do")
+    doctor.add_argument("--out", default=".", metavar="FOLDER", help="where runs will go")
+    doctor.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def counts(text: str, option: str) -> list[int]:
+    """Whole numbers above 0 between commas.
+
+    Raises:
+        UsageError: something else.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text}: give whole numbers above 0, as 1,2")
+    return [int(part) for part in parts]
+
+
+def bench_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue bench``."""
+    from segue.latency import candidates, known_accuracy, machine, measure, write_picture
+    from segue.progress import track
+    from segue.run import write_atomically
+
+    known = ["--sizes", "--threads", "--rounds", "--compiled", "--openvino", "--out", "--json"]
+    refuse_rest(rest, "segue bench", known)
+    sizes = []
+    for part in arguments.sizes.split(","):
+        sides = part.split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise UsageError(f"--sizes {arguments.sizes}: give heights and widths, as 512x512,512x1024")
+        sizes.append((int(sides[0]), int(sides[1])))
+    threads = counts(arguments.threads, "--threads")
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds {arguments.rounds}: at least one call is needed")
+    out = Path(arguments.out) if arguments.out else None
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+    rows = candidates(
+        arguments.models, sizes=sizes, threads=threads, compiled=arguments.compiled, openvino=arguments.openvino
+    )
+    with track("bench", arguments.rounds, quiet=arguments.json) as tick:
+        measure(rows, rounds=arguments.rounds, tick=tick)
+    accuracy = {model: value for model in arguments.models if (value := known_accuracy(model)) is not None}
+    plain = [row.plain() for row in rows]
+    result = {"machine": machine(), "rounds": arguments.rounds, "accuracy": accuracy, "rows": plain}
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "bench.json", json.dumps(result, indent=1).encode())
+        write_picture(out / "bench.svg", plain, accuracy)
+    if arguments.json:
+        print(json.dumps(result))  # noqa: T201
+    else:
+        _print_table(result)
+    return USAGE_EXIT if any(row.failure for row in rows) else 0
+
+
+def _print_table(result: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{result['machine']}; {result['rounds']} calls each, in random order")
+    for column in ("model", "runtime", "threads", "size", "p50 ms", "p95 ms", "images/s", "MiB"):
+        table.add_column(column, justify="left" if column in ("model", "runtime") else "right")
+    rows = result["rows"]
+    assert isinstance(rows, list)
+    for row in rows:
+        size = f"{row['height']}x{row['width']}"
+        if row["failure"]:
+            table.add_row(row["model"], row["runtime"], str(row["threads"]), size, "failed", row["failure"], "", "")
+            continue
+        memory = "–" if row["memory"] is None else f"{row['memory']:.0f}"
+        table.add_row(
+            row["model"], row["runtime"], str(row["threads"]), size, f"{row['p50_ms']:.1f}", f"{row['p95_ms']:.1f}",
+            f"{row['per_second']:.1f}", memory,
+        )  # fmt: skip
+    console.print(table)
+
+
+def compare_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue compare``."""
+    from segue.report.comparison import comparison_page, read_entries
+    from segue.run import write_atomically
+
+    refuse_rest(rest, "segue compare", ["--out"])
+    out = Path(arguments.out)
+    if out.suffix != ".html" or out.exists():
+        raise UsageError(f"--out {out}: " + ("is there already; name another" if out.exists() else "must end in .html"))
+    page = comparison_page(read_entries(arguments.runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode())
+    print(f"written: {out}")  # noqa: T201
+    return 0
+
+
+def doctor_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue doctor``."""
+    from dataclasses import asdict
+
+    from segue.doctor import examine
+
+    refuse_rest(rest, "segue doctor", ["--out", "--json"])
+    lines = examine(Path(arguments.out))
+    if arguments.json:
+        print(json.dumps([asdict(line) for line in lines]))  # noqa: T201
+    else:
+        for line in lines:
+            sign = "✘" if line.is_fault else "!" if line.advice else "✔"
+            print(f"{sign} {line.name:<28} {line.value}" + (f"  ({line.advice})" if line.advice else ""))  # noqa: T201
+    return USAGE_EXIT if any(line.is_fault for line in lines) else 0

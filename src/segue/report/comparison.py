@@ -1,0 +1,91 @@
+"""Several runs side by side on one offline page: settings that differ, scores, and validation curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from segue.data.sample import DataError
+from segue.report import percent
+from segue.report.arm import Arm, read_json
+from segue.report.plots import lines
+
+GENERAL = ("miou", "accuracy", "mean_accuracy", "ece")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run.
+
+    Args:
+        name: its folder, as it was named.
+        arm: what was trained.
+        record: its run.json.
+    """
+
+    name: str
+    arm: Arm
+    record: dict[str, Any]
+
+
+def read_entries(runs: Sequence[str]) -> list[Entry]:
+    """The finished runs.
+
+    Raises:
+        DataError: fewer than two, one twice, or one that is not finished.
+    """
+    if len(runs) < 2:
+        raise DataError("segue compare needs two runs or more")
+    if len({Path(run).resolve() for run in runs}) < len(runs):
+        raise DataError("a run is named twice")
+    return [Entry(run, Arm.read("method", Path(run)), read_json(Path(run) / "run.json")) for run in runs]
+
+
+def differing(entries: Sequence[Entry]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) of every setting that is not the same in all."""
+    flat = [{**e.record["identity"].get("config", {}), **_rest(e.record)} for e in entries]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    rows = [(name, [str(settings.get(name, "–")) for settings in flat]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _rest(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on beside its config."""
+    identity = {name: value for name, value in record["identity"].items() if name != "config"}
+    return {**identity, "data fingerprint": str(record["data"].get("fingerprint", ""))[:12]}
+
+
+def score_rows(entries: Sequence[Entry]) -> list[tuple[str, list[float | None]]]:
+    """(score, its value in each run): general ones first, then those of classes."""
+    scores = [entry.arm.evaluation.get("scores", {}) for entry in entries]
+    names = dict.fromkeys(name for found in scores for name in found)
+    order = [*(n for n in GENERAL if n in names), *(n for n in names if n not in GENERAL)]
+    return [(name, [found.get(name) for found in scores]) for name in order]
+
+
+def best(name: str, values: Sequence[float | None]) -> int | None:
+    """Which run has the best value; None where none stands out."""
+    known = [(value, i) for i, value in enumerate(values) if value is not None]
+    if len({value for value, _ in known}) < 2:
+        return None
+    return (min if name == "ece" else max)(known)[1]
+
+
+def comparison_page(entries: Sequence[Entry]) -> str:
+    """The page."""
+    from jinja2 import Environment, StrictUndefined
+
+    series = {
+        entry.name: [[step, 100 * value] for stage in entry.arm.trace("val/miou") for step, value in stage]
+        for entry in entries
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = percent
+    template = resources.files("segue.report").joinpath("comparison.html.j2").read_text(encoding="utf-8")
+    rows = [(name, values, best(name, values)) for name, values in score_rows(entries)]
+    fingerprints = {entry.record["data"].get("fingerprint") for entry in entries}
+    return environment.from_string(template).render(
+        entries=entries, rows=rows, settings=differing(entries), is_same_data=len(fingerprints) == 1,
+        curves=lines("step", "validation mIoU, %", series) if any(series.values()) else "",
+    )  # fmt: skip
