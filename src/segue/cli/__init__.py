@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from segue import __version__
-from segue.cli import data, inspecting, learning, shipping, using
+from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
 from segue.config import UsageError, did_you_mean
 
@@ -27,7 +27,7 @@ def parser() -> Parser:
         added.set_defaults(run=run)
         return added
 
-    for group in (learning, data, using, shipping, inspecting):
+    for group in (learning, data, using, shipping, inspecting, serving):
         group.add_commands(command)
     return top
 

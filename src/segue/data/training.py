@@ -9,6 +9,7 @@ from segue.data.check import check
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
 from segue.data.layouts import open_images, open_listing
+from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
 from segue.data.sample import IGNORE, DataError, Tones
 from segue.data.splits import choose
@@ -143,6 +144,10 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
         if len(fresh) < len(pairs):
             dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
         unlabelled += fresh
+    if config.ledger:
+        unlabelled, refused = _reviewed(unlabelled, Path(config.ledger))
+        if refused:
+            dropped["rejected or to be redrawn by the review"] = refused
     if config.unlabeled and not unlabelled:
         raise DataError(f"--unlabeled {','.join(config.unlabeled)} adds no image: all of them are labelled or left out")
     if bad:
@@ -161,6 +166,13 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = {"data": config.data, "layout": config.layout, "map": config.map, "split": split}
     return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings, at)
+
+
+def _reviewed(pairs: tuple[Pair, ...], ledger: Path) -> tuple[tuple[Pair, ...], int]:
+    """The pictures that a review did not refuse, and how many it did."""
+    decisions = read_ledger(ledger)
+    kept = tuple(pair for pair in pairs if decisions.get(str(pair.image.resolve())) not in (REJECT, REDRAW))
+    return kept, len(pairs) - len(kept)
 
 
 def _without_bad(listing: Listing, bad: Collection[Path]) -> tuple[Listing, int]:

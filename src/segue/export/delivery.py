@@ -220,7 +220,9 @@ def refuse_unfit(model: AnyModel, source: str) -> Model:
     from segue.models.mask_classifier import MaskClassifier
 
     if isinstance(model, MaskClassifier):
-        raise UsageError(f"{source} is a panoptic model; segue export writes semantic models only so far")
+        raise UsageError(
+            f"{source} is a panoptic model; segue export, bench and serve take semantic models only so far"
+        )
     if model.spec.value_range != 255:
         raise UsageError(f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures export")
     return model

@@ -1,0 +1,120 @@
+"""``segue serve``: a model behind HTTP on this machine, and the page."""
+
+import argparse
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segue.cli.parsing import Command, refuse_rest, whole_number
+from segue.config import UsageError
+
+if TYPE_CHECKING:
+    from segue.serve.app import Served
+
+
+def add_commands(command: Command) -> None:
+    """Adds it to the parser."""
+    serve = command("serve", serve_command, "a model behind HTTP on this machine, with a page to look and decide")
+    serve.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
+    serve.add_argument("--against", default="", metavar="RUN", help="a second model to compare with on the page")
+    serve.add_argument("--review", default="", metavar="IMAGES", help="unlabelled images whose pseudo-labels to review")
+    serve.add_argument("--ledger", default="", metavar="FILE", help="where the decisions of the review are kept")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine's see it too"
+    )
+    serve.add_argument("--port", type=whole_number, default=8765, help="0 takes a free one")
+    serve.add_argument("--token", default="", help="of at least 16 characters; a new one is made and printed if absent")
+    serve.add_argument("--max-mb", type=whole_number, default=32, help="largest request")
+    serve.add_argument("--max-megapixels", type=whole_number, default=64, help="largest picture")
+    serve.add_argument("--timeout", type=float, default=30.0, help="seconds for a request to come and to be answered")
+    serve.add_argument("--queue", type=whole_number, default=8, help="requests that may wait; the next gets 429")
+    serve.add_argument("--batch", type=whole_number, default=4, help="pictures of one size that go through together")
+    serve.add_argument("--device", default="auto")
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        UsageError: the port is in use, or the address is not this machine's.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UsageError(
+            f"--host {host} --port {port}: {error}; name another port, or --port 0 for a free one"
+        ) from None
+    return bound
+
+
+def serve_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue serve``."""
+    from segue.extras import require
+    from segue.launch import pick_device
+    from segue.tuning import tune
+
+    known = [
+        "--against", "--review", "--ledger", "--host", "--port", "--token", "--max-mb", "--max-megapixels", "--timeout",
+        "--queue", "--batch", "--device",
+    ]  # fmt: skip
+    refuse_rest(rest, "segue serve", known)
+    for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
+        if getattr(arguments, name) <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")
+    if arguments.token and len(arguments.token) < 16:
+        raise UsageError("--token: at least 16 characters, or none for a new one")
+    if bool(arguments.review) != bool(arguments.ledger):
+        raise UsageError("--review IMAGES and --ledger FILE belong together")
+    uvicorn = require("uvicorn", "serve")
+    from segue.serve.app import create_app
+    from segue.serve.limits import Limits
+
+    device = pick_device(arguments.device)
+    tune(device)
+    served = open_served(arguments, device)
+    limits = Limits(
+        arguments.max_mb << 20,
+        arguments.max_megapixels * 1_000_000,
+        arguments.timeout,
+        arguments.queue,
+        arguments.batch,
+    )
+    token = arguments.token or secrets.token_urlsafe(24)
+    with open_socket(arguments.host, arguments.port) as bound:
+        port = bound.getsockname()[1]
+        hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]", arguments.host))
+        app = create_app(served, token=token, hosts=hosts, limits=limits)
+        print(f"serving {arguments.model} on {device}; stop with Ctrl-C", flush=True)  # noqa: T201
+        print(f"page:  http://{arguments.host}:{port}/#{token}", flush=True)  # noqa: T201
+        print(f"token: {token}", flush=True)  # noqa: T201
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+        uvicorn.Server(config).run(sockets=[bound])
+    return 0
+
+
+def open_served(arguments: argparse.Namespace, device: str) -> "Served":
+    """The models and the review that the options name.
+
+    Raises:
+        UsageError: a panoptic model.
+        DataError: no model, no picture to review, or a ledger that holds something else.
+    """
+    from segue.export.delivery import refuse_unfit
+    from segue.prediction import find_images
+    from segue.serve.app import Served
+    from segue.serve.review import Review
+    from segue.weights import load_any
+
+    model = refuse_unfit(load_any(arguments.model, device=device), arguments.model)
+    against = refuse_unfit(load_any(arguments.against, device=device), arguments.against) if arguments.against else None
+    review = None
+    if arguments.review:
+        ledger = Path(arguments.ledger)
+        if not ledger.parent.is_dir() or ledger.is_dir():
+            raise UsageError(f"--ledger {ledger}: name a file in a folder that is there")
+        review = Review(model, find_images([arguments.review]), ledger)
+    return Served(model, arguments.model, against, arguments.against, review)

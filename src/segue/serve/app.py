@@ -1,0 +1,196 @@
+"""The HTTP service: ``POST /predict``, ``GET /healthz``, ``GET /metrics``, the page and the review of pseudo-labels.
+
+A picture is the body of a request; no path and no parameter names a file of the disk.
+"""
+
+import base64
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+import segue
+from segue.data.sample import Color, DataError
+from segue.extras import require
+from segue.serve.limits import App, Guard, Limits
+from segue.serve.review import DECISIONS, Review
+from segue.serve.worker import Answer, Worker, png
+from segue.weights import Model
+
+STATIC = {"/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript"),
+          "/review.js": ("review.js", "text/javascript"), "/style.css": ("style.css", "text/css")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served.
+
+    Args:
+        model: the network.
+        name: of the model.
+        against: a second model to compare with.
+        against_name: its name.
+        review: pseudo-labels that wait for a decision.
+    """
+
+    model: Model
+    name: str
+    against: Model | None = None
+    against_name: str = ""
+    review: Review | None = None
+
+
+def plain(found: Answer, model: Model) -> dict[str, Any]:
+    """An answer as JSON: shares of the classes, mean uncertainty, and both maps as PNG in base64."""
+    counts = np.bincount(found.classes.ravel(), minlength=len(model.spec.classes)) / found.classes.size
+    encoded = [png(found.classes, model.spec.colors), png((255 * found.uncertainty).round().astype(np.uint8))]
+    labels, uncertainty = (base64.b64encode(content).decode() for content in encoded)
+    return {
+        "height": found.classes.shape[0], "width": found.classes.shape[1],
+        "classes": [
+            {"id": i, "name": name, "color": list(model.spec.colors[i]), "share": round(float(counts[i]), 6)}
+            for i, name in enumerate(model.spec.classes)
+        ],
+        "uncertainty": round(float(found.uncertainty.mean()), 6), "labels_png": labels, "uncertainty_png": uncertainty,
+    }  # fmt: skip
+
+
+def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Limits | None = None) -> App:
+    """The guarded application.
+
+    Args:
+        served: models and review.
+        token: see `Guard`.
+        hosts: see `Guard`.
+        limits: what is taken; `Limits` if absent.
+    """
+    require("fastapi", "serve")
+    prometheus = require("prometheus_client", "serve")
+    from fastapi import FastAPI, Request, Response
+    from fastapi.responses import JSONResponse
+
+    limits = limits or Limits()
+    workers = {"model": Worker(served.model, limits)}
+    if served.against is not None:
+        workers["against"] = Worker(served.against, limits)
+    registry = prometheus.CollectorRegistry()
+    requests = prometheus.Counter("segue_requests", "Requests by status", ["status"], registry=registry)
+    seconds = prometheus.Histogram("segue_predict_seconds", "Time of predictions", registry=registry)
+    waiting = prometheus.Gauge("segue_waiting", "Requests that wait or are worked on", registry=registry)
+    waiting.set_function(lambda: sum(worker.waiting for worker in workers.values()))
+    app: Any = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    def refuse(status: int, error: str) -> Any:
+        return JSONResponse({"error": error}, status)
+
+    async def count(request: Request, go_on: Any) -> Any:
+        try:
+            response = await go_on(request)
+        except Exception:  # what went wrong inside is for the log, not for whoever asks
+            traceback.print_exc(file=sys.stderr)
+            response = refuse(500, "something went wrong in the server; its log says what")
+        requests.labels(str(response.status_code)).inc()
+        return response
+
+    async def predict(request: Request, model: str = "model", format: str = "json") -> Any:
+        if model not in workers or format not in ("json", "png"):
+            return refuse(400, f"model is one of {', '.join(workers)}; format is json or png")
+        started = time.perf_counter()
+        worker = workers[model]
+        try:
+            _, found = await worker.predict(await request.body())
+        except DataError as error:
+            return refuse(413 if str(error).startswith("too large") else 400, str(error))
+        except TimeoutError:
+            return refuse(503, f"no answer within {limits.seconds:g} s")
+        seconds.observe(time.perf_counter() - started)
+        if format == "png":
+            return Response(png(found.classes, worker.model.spec.colors), media_type="image/png")
+        return JSONResponse(plain(found, worker.model))
+
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "version": segue.__version__, "classes": len(served.model.spec.classes)}
+
+    async def metrics() -> Any:
+        return Response(prometheus.generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    async def about() -> dict[str, Any]:
+        return {
+            "model": served.name, "against": served.against_name or None, "review": served.review is not None,
+            "classes": [
+                {"name": name, "color": list(color)}
+                for name, color in zip(served.model.spec.classes, served.model.spec.colors, strict=True)
+            ],
+            "limits": {"bytes": limits.body, "pixels": limits.pixels},
+        }  # fmt: skip
+
+    app.middleware("http")(count)
+    app.add_api_route("/predict", predict, methods=["POST"])
+    for path, give in (("/healthz", health), ("/metrics", metrics), ("/about", about)):
+        app.add_api_route(path, give, methods=["GET"])
+    _add_static(app, Response)
+    if served.review is not None:
+        _add_review(app, served.review, served.model.spec.colors, refuse)
+    return Guard(
+        app,
+        token=token,
+        hosts=hosts,
+        open_paths=frozenset({*STATIC, "/healthz"}),
+        limits=limits,
+        told=lambda status: requests.labels(str(status)).inc(),
+    )
+
+
+def _add_static(app: Any, response: Any) -> None:
+    """Each file of the page under a path of its own: nothing is looked up by name."""
+    folder = resources.files("segue.serve").joinpath("static")
+
+    def add(path: str, content: bytes, kind: str) -> None:
+        async def give() -> Any:
+            return response(content, media_type=kind)
+
+        app.add_api_route(path, give, methods=["GET"])
+
+    for path, (name, kind) in STATIC.items():
+        add(path, folder.joinpath(name).read_bytes(), kind)
+
+
+def _add_review(app: Any, review: Review, colors: tuple[Color, ...], refuse: Any) -> None:
+    """``GET /review``, its pictures by number, and ``POST /review/decision``."""
+    import asyncio
+
+    from fastapi import Request, Response
+
+    async def items() -> dict[str, Any]:
+        return await asyncio.to_thread(review.listing)
+
+    async def picture(item: int, kind: str = "image") -> Any:
+        if not 0 <= item < len(review.items) or kind not in ("image", "labels", "probability"):
+            return refuse(404, "no such picture")
+        try:
+            content = await asyncio.to_thread(review.picture, item, kind, colors)
+        except DataError as error:
+            return refuse(404, str(error))
+        return Response(content, media_type="image/jpeg" if kind == "image" else "image/png")
+
+    async def decide(request: Request) -> Any:
+        try:
+            asked: Mapping[str, Any] = json.loads(await request.body())
+            item, decision = asked["item"], asked["decision"]
+            is_known = isinstance(item, int) and 0 <= item < len(review.items) and decision in DECISIONS
+        except (ValueError, KeyError, TypeError):
+            is_known = False
+        if not is_known:
+            return refuse(400, f"send an item's number and one of {', '.join(DECISIONS)}")
+        await asyncio.to_thread(review.decide, item, decision)
+        return Response(json.dumps({"item": item, "decision": decision}), media_type="application/json")
+
+    app.add_api_route("/review", items, methods=["GET"])
+    app.add_api_route("/review/picture", picture, methods=["GET"])
+    app.add_api_route("/review/decision", decide, methods=["POST"])

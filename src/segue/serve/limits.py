@@ -1,0 +1,160 @@
+"""What a request may be, checked before anything of it is believed: an ASGI layer around the application."""
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# The page loads nothing from anywhere else, and nobody may show it in a frame.
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes.
+
+    Args:
+        body: bytes of a request.
+        pixels: of a picture.
+        seconds: until the whole body must be there, and until an answer must be.
+        queue: requests that are worked on or wait at one time; the next one is told to come again.
+        batch: pictures of one size that go through the network together.
+    """
+
+    body: int = 32 << 20
+    pixels: int = 64_000_000
+    seconds: float = 30.0
+    queue: int = 8
+    batch: int = 4
+
+
+class Guard:
+    """Refuses by name, origin, token, number, size and time: 403, 401, 429, 413 and 408.
+
+    Args:
+        app: what is guarded.
+        token: asked for in ``Authorization: Bearer`` on every path but ``open_paths``.
+        hosts: names with port that a request may come under.
+        open_paths: that need no token.
+        limits: see there.
+        told: called with the status of each refusal.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        token: str,
+        hosts: frozenset[str],
+        open_paths: frozenset[str],
+        limits: Limits,
+        told: Callable[[int], None] = lambda status: None,
+    ) -> None:
+        self.app, self.token, self.hosts, self.open_paths, self.limits = app, token, hosts, open_paths, limits
+        self.told = told
+        self.bodies = 0  # requests with a body that are read, wait or are worked on
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = self.refusal(scope)
+        if refusal:
+            await self.refuse(send, *refusal)
+            return
+        has_body = scope["method"] not in ("GET", "HEAD")
+        if has_body and self.bodies >= self.limits.queue:  # before the body is read: it would be kept in memory
+            await self.refuse(send, 429, f"{self.limits.queue} requests are waiting; come again in a second")
+            return
+        self.bodies += has_body
+        try:
+            await self.read_and_pass(scope, receive, send)
+        finally:
+            self.bodies -= has_body
+
+    async def refuse(self, send: Send, status: int, error: str) -> None:
+        """Tells the metrics and whoever asked."""
+        self.told(status)
+        await answer(send, status, error)
+
+    async def read_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the body and hands it on with the request."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                body = await self.body(receive)
+        except TimeoutError:
+            await self.refuse(send, 408, f"the request was not there after {self.limits.seconds:g} s")
+            return
+        if body is None:
+            await self.refuse(send, 413, f"a request may have {self.limits.body} bytes")
+            return
+        is_given = False
+
+        async def given() -> MutableMapping[str, Any]:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *HEADERS]
+            await send(message)
+
+        await self.app(scope, given, guarded)
+
+    def refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """(status, why) of a request that is refused by its head."""
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if headers.get(b"host", "") not in self.hosts:
+            return 403, "the request was sent to a name that this server does not have"
+        origin = headers.get(b"origin")
+        if origin is not None and origin.removeprefix("http://") not in self.hosts:
+            return 403, "the request comes from another site"
+        if scope["path"] not in self.open_paths:
+            given = headers.get(b"authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self.token.encode()):
+                return 401, "send the token that segue serve printed: Authorization: Bearer TOKEN"
+        return None
+
+    async def body(self, receive: Receive) -> bytes | None:
+        """All of the body, counted as it comes; None where it is too long, whatever its head says."""
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b""
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.body:
+                return None
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+async def answer(send: Send, status: int, error: str) -> None:
+    """A refusal as JSON; the connection is closed, for the rest of the body is not read."""
+    content = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,148 @@
+"""One network, many requests: pictures that wait at the same time and have one size go through it together."""
+
+import asyncio
+import io
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, DataError, to_rgb
+from segue.prediction import WHOLE, predict_image
+from segue.serve.limits import Limits
+from segue.weights import Model
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network says of a picture: ids, probability and uncertainty, each (H, W)."""
+
+    classes: Array
+    probability: Array
+    uncertainty: Array
+
+
+def decode(body: bytes, limits: Limits) -> Array:
+    """The picture in ``body`` as uint8 (H, W, 3), upright. Its header is judged before a pixel is read.
+
+    Raises:
+        DataError: no picture, or too many pixels (then the message begins with ``too large``).
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            if image.width * image.height > limits.pixels:
+                raise DataError(f"too large: {image.width} x {image.height} pixels, {limits.pixels} are allowed")
+            image.load()
+            upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+            return np.array(to_rgb(upright, Path("the picture")))
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"too large: {limits.pixels} pixels are allowed") from None
+    except UNREADABLE:
+        raise DataError("this is no JPEG, PNG, TIFF, BMP or WebP picture, or it is cut short") from None
+
+
+def png(values: Array, colors: tuple[Color, ...] = ()) -> bytes:
+    """uint8 (H, W) as a PNG, with a palette where there are colours."""
+    image = Image.fromarray(values, mode="P" if colors else "L")
+    if colors:
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(colors)] = colors
+        image.putpalette(table.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@torch.inference_mode()
+def predict_batch(model: Model, images: list[Array]) -> list[Answer]:
+    """Pictures of one size in one pass; one that is too large for a pass goes through in tiles."""
+    height, width = images[0].shape[:2]
+    if height * width > WHOLE.largest:
+        tiled = (predict_image(model, torch.from_numpy(image).permute(2, 0, 1)) for image in images)
+        return [Answer(*(part.numpy() for part in parts)) for parts in tiled]
+    device = next(model.parameters()).device
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
+    probabilities = model(stacked).float().softmax(1)
+    top, classes = probabilities.max(1)
+    entropy = torch.special.entr(probabilities).sum(1) / math.log(max(2, probabilities.shape[1]))
+    parts = zip(classes.to(torch.uint8).cpu(), top.cpu(), entropy.clamp(0, 1).cpu(), strict=True)
+    return [Answer(a.numpy(), b.numpy(), c.numpy()) for a, b, c in parts]
+
+
+@dataclass
+class Worker:
+    """Runs a network over pictures as they come.
+
+    Args:
+        model: the network.
+        limits: of queue and batch.
+        batches: how many pictures each pass had, for the metrics.
+        waiting: requests that are worked on or wait.
+    """
+
+    model: Model
+    limits: Limits
+    batches: list[int] = field(default_factory=list)
+    waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.queue: asyncio.Queue[tuple[Array, asyncio.Future[Answer]]] = asyncio.Queue()
+        self.network = ThreadPoolExecutor(1, "network")
+        self.decoders = ThreadPoolExecutor(2, "decode")
+        self.task: asyncio.Task[None] | None = None
+
+    async def predict(self, body: bytes) -> tuple[Array, Answer]:
+        """(the picture, what the network says of it).
+
+        Raises:
+            DataError: no picture.
+            TimeoutError: no answer in time.
+        """
+        self.waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            if self.task is None:
+                self.task = loop.create_task(self.work())
+            image = await loop.run_in_executor(self.decoders, decode, body, self.limits)
+            answered: asyncio.Future[Answer] = loop.create_future()
+            self.queue.put_nowait((image, answered))
+            async with asyncio.timeout(self.limits.seconds):
+                return image, await answered
+        finally:
+            self.waiting -= 1
+
+    async def work(self) -> None:
+        """Takes what waits, in the order it came, while the sizes are the same."""
+        loop = asyncio.get_running_loop()
+        held: tuple[Array, asyncio.Future[Answer]] | None = None
+        while True:
+            batch = [held or await self.queue.get()]
+            held = None
+            while len(batch) < self.limits.batch and not self.queue.empty():
+                following = self.queue.get_nowait()
+                if following[0].shape != batch[0][0].shape:
+                    held = following
+                    break
+                batch.append(following)
+            batch = [entry for entry in batch if not entry[1].done()]  # whoever gave up is not worked for
+            if not batch:
+                continue
+            self.batches.append(len(batch))
+            del self.batches[:-1000]
+            try:
+                images = [image for image, _ in batch]
+                answers = await loop.run_in_executor(self.network, predict_batch, self.model, images)
+            except Exception as error:  # the loop must go on whatever a picture does to the network
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), found in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(found)

@@ -1,0 +1,247 @@
+"""The page in a real browser, as a person uses it; and the ledger of a review, which training obeys."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COLORS, draw, options
+from PIL import Image
+
+from segue.data.ledger import read_ledger
+from segue.data.sample import DataError
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.prediction import find_images
+from segue.weights import save_model
+
+Segue = Callable[..., tuple[int, str, str]]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SHOTS = os.environ.get("SEGUE_SHOTS")  # a folder for screenshots, to be looked at
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page is not tested")
+
+
+def made(seed: int) -> Segmenter:
+    torch.manual_seed(seed)
+    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
+    torch.nn.init.normal_(model.head.weight, std=20.0)  # sure of itself, so that thresholds matter
+    return model
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    """Ten unlabelled pictures."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for i in range(10):
+        Image.fromarray(draw(100 + i, 96)[0]).save(folder / f"new_{i}.png")
+    return folder
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not tested")
+    with api.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened.faults = []
+        opened.on("pageerror", lambda error: opened.faults.append(str(error)))
+        opened.on("console", lambda line: opened.faults.append(line.text) if line.type == "error" else None)
+        opened.on("request", lambda request: opened.faults.append(request.url) if elsewhere(request.url) else None)
+        yield opened
+        browser.close()
+
+
+def elsewhere(url: str) -> bool:
+    return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+
+def shoot(page: Any, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+
+
+def wait(page: Any, claim: str) -> None:
+    """Until ``claim`` is true; playwright's own way evaluates a string, which the page's policy forbids."""
+    until = time.monotonic() + 30
+    while not page.evaluate(claim):
+        assert time.monotonic() < until, (claim, page.faults, page.locator("#message").inner_text())
+        page.wait_for_timeout(30)
+
+
+def canvas(page: Any, name: str) -> np.ndarray:
+    """What a canvas shows: uint8 (H, W, 3)."""
+    found = page.evaluate(
+        "name => { const c = document.getElementById(name); const d = c.getContext('2d').getImageData(0, 0, c.width,"
+        " c.height); return [c.height, c.width, Array.from(d.data)]; }",
+        name,
+    )
+    return np.array(found[2], np.uint8).reshape(found[0], found[1], 4)[..., :3]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_person_looks_at_a_picture_and_compares_two_models(page: Any, more: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.prediction import predict_image
+    from segue.serve.app import Served
+
+    first, second = made(0), made(1)
+    with live(Served(first, "runs/first", second, "runs/second")) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        assert TOKEN not in page.url
+        assert page.locator("#model").inner_text() == "runs/first against runs/second"
+        page.set_input_files("#file", str(more / "new_0.png"))
+        wait(page, "document.querySelectorAll('#legend tbody tr').length == 3")
+        page.locator("#opacity").fill("100")
+        pixels = torch.from_numpy(np.array(Image.open(more / "new_0.png"))).permute(2, 0, 1)
+        colors = np.array(COLORS)
+        expected = [colors[predict_image(model, pixels)[0].numpy()] for model in (first, second)]
+        shoot(page, "look_wide")
+        for position, width in (("100", 95), ("0", 0)):
+            page.locator("#slider").fill(position)
+            found = canvas(page, "canvas")
+            np.testing.assert_array_equal(found[:, 3:width], expected[0][:, 3:width])
+            np.testing.assert_array_equal(found[:, width + 3 :], expected[1][:, width + 3 :])
+        page.locator("#opacity").fill("0")
+        page.locator("#slider").fill("100")
+        np.testing.assert_array_equal(
+            canvas(page, "canvas")[:, :90], np.asarray(Image.open(more / "new_0.png"))[:, :90]
+        )
+        page.locator("#show-uncertainty").check()
+        page.locator("#opacity").fill("100")
+        shown = canvas(page, "canvas")[:, :90]
+        assert (shown[..., 0] == shown[..., 1]).all()  # grey
+        shares = [row.split("\t") for row in page.locator("#legend tbody").inner_text().splitlines()]
+        assert sum(float(row[1].removesuffix(" %")) for row in shares) == pytest.approx(100, abs=0.3)
+        assert page.faults == []
+        (more / "broken.png").write_bytes(b"no")
+        page.set_input_files("#file", str(more / "broken.png"))
+        wait(page, "!document.getElementById('message').hidden")
+        assert "no JPEG, PNG" in page.locator("#message").inner_text()
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        shoot(page, "look_phone_dark")
+        page.evaluate("sessionStorage.clear()")
+        page.goto(f"{server.address}/")
+        wait(page, "document.getElementById('message').textContent.includes('holds the token')")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
+    page: Any, segue: Segue, more: Path, dataset: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.review import Review
+
+    ledger = tmp_path / "ledger.jsonl"
+    model = made(0)
+    review = Review(model, find_images([str(more)]), ledger)
+    with live(Served(model, "runs/first", review=review)) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.locator("#tab-review").click()
+        wait(page, "document.querySelectorAll('#gallery button').length == 10")
+        listed = server.json("/review")["items"]
+        order = [entry["name"] for entry in listed]  # type: ignore[attr-defined]
+        uncertain = [entry["uncertainty"] for entry in listed]  # type: ignore[attr-defined]
+        assert uncertain == sorted(uncertain, reverse=True)
+        shoot(page, "review_wide")
+        before = page.locator("#thresholds tbody tr").nth(0).inner_text()
+        page.locator("#thresholds input").nth(0).fill("99")
+        after = page.locator("#thresholds tbody tr").nth(0).inner_text()
+        assert float(after.split()[-2]) < float(before.split()[-2])
+        assert "--thresholds ground:0.99,disc:0.80,bar:0.80" in page.locator("#option").inner_text()
+        page.locator("#current-name").click()  # keys go to the page again, not to the slider
+        for i, key in enumerate("arrdaaraad"):
+            wait(page, f"document.body.dataset.painted == '{order[i]}'")
+            page.keyboard.press(key)
+            wait(page, f"document.getElementById('progress').textContent.startsWith('{i + 1} of 10')")
+        page.keyboard.press("u")  # the last one again
+        wait(page, "document.getElementById('progress').textContent.startsWith('9 of 10')")
+        page.keyboard.press("d")
+        wait(page, "document.getElementById('progress').textContent.startsWith('10 of 10')")
+        shoot(page, "review_done")
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.emulate_media(color_scheme="dark")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        shoot(page, "review_phone_dark")
+        assert page.faults == []
+    words = {"a": "accept", "r": "reject", "d": "redraw"}
+    decided = read_ledger(ledger)
+    assert decided == {
+        str((more / f"{name}.png").resolve()): words[key] for name, key in zip(order, "arrdaaraad", strict=True)
+    }
+    assert len(ledger.read_text().splitlines()) == 12
+    again = Review(model, find_images([str(more)]), ledger)
+    assert again.decisions == decided
+
+    call = ("train", dataset, "--out", tmp_path / "run", "--device", "cpu", *options(threshold=0.0))
+    status, _, errors = segue(*call, "--unlabeled", more, "--ledger", ledger)
+    assert status == 0, errors
+    assert "5 rejected or to be redrawn by the review" in errors
+    described = json.loads((tmp_path / "run" / "pseudo_labels.json").read_text())
+    used = {Path(path).stem for path in (*described["images"].values(), *described["left_out"])}
+    assert used == {name for name, key in zip(order, "arrdaaraad", strict=True) if key == "a"}
+
+
+def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    lines = [{"image": "/a", "decision": "accept"}, {"image": "/b", "decision": "reject"}]
+    lines += [{"image": "/a", "decision": "redraw"}, {"image": "/b", "decision": "undecided"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"image": "/c", "deci')
+    assert read_ledger(path) == {"/a": "redraw"}
+
+
+@pytest.mark.parametrize("line", ["no", "[]", '{"image": "/a"}', '{"image": "/a", "decision": "maybe"}'])
+def test_a_ledger_that_holds_something_else_is_named_with_its_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "ledger").write_text(f'{{"image": "/a", "decision": "accept"}}\n{line}\n')
+    with pytest.raises(DataError, match="ledger:2"):
+        read_ledger(tmp_path / "ledger")
+
+
+def test_training_obeys_a_ledger_and_counts_what_it_leaves_out(
+    segue: Segue, dataset: Path, more: Path, tmp_path: Path
+) -> None:
+    refused = [str((more / f"new_{i}.png").resolve()) for i in range(8)]
+    ledger = tmp_path / "ledger"
+    ledger.write_text("".join(json.dumps({"image": path, "decision": "reject"}) + "\n" for path in refused))
+    from segue.config import Data
+    from segue.data.training import open_training
+
+    found = open_training(Data(str(dataset), unlabeled=(str(more),), ledger=str(ledger)), seed=0)
+    assert [pair.name for pair in found.unlabelled] == ["new_8", "new_9"]
+    assert found.dropped == {"rejected or to be redrawn by the review": 8}
+    assert len(found.labelled) + len(found.unlabelled) + 8 == found.found
+    gone = ("train", dataset, "--out", tmp_path / "o", "--unlabeled", more, "--ledger", tmp_path / "gone")
+    status, _, errors = segue(*gone, "--device", "cpu", *options())
+    assert (status, "cannot be read" in errors) == (2, True)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_saved_model_is_served_with_its_review(tmp_path: Path, more: Path) -> None:
+    """What the command opens, without listening."""
+    from segue.cli import parser
+    from segue.cli.serving import open_served
+
+    source = save_model(made(0), tmp_path / "model", method="supervised", metrics={})
+    call = ["serve", str(source), "--against", str(source), "--review", str(more), "--ledger", str(tmp_path / "l")]
+    served = open_served(parser().parse_args(call), "cpu")
+    assert served.against is not None
+    assert served.review is not None
+    listing = served.review.listing()
+    assert len(listing["items"]) == 10
+    assert sum(map(sum, listing["items"][0]["histogram"])) == 96 * 96

@@ -1,0 +1,259 @@
+"""``segue serve``: it says what the model says, and takes nothing that could harm the machine."""
+
+import base64
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, COLORS, draw
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+from serving import TOKEN, Live, live
+
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.prediction import predict_image
+from segue.serve.app import Served
+from segue.serve.limits import Limits
+from segue.weights import save_model
+
+Segue = Callable[..., tuple[int, str, str]]
+SMALL = Limits(body=200_000, pixels=40_000, seconds=1.5, queue=3, batch=4)
+
+
+def made() -> Segmenter:
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
+    torch.nn.init.normal_(model.head.weight, std=2.0)
+    return model
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def server(model: Segmenter) -> Iterator[Live]:
+    with live(Served(model, "runs/first"), SMALL) as running:
+        yield running
+
+
+def test_an_answer_is_what_the_model_says(server: Live, model: Segmenter) -> None:
+    picture = draw(1)[0][:41, :37]
+    classes, _, uncertainty = predict_image(model, torch.from_numpy(picture).permute(2, 0, 1))
+    status, content = server.ask("/predict?format=png", encoded(picture))
+    assert status == 200
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), classes.numpy())
+    found = server.json("/predict", encoded(picture))
+    shares = [entry["share"] for entry in found["classes"]]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(shares, np.bincount(classes.flatten(), minlength=3) / classes.numel(), atol=1e-6)
+    with Image.open(io.BytesIO(base64.b64decode(str(found["uncertainty_png"])))) as image:
+        np.testing.assert_allclose(np.asarray(image) / 255, uncertainty, atol=0.01)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG whose header says side x side pixels and which holds none of them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def deep() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BAD: dict[str, tuple[bytes, int]] = {
+    "nothing": (b"", 400),
+    "text": (b"<html>", 400),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 400),
+    "cut short": (encoded(draw(0)[0])[:500], 400),
+    "too many pixels": (encoded(np.zeros((201, 201, 3), np.uint8)), 413),
+    "a header of 900 MP": (bomb(30_000), 413),
+    "16 bits": (deep(), 400),
+    "too many bytes": (bytes(200_001), 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_are_refused_in_words_and_the_next_good_one_is_answered(server: Live, name: str) -> None:
+    body, expected = BAD[name]
+    status, content = server.ask("/predict", body, Content_Type="image/png")
+    assert (status, "error" in json.loads(content)) == (expected, True)
+    assert "Traceback" not in content.decode()
+    assert str(Path(__file__).parent) not in content.decode()
+    assert server.ask("/predict", encoded(draw(0)[0]))[0] == 200
+
+
+def raw(server: Live, head: str, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back for bytes as they are."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode())
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            return connection.recv(65536)
+        except (BrokenPipeError, ConnectionResetError):
+            return connection.recv(65536)
+
+
+def headers(server: Live, **more: str) -> str:
+    lines = {"Host": f"127.0.0.1:{server.port}", "Authorization": f"Bearer {TOKEN}", **more}
+    return "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in lines.items())
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(server: Live) -> None:
+    head = f"POST /predict HTTP/1.1\n{headers(server, Transfer_Encoding='chunked')}\n"
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    assert b"413" in raw(server, head, *[chunk] * 4).split(b"\r\n")[0]
+
+
+def test_a_slow_body_is_cut_off(server: Live) -> None:
+    head = f"POST /predict HTTP/1.1\n{headers(server, Content_Length='1000')}\n"
+    started = time.monotonic()
+    assert b"408" in raw(server, head, *[b"x"] * 3, pause=0.3).split(b"\r\n")[0]
+    assert time.monotonic() - started < 6
+
+
+def test_only_its_own_name_origin_and_token(server: Live) -> None:
+    picture = encoded(draw(0)[0])
+    assert server.ask("/predict", picture, Authorization="Bearer wrong")[0] == 401
+    assert server.ask("/predict", picture, Authorization="")[0] == 401
+    assert server.ask("/predict", picture, Origin="http://evil.example")[0] == 403
+    assert server.ask("/predict", picture, Origin=server.address)[0] == 200
+    assert server.ask("/about", Host="evil.example")[0] == 403  # another name that leads here
+    assert server.ask("/healthz", Authorization="")[0] == 200
+    assert server.ask("/metrics", Authorization="")[0] == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/..%2f..%2fetc/passwd",
+        "/static/../app.py",
+        "/%2e%2e/x",
+        "/app.py",
+        "/docs",
+        "/openapi.json",
+        "/review",
+        "//etc/passwd",
+    ],
+)
+def test_no_path_reads_the_disk(server: Live, path: str) -> None:
+    head = f"GET {path} HTTP/1.1\n{headers(server, Connection='close')}\n"
+    assert b"404" in raw(server, head).split(b"\r\n")[0]
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: Live) -> None:
+    for path in ("/", "/app.js", "/review.js", "/style.css"):
+        status, content = server.ask(path, Authorization="")
+        assert status == 200
+        assert b"http://" not in content
+        assert b"https://" not in content
+    answer = raw(server, f"GET / HTTP/1.1\n{headers(server, Connection='close')}\n")
+    assert b"default-src 'none'" in answer
+
+
+def test_a_hundred_at_once_are_answered_or_told_to_come_again(server: Live) -> None:
+    picture = encoded(draw(0, 120)[0])
+    with ThreadPoolExecutor(100) as threads:
+        found = [status for status, _ in threads.map(lambda _: server.ask("/predict", picture), range(100))]
+    assert len(found) == 100
+    assert set(found) <= {200, 429}
+    assert found.count(200) >= 3
+    assert 429 in found
+    assert server.ask("/predict", picture)[0] == 200
+    status, metrics = server.ask("/metrics")
+    assert status == 200
+    assert 'segue_requests_total{status="429"}' in metrics.decode()
+    assert "segue_waiting 0.0" in metrics.decode()
+    assert "segue_predict_seconds_count" in metrics.decode()
+
+
+class Slow(torch.nn.Module):
+    """Counts what goes through it together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = SegmenterSpec("none", CLASSES, COLORS)
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+        self.sizes: list[int] = []
+        self.gate = threading.Event()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(image))
+        assert self.gate.wait(20)
+        return image.float() * self.scale
+
+
+def test_what_waits_together_goes_through_together_and_each_gets_its_own() -> None:
+    model = Slow()
+    pictures = [np.eye(3, dtype=np.uint8)[np.full((8, 8), i % 3)] * 200 for i in range(6)]
+    with live(Served(model, "slow"), Limits(queue=8, batch=4)) as server, ThreadPoolExecutor(6) as threads:  # type: ignore[arg-type]
+        first = threads.submit(server.ask, "/predict?format=png", encoded(pictures[0]))
+        while not model.sizes:
+            time.sleep(0.01)
+        rest = [threads.submit(server.ask, "/predict?format=png", encoded(picture)) for picture in pictures[1:]]
+        time.sleep(1.0)
+        model.gate.set()
+        for i, answer in enumerate([first, *rest]):
+            status, content = answer.result()
+            assert status == 200
+            assert (np.asarray(Image.open(io.BytesIO(content))) == i % 3).all()
+    assert model.sizes == [1, 4, 1]
+
+
+def test_a_fault_inside_is_500_without_a_trace_and_the_server_lives_on() -> None:
+    model = Slow()
+    model.gate.set()
+    model.scale = None  # type: ignore[assignment]
+    with live(Served(model, "broken")) as server:  # type: ignore[arg-type]
+        model.register_parameter("other", torch.nn.Parameter(torch.zeros(1)))
+        status, content = server.ask("/predict", encoded(draw(0)[0]))
+        assert (status, b"Traceback" in content, b"log" in content) == (500, False, True)
+        assert server.ask("/healthz")[0] == 200
+
+
+def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:
+    source = save_model(model, tmp_path / "model", method="supervised", metrics={})
+    half = save_model(model, tmp_path / "half", method="supervised", metrics={})
+    (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:1000])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, message in (
+            ((tmp_path / "gone",), "holds no model"),
+            ((half,), "cannot be loaded"),
+            ((source, "--port", port), "name another port"),
+            ((source, "--token", "short"), "--token"),
+            ((source, "--queue", 0), "--queue 0"),
+            ((source, "--review", tmp_path), "belong together"),
+            ((source, "--review", tmp_path / "none", "--ledger", tmp_path / "l"), "no such file"),
+            ((source, "--prot", 1), "--port"),
+        ):
+            status, _, errors = segue("serve", *arguments)
+            assert (status, errors.count("\n")) == (2, 1), errors
+            assert message in errors
