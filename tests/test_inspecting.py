@@ -93,10 +93,10 @@ def test_a_table_a_picture_and_a_model_that_fails(segue: Segue, tmp_path: Path) 
         (("bench", "GONE", "--sizes", "512"), "--sizes 512"),
         (("bench", "GONE", "--threads", "0"), "--threads 0"),
         (("bench", "GONE", "--rounds", "0"), "--rounds 0"),
-        (("compare", "GONE", "--out", "x.html"), "two runs or more"),
-        (("compare", "GONE", "GONE", "--out", "x.html"), "named twice"),
-        (("compare", "GONE", "GONE2", "--out", "x.html"), "GONE/evaluation.json does not exist"),
-        (("compare", "GONE", "GONE2", "--out", "x.txt"), "must end in .html"),
+        (("compare", "GONE", "--out", "x"), "two runs or more"),
+        (("compare", "GONE", "GONE", "--out", "x"), "named twice"),
+        (("compare", "GONE", "GONE2", "--out", "x"), "GONE/evaluation.json does not exist"),
+        (("compare", "GONE", "--images", "x.png", "--out", "x"), "compares two models"),
         (("doctor", "--jsn"), "--json"),
     ],
 )
@@ -114,9 +114,9 @@ def test_two_runs_side_by_side(segue: Segue, dataset: Path, tmp_path: Path) -> N
     for seed in (0, 1):
         call = ("train", dataset, "--out", tmp_path / f"run{seed}", "--method", "supervised", "--seed", seed)
         assert segue(*call, "--device", "cpu", *options(steps=4, evaluate_every=2))[0] == 0
-    status, _, errors = segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "page.html")
+    status, _, errors = segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "page")
     assert status == 0, errors
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page" / "comparison.html").read_text()
     for text in ("run0", "run1", "iou/disc", "seed", "<svg", "One run each"):
         assert text in page
     assert "may not be compared" not in page
@@ -124,8 +124,8 @@ def test_two_runs_side_by_side(segue: Segue, dataset: Path, tmp_path: Path) -> N
     record = json.loads((tmp_path / "run1" / "run.json").read_text())
     record["data"]["fingerprint"] = "other"
     (tmp_path / "run1" / "run.json").write_text(json.dumps(record))
-    segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "other.html")
-    assert "may not be compared" in (tmp_path / "other.html").read_text()
+    segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "other")
+    assert "may not be compared" in (tmp_path / "other" / "comparison.html").read_text()
 
 
 def test_the_best_value_stands_out_and_a_small_calibration_error_is_best() -> None:

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
+import sys
 from pathlib import Path
 
-from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, refuse_rest, whole_number
 from segue.config import UsageError
 
 
@@ -20,9 +22,12 @@ def add_commands(command: Command) -> None:
     bench.add_argument("--out", default="", metavar="FOLDER", help="a new or empty folder for bench.json and bench.svg")
     bench.add_argument("--json", action="store_true", help="print everything as JSON")
 
-    compare = command("compare", compare_command, "several runs side by side on one page")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="finished run folders")
-    compare.add_argument("--out", required=True, metavar="FILE", help="the page, a new file ending in .html")
+    compare = command("compare", compare_command, "runs side by side; with --images, where two models disagree on them")
+    compare.add_argument("models", nargs="+", metavar="RUN", help="finished runs; with --images two models of any kind")
+    compare.add_argument("--images", nargs="+", default=[], metavar="IMAGES", help="files, folders or globs")
+    compare.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder, for comparison.html")
+    compare.add_argument("--device", default="auto")
+    compare.add_argument("--json", action="store_true", help="print everything as JSON, with --images")
 
     doctor = command("doctor", doctor_command, "what this machine and installation can do")
     doctor.add_argument("--out", default=".", metavar="FOLDER", help="where runs will go")
@@ -58,9 +63,7 @@ def bench_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     threads = counts(arguments.threads, "--threads")
     if arguments.rounds < 1:
         raise UsageError(f"--rounds {arguments.rounds}: at least one call is needed")
-    out = Path(arguments.out) if arguments.out else None
-    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not an empty folder; name another")
+    out = empty_folder(arguments.out) if arguments.out else None
     rows = candidates(
         arguments.models, sizes=sizes, threads=threads, compiled=arguments.compiled, openvino=arguments.openvino
     )
@@ -108,15 +111,53 @@ def compare_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.report.comparison import comparison_page, read_entries
     from segue.run import write_atomically
 
-    refuse_rest(rest, "segue compare", ["--out"])
-    out = Path(arguments.out)
-    if out.suffix != ".html" or out.exists():
-        raise UsageError(f"--out {out}: " + ("is there already; name another" if out.exists() else "must end in .html"))
-    page = comparison_page(read_entries(arguments.runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
-    print(f"written: {out}")  # noqa: T201
+    refuse_rest(rest, "segue compare", ["--images", "--out", "--device", "--json"])
+    if arguments.images:
+        return _compare_on_images(arguments)
+    out = empty_folder(arguments.out)
+    page = comparison_page(read_entries(arguments.models))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "comparison.html", page.encode())
+    print(f"look at: {out / 'comparison.html'}")  # noqa: T201
     return 0
+
+
+def _compare_on_images(arguments: argparse.Namespace) -> int:
+    """Where two models disagree on images without labels."""
+    from segue.comparison import compare_models
+    from segue.launch import pick_device
+    from segue.prediction import find_images
+    from segue.progress import track
+    from segue.tuning import tune
+    from segue.weights import load_any
+
+    if len(arguments.models) != 2:
+        raise UsageError("segue compare --images compares two models: segue compare OLD NEW --images IMAGES --out OUT")
+    out, pairs, device = empty_folder(arguments.out), find_images(arguments.images), pick_device(arguments.device)
+    tune(device)
+    old, new = (load_any(source, device=device) for source in arguments.models)
+    with track("compare", len(pairs), quiet=arguments.json) as tick:
+        found = compare_models(old, new, pairs, out, tick=tick)
+    for reason in found.failed.values():
+        print(f"segue compare: {reason}", file=sys.stderr)  # noqa: T201
+    if arguments.json:
+        print(json.dumps({**found.plain(), "out": str(out)}))  # noqa: T201
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{' and '.join(arguments.models)} on {len(found.by_image)} images")
+        table.add_column("class")
+        for column in ("pixels, old", "pixels, new", "kept"):
+            table.add_column(column, justify="right")
+        for row in found.rows():
+            kept = percent(math.nan if row["kept"] is None else row["kept"])
+            table.add_row(row["name"], f"{row['old']:,}", f"{row['new']:,}", kept)
+        console = Console()
+        console.print(table)
+        told = f"they disagree on {percent(found.disagreement())} % of the pixels; look at: {out / 'comparison.html'}"
+        console.print(told, highlight=False, soft_wrap=True)
+    return USAGE_EXIT if found.failed else 0
 
 
 def doctor_command(arguments: argparse.Namespace, rest: list[str]) -> int:

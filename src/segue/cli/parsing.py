@@ -1,7 +1,9 @@
 """What the commands share: a parser whose errors are one line with a hint, and options that several commands take."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from segue.config import UsageError, did_you_mean
@@ -46,3 +48,20 @@ def refuse_rest(rest: Sequence[str], prog: str, known: Sequence[str]) -> None:
     """Unknown options of a command whose options are all known."""
     if rest:
         raise UsageError(f"{prog}: unknown {rest[0]!r}{did_you_mean(rest[0], list(known))}")
+
+
+def percent(value: float) -> str:
+    """A share in per cent; ``–`` where there is none."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def empty_folder(name: str) -> Path:
+    """The folder that ``--out`` names.
+
+    Raises:
+        UsageError: it holds something.
+    """
+    out = Path(name)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is not an empty folder; name another")
+    return out

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, refuse_rest, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, refuse_rest, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -59,14 +58,6 @@ def add_commands(command: Command) -> None:
     suggest.add_argument("--seed", type=whole_number, default=0, help="of the random draws that are compared with")
     suggest.add_argument("--device", default="auto")
     suggest.add_argument("--json", action="store_true", help="print the suggestion as JSON")
-
-    compare = command("compare", compare_command, "where two models disagree on images without labels")
-    compare.add_argument("old", metavar="OLD", help="run or model folder, or hf:owner/name")
-    compare.add_argument("new", metavar="NEW", help="the other; classes are matched by name")
-    compare.add_argument("--images", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
-    compare.add_argument("--out", required=True, metavar="FOLDER", help="an empty or new folder, for a page and JSON")
-    compare.add_argument("--device", default="auto")
-    compare.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -124,11 +115,6 @@ def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
     console = Console()
     console.print(table)
     console.print(measured.line(), highlight=False)
-
-
-def percent(value: float) -> str:
-    """A share in per cent; ``–`` where there is none."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def claim(out: Path, identity: dict[str, object]) -> None:
@@ -278,52 +264,3 @@ def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     print("\n".join([*images.lines(), *found.lines()]))  # noqa: T201
     print(f"written to {out}: {', '.join(written)}. Label them, then: segue train DATA --out RUN")  # noqa: T201
     return 0
-
-
-def empty_folder(name: str) -> Path:
-    """The folder that ``--out`` names.
-
-    Raises:
-        UsageError: it holds something.
-    """
-    out = Path(name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not an empty folder; name another")
-    return out
-
-
-def compare_command(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """``segue compare``."""
-    from segue.comparison import compare_models
-    from segue.launch import pick_device
-    from segue.prediction import find_images
-    from segue.progress import track
-    from segue.tuning import tune
-    from segue.weights import load_any
-
-    refuse_rest(rest, "segue compare", ["--images", "--out", "--device", "--json"])
-    out, pairs, device = empty_folder(arguments.out), find_images(arguments.images), pick_device(arguments.device)
-    tune(device)
-    old, new = (load_any(source, device=device) for source in (arguments.old, arguments.new))
-    with track("compare", len(pairs), quiet=arguments.json) as tick:
-        found = compare_models(old, new, pairs, out, tick=tick)
-    for reason in found.failed.values():
-        print(f"segue compare: {reason}", file=sys.stderr)  # noqa: T201
-    if arguments.json:
-        print(json.dumps({**found.plain(), "out": str(out)}))  # noqa: T201
-    else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=f"{arguments.old} and {arguments.new} on {len(found.by_image)} images")
-        table.add_column("class")
-        for column in ("pixels, old", "pixels, new", "kept"):
-            table.add_column(column, justify="right")
-        for row in found.rows():
-            kept = percent(math.nan if row["kept"] is None else row["kept"])
-            table.add_row(row["name"], f"{row['old']:,}", f"{row['new']:,}", kept)
-        console = Console()
-        console.print(table)
-        told = f"they disagree on {percent(found.disagreement())} % of the pixels; look at: {out / 'comparison.html'}"
-        console.print(told, highlight=False, soft_wrap=True)
-    return USAGE_EXIT if found.failed else 0

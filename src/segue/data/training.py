@@ -113,15 +113,7 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     Raises:
         DataError: the set has a fault that stops training; each such fault is one line of the message.
     """
-    if not config.data:
-        raise DataError("no data set named; give its folder: segue train DATA --out RUN")
-    listing = open_listing(config.data, config.layout)
-    listing = listing.extended(parse_map(config.map, listing))
-    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad)
-    stops = [finding for finding in findings if finding.stop]
-    if stops:
-        raise DataError("\n".join(str(finding) for finding in stops))
-    listing, bad = _without_bad(listing.toned(facts.tones), facts.bad)
+    listing, bad, warnings = _checked(config)
     train = listing.splits.get("train") or _only(listing)
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
@@ -161,11 +153,24 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
         dropped["of the validation split without a mask"] = unmasked
     if split_off:
         dropped["of the training split kept for validation"] = split_off
-    warnings = tuple(finding for finding in findings if not finding.stop)
     wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = {"data": config.data, "layout": config.layout, "map": config.map, "split": split}
     return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings, at)
+
+
+def _checked(config: Data) -> tuple[Listing, int, tuple[Finding, ...]]:
+    """The set without pairs at fault, how many those are, and what did not stop it."""
+    if not config.data:
+        raise DataError("no data set named; give its folder: segue train DATA --out RUN")
+    listing = open_listing(config.data, config.layout)
+    listing = listing.extended(parse_map(config.map, listing))
+    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad)
+    stops = [finding for finding in findings if finding.stop]
+    if stops:
+        raise DataError("\n".join(str(finding) for finding in stops))
+    sound, bad = _without_bad(listing.toned(facts.tones), facts.bad)
+    return sound, bad, tuple(finding for finding in findings if not finding.stop)
 
 
 def _reviewed(pairs: tuple[Pair, ...], ledger: Path) -> tuple[tuple[Pair, ...], int]:
