@@ -17,8 +17,8 @@ from conftest import COLORS, draw, write_set
 from PIL import Image
 
 from segue.config import Data
-from segue.data.audit import audit
 from segue.data.check import check
+from segue.data.check.audit import audit
 from segue.data.finding import Finding
 from segue.data.layouts import LAYOUTS, open_listing
 from segue.data.sample import DataError, write_label_map
@@ -500,7 +500,7 @@ def test_a_model_of_other_classes_is_named(dataset: Path, tmp_path: Path, segue:
 def test_the_docs_name_every_code_and_every_layout() -> None:
     root = Path(__file__).parents[2]
     said = (root / "docs" / "data.md").read_text(encoding="utf-8")
-    code = "".join(path.read_text(encoding="utf-8") for path in (root / "src" / "segue" / "data").glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in (root / "src" / "segue" / "data").rglob("*.py"))
     spans = re.findall(r"([EW])(\d{3}) to [EW](\d{3})", said)
     listed = set(re.findall(r"\b[EW]1\d\d\b", said)) | {
         f"{kind}{number}" for kind, first, last in spans for number in range(int(first), int(last) + 1)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segue.data.check.domains import map_text
 from segue.data.class_map import read_class_map
-from segue.data.domains import map_text
 from segue.data.sample import DataError
 
 SOURCE, TARGET = ("road", "pavement", "fog"), ("sidewalk", "road")

@@ -13,7 +13,7 @@ from conftest import draw
 from PIL import Image
 
 from segue.data.decoder import mask_image
-from segue.data.exports import Cvat, LabelMe, LabelStudio
+from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
 from segue.data.listing import Listing
 from segue.data.sample import IGNORE, ORIENTATION, DataError
 

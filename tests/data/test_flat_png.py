@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segue.data import flat_png
-from segue.data.flat_png import flat_histogram, histogram
+from segue.data.check import flat_png
+from segue.data.check.flat_png import flat_histogram, histogram
 from segue.data.sample import Array, write_label_map
 
 COLORS = [(0, 0, 0), (200, 40, 40), (40, 40, 200)]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segue.config import Data
-from segue.data.audit import Audit, audit
+from segue.data.check.audit import Audit, audit
 from segue.data.layouts import open_listing
 from segue.data.sample import DataError, open_image, picture_size
 from segue.data.training import open_training

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from segue.data.leaks import NEAR, bits_apart, named_twice, shared_videos
+from segue.data.check.leaks import NEAR, bits_apart, named_twice, shared_videos
 from segue.data.listing import Pair
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -75,7 +75,7 @@ def test_the_check_tells_the_truth_about_the_real_sets(segue: Any) -> None:
 def test_drawn_pictures_of_different_scenes_are_not_near() -> None:
     from PIL import Image
 
-    from segue.data.inspection import difference_hash
+    from segue.data.check.inspection import difference_hash
 
     looks = [difference_hash(Image.fromarray(draw(i)[0])) for i in range(6)]
     same = difference_hash(Image.fromarray(draw(0)[0]).resize((96, 96)))

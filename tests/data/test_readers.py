@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segue.data.annotations import inside, load_json
 from segue.data.check import check
 from segue.data.decoder import Decoder, class_ids
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
+from segue.data.layouts.annotations import inside, load_json
 from segue.data.listing import Listing
 from segue.data.outlines import Outline, draw, parse_runs, run_mask
 from segue.data.sample import IGNORE, DataError

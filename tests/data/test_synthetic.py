@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segue.data.folder import Folder
+from segue.data.layouts.folder import Folder
 from segue.data.sample import IGNORE, read_label_map
 from segue.data.synthetic import CLASSES, COLORS, THINGS, Scenes, write
 

@@ -11,7 +11,7 @@ from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_rest
 from segue.config import UsageError
 
 if TYPE_CHECKING:
-    from segue.data.audit import Audit
+    from segue.data.check.audit import Audit
 
 
 def add_commands(command: Command) -> None:
@@ -82,7 +82,7 @@ CHECK_OPTIONS = [
 
 def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue check``."""
-    from segue.data.audit import as_json, audit, audit_domains
+    from segue.data.check.audit import as_json, audit, audit_domains
     from segue.progress import track
 
     refuse_rest(rest, "segue check", CHECK_OPTIONS)
@@ -104,7 +104,7 @@ def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     ]  # fmt: skip
     further, text = audit_domains(audits[-2], audits[-1], _path(arguments.maps)) if domains else ([], "")
     if arguments.model:
-        from segue.data.domains import model_faults
+        from segue.data.check.domains import model_faults
         from segue.weights import describe
 
         classes = describe(arguments.model)["spec"].get("classes")
@@ -119,7 +119,7 @@ def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         lines = [line for one in audits for line in one.lines()] + [str(finding) for finding in further]
         print("\n".join([*lines, *text.splitlines()]))  # noqa: T201
     if arguments.html:
-        from segue.data.page import write_page
+        from segue.data.check.page import write_page
 
         write_page(Path(arguments.html), audits, further)
     if arguments.fix:
@@ -134,9 +134,9 @@ def _path(text: str) -> Path | None:
 
 def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     """``segue check --fix``: writes the mended copy and checks it again."""
-    from segue.data.audit import audit
+    from segue.data.check.audit import audit
+    from segue.data.check.mend import mended, reader
     from segue.data.convert import convert
-    from segue.data.mend import mended, reader
     from segue.progress import track
 
     if not found.listing.classes:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from segue.data.cityscapes import LABEL_IDS
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
+from segue.data.layouts.cityscapes import LABEL_IDS
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image

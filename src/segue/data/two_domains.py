@@ -12,9 +12,9 @@ import numpy as np
 
 from segue.config import Domains
 from segue.data.check import check
+from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
 from segue.data.decoder import Decoder
-from segue.data.facts import Facts
 from segue.data.finding import Finding, printable
 from segue.data.layouts import open_images, open_listing, split_address
 from segue.data.listing import Listing, Pair, images_in, toned

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from segue.data.ade20k import Ade20k
-from segue.data.bdd100k import Bdd100k
-from segue.data.camvid import CamVid
-from segue.data.cityscapes import Cityscapes
-from segue.data.coco_instances import CocoInstances
-from segue.data.coco_panoptic import CocoPanoptic
-from segue.data.exports import Cvat, LabelMe, LabelStudio
-from segue.data.folder import Folder
-from segue.data.gta5 import Gta5
+from segue.data.layouts.ade20k import Ade20k
+from segue.data.layouts.bdd100k import Bdd100k
+from segue.data.layouts.camvid import CamVid
+from segue.data.layouts.cityscapes import Cityscapes
+from segue.data.layouts.coco_instances import CocoInstances
+from segue.data.layouts.coco_panoptic import CocoPanoptic
+from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
+from segue.data.layouts.folder import Folder
+from segue.data.layouts.gta5 import Gta5
+from segue.data.layouts.mapillary import Mapillary
+from segue.data.layouts.synthia import Synthia
+from segue.data.layouts.voc import Voc
 from segue.data.listing import Listing, Pair, images_in
-from segue.data.mapillary import Mapillary
 from segue.data.sample import IMAGE_SUFFIXES, DataError
-from segue.data.synthia import Synthia
-from segue.data.voc import Voc
 
 
 class Layout(Protocol):

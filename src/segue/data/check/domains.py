@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.facts import Facts
+from segue.data.check.facts import Facts
 from segue.data.finding import Finding
 from segue.data.listing import Listing
 

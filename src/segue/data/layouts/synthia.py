@@ -9,8 +9,8 @@ markings are ignored, as is usual.
 from dataclasses import replace
 from pathlib import Path
 
-from segue.data import cityscapes
 from segue.data.finding import Finding
+from segue.data.layouts import cityscapes
 from segue.data.listing import Listing, images_in, pair_up
 from segue.data.sample import IGNORE
 

@@ -10,8 +10,8 @@ The split ``test`` has no labels.
 
 from pathlib import Path
 
-from segue.data.cityscapes import CLASSES, COLORS
 from segue.data.finding import Finding
+from segue.data.layouts.cityscapes import CLASSES, COLORS
 from segue.data.listing import Listing, Pair, identity, images_in, pair_up
 from segue.data.sample import DataError
 

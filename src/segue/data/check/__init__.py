@@ -1,8 +1,8 @@
 """The named faults of a data set: each with a code, where it is, why it matters and what mends it.
 
-`segue.data.inspection` looks at one pair at a time; what can only be said of the whole set is here. All of it comes in
-one pass, in parallel processes where asked for, and what is kept of a pair does not grow with its pixels. A fault whose
-code begins with E keeps every training command from starting.
+`segue.data.check.inspection` looks at one pair at a time; what can only be said of the whole set is here. All of it
+comes in one pass, in parallel processes where asked for, and what is kept of a pair does not grow with its pixels. A
+fault whose code begins with E keeps every training command from starting.
 """
 
 import multiprocessing
@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from segue.allocator import keep_freed_memory
-from segue.data import leaks
+from segue.data.check import leaks
+from segue.data.check.facts import BAD_FILES, Facts
+from segue.data.check.inspection import MANY_VALUES, Inspector, size_or_fault
 from segue.data.decoder import Decoder
-from segue.data.facts import BAD_FILES, Facts
 from segue.data.finding import Finding, merged
-from segue.data.inspection import MANY_VALUES, Inspector, size_or_fault
 from segue.data.listing import Listing, Pair
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError
 from segue.data.tones import drops_bands

@@ -7,8 +7,8 @@ label ids 0 to 34, mapped here to the 19 training ids. ``split.mat`` is not read
 import re
 from pathlib import Path
 
-from segue.data.cityscapes import CLASSES, COLORS, LABEL_IDS
 from segue.data.finding import Finding
+from segue.data.layouts.cityscapes import CLASSES, COLORS, LABEL_IDS
 from segue.data.listing import Listing, images_in, pair_up
 from segue.data.sample import IGNORE
 

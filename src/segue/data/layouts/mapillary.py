@@ -13,8 +13,8 @@ classes. Of two versions the newer is read. The split ``test`` has no labels.
 
 from pathlib import Path
 
-from segue.data.annotations import Entry
 from segue.data.finding import Finding
+from segue.data.layouts.annotations import Entry
 from segue.data.listing import Listing, Pair, images_in, pair_up
 from segue.data.sample import IGNORE, Color, DataError, palette
 

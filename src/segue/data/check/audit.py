@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segue.data import domains
-from segue.data.check import check
-from segue.data.facts import Facts
+from segue.data.check import check, domains
+from segue.data.check.facts import Facts
 from segue.data.finding import Finding, merged, printable
 from segue.data.layouts import open_images, open_listing
 from segue.data.listing import Listing

@@ -11,8 +11,8 @@ Where the second line is there for every split, segments are used.
 
 from pathlib import Path
 
-from segue.data.annotations import Categories, Entry, Found
-from segue.data.coco_panoptic import read_segments
+from segue.data.layouts.annotations import Categories, Entry, Found
+from segue.data.layouts.coco_panoptic import read_segments
 from segue.data.listing import Listing, Pair, identity, images_in, pair_up
 from segue.data.sample import IGNORE, DataError
 

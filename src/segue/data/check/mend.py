@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from segue.data.check import likely_names
+from segue.data.check.facts import Facts
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
-from segue.data.facts import Facts
 from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, DataError, orientation, picture_size

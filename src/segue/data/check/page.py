@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segue.data.audit import Audit
+from segue.data.check.audit import Audit
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding, printable
 from segue.data.listing import Listing, Pair

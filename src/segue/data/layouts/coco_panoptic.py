@@ -12,7 +12,7 @@ in the order of category ids. A split whose images are not there is passed over.
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from segue.data.annotations import Categories, Entry, Found, inside, is_file, load_json, split_names
+from segue.data.layouts.annotations import Categories, Entry, Found, inside, is_file, load_json, split_names
 from segue.data.listing import Listing, Pair, identity, images_in
 from segue.data.outlines import Segment
 from segue.data.sample import IGNORE, DataError

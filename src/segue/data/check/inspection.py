@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segue.data.check.flat_png import flat_histogram, histogram
 from segue.data.decoder import UNKNOWN, Decoder, first_unknown, mask_image
 from segue.data.finding import Finding
-from segue.data.flat_png import flat_histogram, histogram
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation

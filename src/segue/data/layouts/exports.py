@@ -24,9 +24,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from segue.data.annotations import load_json
 from segue.data.archive import check_path
 from segue.data.finding import Finding, merged, printable
+from segue.data.layouts.annotations import load_json
 from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, DataError, palette, picture_size

@@ -14,7 +14,7 @@ background; others have no mask.
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segue.data.annotations import (
+from segue.data.layouts.annotations import (
     Categories,
     Entry,
     Found,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segue.data.inspection import MANY_VALUES, Seen
+from segue.data.check.inspection import MANY_VALUES, Seen
 from segue.data.sample import Array, Tones
 from segue.data.tones import Ranges, tones_of
 
