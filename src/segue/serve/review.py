@@ -19,7 +19,8 @@ from PIL import Image
 
 from segue.data.ledger import DECISIONS, read_ledger
 from segue.data.listing import Pair
-from segue.data.sample import Array, Color, DataError, open_image, to_rgb
+from segue.data.sample import Array, Color, DataError
+from segue.data.tones import read_rgb
 from segue.prediction import predict_image
 from segue.serve.worker import png
 from segue.weights import Model
@@ -85,7 +86,7 @@ class Review:
 
     def _predict(self, item: Item) -> tuple[Array, Array, Array, Array]:
         """(picture, ids, probability, uncertainty), the picture made smaller where it is large."""
-        image = to_rgb(open_image(item.pair.image), item.pair.image)
+        image = read_rgb(item.pair.image, self.model.spec.tones)
         image.thumbnail((SIDE, SIDE))
         pixels = np.array(image)
         found = predict_image(self.model, torch.from_numpy(pixels).permute(2, 0, 1))

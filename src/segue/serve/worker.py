@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, DataError, to_rgb
+from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, DataError, kind_of, to_rgb
+from segue.data.tones import is_deep
 from segue.prediction import WHOLE, predict_image
 from segue.serve.limits import Limits
 from segue.weights import Model
@@ -36,6 +37,8 @@ def decode(body: bytes, limits: Limits) -> Array:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             if image.width * image.height > limits.pixels:
                 raise DataError(f"too large: {image.width} x {image.height} pixels, {limits.pixels} are allowed")
+            if is_deep(kind := kind_of(image)):
+                raise DataError(f"the picture holds {kind} pixels, deeper than 8 bits; send it in 8 bits")
             image.load()
             upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
             return np.array(to_rgb(upright, Path("the picture")))
