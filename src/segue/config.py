@@ -32,6 +32,8 @@ class Data:
         map: stored mask values to map, as ``77:ignore,255:1``; a range as ``1-19:0``.
         allow_missing: go on although some images have no mask, or masks no image.
         skip_bad: go on without pairs that cannot be read or whose sizes differ.
+        copy_paste: classes whose objects are cut out and put into other training images, as ``pole,bicycle``; ``auto``
+            takes the rare ones.
     """
 
     data: str = ""
@@ -43,6 +45,7 @@ class Data:
     map: str = ""
     allow_missing: bool = False
     skip_bad: bool = False
+    copy_paste: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,6 +96,8 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
     refuse_impossible(config.steps, config.views)
     if compare and method == PANOPTIC:
         raise UsageError(f"--compare: {method} is itself the plain training of panoptic models; leave the option out")
+    if method == PANOPTIC:
+        refuse_copy_paste(config)
 
     @cache
     def open_data() -> TrainingData:
@@ -160,6 +162,16 @@ def run_pretraining(config: Any, out: Path, around: Surroundings) -> Path:
     )  # fmt: skip
 
 
+def refuse_copy_paste(config: Any) -> None:
+    """Refuses what is for semantic models only.
+
+    Raises:
+        UsageError: it was asked for.
+    """
+    if config.data.copy_paste:
+        raise UsageError("--copy-paste: it is for semantic models; leave the option out for panoptic ones")
+
+
 def on_validation(data: TrainingData) -> Callable[[Any], Measured | None]:
     """Measures a model on the validation images, if there are any."""
     val = Whole(data.val, data.decoder)
@@ -213,6 +225,7 @@ def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> 
     refuse_impossible(config.steps, config.views)
     if config.max_forget < 0:
         raise UsageError(f"--max-forget {config.max_forget:g}: give the points of PQ that may be lost, at least 0")
+    refuse_copy_paste(config)
 
     if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
         raise UsageError("--unlabeled: images of old scenes need --pseudo true and a --replay-share between 0 and 1")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
 from segue.data.sample import Array, DataError, Sample, to_rgb
@@ -50,6 +51,7 @@ class RandomViews(Dataset[Sample]):
         scale: smallest and largest factor the pictures are scaled by.
         jitter: colours of ``image``.
         second: colours of ``view``, None for no second view.
+        paste: puts objects in before all else, None for none.
     """
 
     pairs: tuple[Pair, ...]
@@ -58,13 +60,14 @@ class RandomViews(Dataset[Sample]):
     scale: tuple[float, float] = (0.5, 2.0)
     jitter: ColorJitter = PLAIN
     second: ColorJitter | None = None
+    paste: CopyPaste | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        piece, ids, _ = labelled_piece(pair, self.decoder, self.crop, self.scale)
+        piece, ids, _ = labelled_piece(pair, self.decoder, self.crop, self.scale, self.paste)
         sample: Sample = {
             "image": tensor_of(recolored(piece, self.jitter)),
             "mask": torch.from_numpy(ids),
@@ -76,15 +79,21 @@ class RandomViews(Dataset[Sample]):
 
 
 def labelled_piece(
-    pair: Pair, decoder: Decoder, crop: int, scale: tuple[float, float]
+    pair: Pair, decoder: Decoder, crop: int, scale: tuple[float, float], paste: CopyPaste | None = None
 ) -> tuple[Image.Image, Array, Window]:
     """A random piece of a picture on a (crop, crop) canvas, its class ids uint8 (crop, crop), and where it was cut."""
     image, mask = read_eight_bit(pair.image, pair.tones), mask_image(pair)
     if image.size != mask.size:
         raise DataError(_sizes(pair, image.size, mask.size))
     window = draw_window(image.width, image.height, crop, scale)
-    piece = to_rgb(cut(to_rgb(image, pair.image), window, crop, smooth=True), pair.image)
-    ids = decoder.known(np.asarray(cut(mask, window, crop, smooth=False)), pair.mask)
+    picture = to_rgb(image, pair.image)
+    if paste is None:
+        ids = decoder.known(np.asarray(cut(mask, window, crop, smooth=False)), pair.mask)
+    else:
+        pasted = paste(np.asarray(picture), decoder.known(np.asarray(mask), pair.mask))
+        picture, whole = (Image.fromarray(array) for array in pasted)
+        ids = np.array(cut(whole, window, crop, smooth=False))
+    piece = to_rgb(cut(picture, window, crop, smooth=True), pair.image)
     return piece, blank_outside(ids, window, crop), window
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segue.config import Data
 from segue.data.check import check
+from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
 from segue.data.layouts import open_images, open_listing
@@ -33,6 +34,8 @@ class TrainingData:
         dropped: why how many of them are not used; used + dropped == found.
         warnings: findings that did not stop.
         validation_at: where the validation images are found again: ``data``, ``layout``, ``map``, ``split``.
+        paste: puts objects of rare classes into labelled training images; None unless asked for.
+        pasted: what it puts in, in words.
     """
 
     listing: Listing
@@ -44,6 +47,8 @@ class TrainingData:
     dropped: dict[str, int]
     warnings: tuple[Finding, ...]
     validation_at: Mapping[str, str]
+    paste: CopyPaste | None = None
+    pasted: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,6 +84,7 @@ class TrainingData:
             + ", ".join(self.classes),
             f"using {len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled images to train, "
             f"{len(self.val)} to validate; left out of {self.found} found: {left_out}",
+            *([self.pasted] if self.pasted else []),
             *(f"note: {finding}" for finding in self.warnings),
         ]
 
@@ -156,7 +162,11 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = {"data": config.data, "layout": config.layout, "map": config.map, "split": split}
-    return TrainingData(listing, Decoder.of(listing), labelled, unlabelled, val, found, dropped, warnings, at)
+    decoder = Decoder.of(listing)
+    pasted = (
+        learn(labelled, decoder, listing.classes, config.copy_paste, seed=seed) if config.copy_paste else (None, "")
+    )
+    return TrainingData(listing, decoder, labelled, unlabelled, val, found, dropped, warnings, at, *pasted)
 
 
 def _checked(config: Data) -> tuple[Listing, int, tuple[Finding, ...]]:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from segue.config import Data, Network, Views
+from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
 from segue.data.images import RandomViews, Whole
 from segue.data.listing import Pair, identity
@@ -270,27 +271,28 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     run.keep("embeddings_before", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
     first = round(config.steps * config.first_round)
     rounds = [first, config.steps - first] if data.unlabelled else [config.steps]
-    sets: list[tuple[tuple[Pair, ...], Decoder]] = [(data.labelled, data.decoder)]
+    sets: list[Labels] = [(data.labelled, data.decoder, data.paste)]
     for number, steps in enumerate(rounds):
         suffix = "" if number == 0 else "_pseudo"
         if number:
             pseudo = label_images(network, data.unlabelled, thresholds, run)
             if not pseudo:
                 run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
-            sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False)))
+            sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False), None))
         contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
         run.keep(f"embeddings_after{suffix}", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
         fine_tune(network, sets, config, run, data, steps - round(steps * config.contrast_share), f"finetune{suffix}")
     return network
 
 
-Sets = Sequence[tuple[tuple[Pair, ...], Decoder]]
+Labels = tuple[tuple[Pair, ...], Decoder, CopyPaste | None]
+Sets = Sequence[Labels]
 
 
 def _views(sets: Sets, config: Config, second: ColorJitter | None) -> Dataset[Any]:
     """Training views; labelled images are repeated until they are drawn about as often as pseudo-labelled ones."""
     crop, scale = config.views.crop, config.views.scale
-    parts = [RandomViews(pairs, decoder, crop, scale, second=second) for pairs, decoder in sets]
+    parts = [RandomViews(pairs, decoder, crop, scale, second=second, paste=paste) for pairs, decoder, paste in sets]
     labelled, pseudo = parts[0], parts[1:]
     return ConcatDataset([*[labelled] * max(1, round(sum(map(len, pseudo)) / len(labelled))), *pseudo])
 

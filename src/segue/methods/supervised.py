@@ -91,7 +91,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Model:
     method = Supervised(network.to(memory_format=torch.channels_last), weights)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    views = RandomViews(data.labelled, data.decoder, config.views.crop, config.views.scale)
+    views = RandomViews(data.labelled, data.decoder, config.views.crop, config.views.scale, paste=data.paste)
     val: Samples = Whole(data.val, data.decoder)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
