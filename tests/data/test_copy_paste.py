@@ -19,6 +19,7 @@ from segue.data.training import open_training
 
 ROAD, SKY, POST, WALL = range(4)
 NAMES = ("road", "sky", "post", "wall")
+GENOTYPE = "[[0,[0,0,0,0],[0,0,0,0],[0,0,0,0]],[[0,1],[2,4]]]"
 
 
 def street(point: tuple[float, float], size: tuple[int, int] = (240, 180)) -> np.ndarray:
@@ -198,13 +199,25 @@ def test_no_rare_class_is_said(tmp_path: Path) -> None:
         open_training(Data(data=str(root), copy_paste="auto"), seed=0)
 
 
-@pytest.mark.parametrize("method", ["supervised", "pixel_contrast"])
-def test_training_with_it(method: str, segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_training_with_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     root = write_streets(tmp_path / "set")
-    arguments = ["train", root, "--out", tmp_path / "run", "--method", method, "--copy-paste", "post"]
-    status, _, errors = segue(*arguments, *options(steps=4))
+    status, _, errors = segue(
+        "train", root, "--out", tmp_path / "run", "--method", "supervised", "--copy-paste", "post", *options(steps=3)
+    )
     assert status == 0, errors
     assert "copy-paste: post (4 objects)" in errors
+
+
+@pytest.mark.slow
+def test_other_methods_and_verbs_take_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    root, teacher = write_streets(tmp_path / "set"), tmp_path / "teacher"
+    for command in (
+        ["train", root, "--out", teacher, "--method", "pixel_contrast"],
+        ["compress", teacher, "--data", root, "--out", tmp_path / "small", "--channels=8", f"--genotype={GENOTYPE}"],
+    ):
+        status, _, errors = segue(*command, "--copy-paste", "post", *options(steps=3))
+        assert status == 0, errors
+        assert "copy-paste: post (4 objects)" in errors
 
 
 def test_panoptic_training_refuses_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

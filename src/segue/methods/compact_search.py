@@ -162,7 +162,7 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
     cut = max(1, round(0.1 * len(pairs)))
     held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
     crop, decoder = config.search.search_crop, data.training.decoder
-    train = RandomViews(kept, decoder, crop, config.views.scale, jitter=PLAIN)
+    train = RandomViews(kept, decoder, crop, config.views.scale, jitter=PLAIN, paste=data.training.paste)
     val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0))
     encoder = feature_encoder(config.network.encoder)
     if state is not None:
@@ -306,13 +306,13 @@ class Distilled(Method):
 
 def train_model(config: Config, run: Run, data: Compression, network: CompactSegmenter) -> CompactSegmenter:
     """Eq. 6: three stages, each with an optimiser of its own."""
-    classes = data.training.classes
+    learnt, classes, size = data.training, data.training.classes, config.views
     background = classes.index("background") if "background" in classes else -1
     auxiliary = AuxiliaryHeads(network.decoder)
     both = nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
     teacher = data.teacher.to(run.device).eval()
-    views = RandomViews(data.training.labelled, data.training.decoder, config.views.crop, config.views.scale)
-    val = Whole(data.training.val, data.training.decoder)
+    views = RandomViews(learnt.labelled, learnt.decoder, size.crop, size.scale, paste=learnt.paste)
+    val = Whole(learnt.val, learnt.decoder)
     ends = [round(config.steps * part / len(STAGES)) for part in range(len(STAGES) + 1)]
     for number, (aux_weight, share, frozen) in enumerate(STAGES):
         stage, steps = f"stage_{number + 1}", ends[number + 1] - ends[number]
