@@ -16,6 +16,7 @@ from PIL import Image
 from test_contract import SEARCH, semantic_teacher
 
 import segue
+from segue.cli.learning import device_and_threads, minutes
 from segue.config import UsageError, build
 from segue.data.sample import DataError
 from segue.engine import Run
@@ -301,3 +302,27 @@ def test_a_panoptic_teacher_is_refused(dataset: Path, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="is a panoptic model"):
         open_compression(str(historic(tmp_path / "historic")), build(Config, {"data": str(dataset)}).data, seed=0)
+
+
+# -- options of the command line ---------------------------------------------------------------------------------------
+
+
+def test_budget_and_device_are_read() -> None:
+    assert [minutes(text) for text in ("90s", "20m", "3h")] == [1.5, 20, 180]
+    for text in ("3", "0h", "-1h", "3d"):
+        with pytest.raises(UsageError, match="write a time, as 90s, 20m or 3h"):
+            minutes(text)
+    assert device_and_threads("cpu:1thread") == ("cpu", ["--threads=1"])
+    assert device_and_threads("cpu:4threads") == ("cpu", ["--threads=4"])
+    assert device_and_threads("cuda:1") == ("cuda:1", [])
+
+
+def test_a_search_does_not_go_on_with_other_data(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    config, run, _, _ = prepared
+    path = Path(config.data.data) / "labels" / "train_000.png"
+    with Image.open(path) as image:
+        image.putpixel((0, 0), (image.getpixel((0, 0)) + 1) % 3)
+        image.save(path)
+    data = open_compression(config.teacher, config.data, seed=0)
+    with pytest.raises(DataError, match="the data or the teacher changed since this search began"):
+        cached(config, run, data, None)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def add_commands(command: Command) -> None:
 
     compress = command("compress", compress_command, "search a small decoder under a teacher's guidance, and train it")
     compress.usage = (
-        "segue compress TEACHER --data DATA --out RUN [--target 25ms@512x512] [--minutes 60] [--FIELD VALUE ...]"
+        "segue compress TEACHER --data DATA --out RUN [--target 25ms@512x512] [--budget 3h] [--FIELD VALUE ...]"
     )
     compress.add_argument("teacher", metavar="TEACHER", help="run or model folder of a semantic model")
     compress.add_argument("--data", required=True, metavar="DATA", help="folder of the labelled set, or FOLDER:split")
@@ -47,6 +48,7 @@ def add_commands(command: Command) -> None:
     compress.add_argument(
         "--compare", action="store_true", help="also train DeepLabV3+ on the same encoder with the same steps and seed"
     )
+    compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
     add_surroundings(compress)
     compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
@@ -128,7 +130,10 @@ def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     name = arguments.method
     kind = method_module(name, "compress").Config
-    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *rest]
+    budget = [f"--minutes={minutes(arguments.budget)}"] if arguments.budget else []
+    device, threads = device_and_threads(arguments.device)
+    arguments.device = device
+    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *threads, *budget, *rest]
     config = parse_fields(kind, given, f"segue compress --method {name}", data=arguments.data)
     out = run_compression(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
     if arguments.json:
@@ -174,6 +179,24 @@ def pretrain_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.json:
         print_result(out)
     return 0
+
+
+def minutes(text: str) -> float:
+    """``90s``, ``20m`` or ``3h`` in minutes.
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found or not float(found[1]):
+        raise UsageError(f"--budget {text}: write a time, as 90s, 20m or 3h")
+    return float(found[1]) * {"s": 1 / 60, "m": 1, "h": 60}[found[2]]
+
+
+def device_and_threads(text: str) -> tuple[str, list[str]]:
+    """``cpu:2threads`` as device and the option for its threads; another device as it is."""
+    found = re.fullmatch(r"cpu:([1-9]\d*)threads?", text)
+    return ("cpu", [f"--threads={found[1]}"]) if found else (text, [])
 
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":

@@ -48,7 +48,7 @@ from segue.search.gate import Rule
 from segue.search.latency import Cost, Table, Target
 from segue.search.objective import Distill, Objective, distilled, segmentation_loss
 from segue.search.pool import tried
-from segue.search.report import tell
+from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import encoder_weights, fill_encoder
@@ -66,6 +66,7 @@ class Search:
         candidates: how many are tried, K.
         target: largest time of a picture and its width and height, as ``25ms@512x512``; empty for no target.
         cost: w of eq. 5.
+        threads: of this CPU that the target is meant for.
         minutes: of computing after which no further candidate is asked for; 0 for no limit.
         strategy: ``evolution``, ``controller`` or ``random``.
         feedback: what the controller is fed: its last ``token``, or ``none`` as published.
@@ -88,6 +89,7 @@ class Search:
     candidates: int = 60
     target: str = ""
     cost: float = 1.0
+    threads: int = 1
     minutes: float = 0.0
     strategy: Name = "evolution"
     feedback: Feedback = "token"
@@ -174,7 +176,7 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
         encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, normalise=normalise.to(run.device),
         statistics=(mean, std), teacher=data.teacher, classes=len(data.training.classes), seed=run.seed,
-        device=run.device,
+        device=run.device, source=data.digest(),
     )  # fmt: skip
 
 
@@ -203,7 +205,8 @@ def cost_of(config: Config, run: Run, cache: Cache, classes: int) -> Cost:
 
 def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -> list[Trial]:
     """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
-    ledger = Trials(run.out / "trials.sqlite", repr((config.search, recipe, cache.encoder, config.teacher)))
+    same = replace(config.search, parallel=1)  # however many are tried at once, the trials are the same
+    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, config.teacher)))
     known, settings = ledger.all(), config.search
     found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
     run.rewind("search", settings.candidates)
@@ -236,26 +239,11 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                     found.tell(proposal, cost.of(trial, trial.reward1))
                     rewards.append(trial.reward1)
                 if number + 1 not in logged:
-                    tell_of(trial, known, settings.candidates, run, cost)
+                    tell_candidate(trial, known, settings.candidates, run, cost)
     trials = [known[number] for number in sorted(known)]
     if all(trial.state == "failed" for trial in trials):
         raise DataError(f"every candidate failed; the first by {trials[0].error}")
     return trials
-
-
-def tell_of(trial: Trial, known: Mapping[int, Trial], planned: int, run: Run, cost: Cost) -> None:
-    """Log and progress line of a candidate."""
-    best = cost.best(known[n] for n in sorted(known) if n <= trial.trial)
-    values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": cost.worth(best) if best else None}
-    numbers = {name: value for name, value in values.items() if value is not None}
-    run.log("search", trial.trial + 1, numbers)
-    spent = sum(t.seconds1 + t.seconds2 for t in known.values()) / len(known)
-    done = trial.trial + 1
-    told = trial.error or f"reward {trial.reward1:.3f}" + (f", then {trial.reward2:.3f}" if trial.reward2 else "")
-    left = f"{spent * (planned - done) / 60:.1f} min left at {spent:.1f} s each"
-    if done % GENERATION == 0 or done == planned or trial.error:
-        so_far = f"best so far {cost.worth(best):.3f} of candidate {best.trial}" if best else "none so far"
-        run.say(f"search {done}/{planned}: {told}; {so_far}; {left}")
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

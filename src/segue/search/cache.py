@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from segue.batches import mix
-from segue.data.sample import Array
+from segue.data.sample import Array, DataError
 from segue.models.compact import MAPS, feature_encoder
 from segue.models.pixels import Normalise
 
@@ -99,6 +99,7 @@ def build_cache(
     classes: int,
     seed: int,
     device: torch.device,
+    source: str = "",
     batch: int = 8,
 ) -> Cache:
     """Makes the cache in ``folder``, whole or not at all; one that is there is taken.
@@ -115,9 +116,15 @@ def build_cache(
         classes: K.
         seed: of the draws.
         device: where networks run.
+        source: changes with the data and the teacher.
         batch: crops at a time.
+
+    Raises:
+        DataError: the cache that is there is of another ``source``.
     """
     if (folder / "cache.json").is_file():
+        if json.loads((folder / "cache.json").read_text(encoding="utf-8"))["source"] != source:
+            raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
         return Cache.open(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +146,7 @@ def build_cache(
     state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(state, partial / "encoder.safetensors")
     mean, std = statistics
-    described = {"encoder": encoder_name, "classes": classes, "mean": mean, "std": std}
+    described = {"encoder": encoder_name, "classes": classes, "mean": mean, "std": std, "source": source}
     (partial / "cache.json").write_text(json.dumps(described), encoding="utf-8")
     os.replace(partial, folder)
     return Cache.open(folder)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from segue.data.images import Whole
 from segue.evaluation import measure
@@ -10,12 +10,13 @@ from segue.models.compact import CompactSpec, Genotype
 from segue.run import BASELINE, Run, write_atomically
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
-from segue.search.latency import Table, Target, of_model
+from segue.search.latency import Cost, Table, Target, of_model
 from segue.search.trials import Trial
 from segue.sections import Block, write_headline, write_section
 from segue.weights import load_model
 
 SHOWN = 10
+TOLD = 8  # candidates between two lines of progress
 
 
 def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float) -> None:
@@ -62,6 +63,21 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float) -> 
         rows = [[str(t.trial), t.genotype, t.error] for t in failed[:SHOWN]]
         blocks.append({"table": {"head": ["Failed candidate", "Genotype", "Error"], "rows": rows}})
     write_section(run, "20_search", f"Search: candidate {best.trial} of {len(trials)}", blocks)
+
+
+def tell_candidate(trial: Trial, known: Mapping[int, Trial], planned: int, run: Run, cost: Cost) -> None:
+    """Log and progress line of a candidate."""
+    best = cost.best(known[n] for n in sorted(known) if n <= trial.trial)
+    values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": cost.worth(best) if best else None}
+    numbers = {name: value for name, value in values.items() if value is not None}
+    run.log("search", trial.trial + 1, numbers)
+    spent = sum(t.seconds1 + t.seconds2 for t in known.values()) / len(known)
+    done = trial.trial + 1
+    told = trial.error or f"reward {trial.reward1:.3f}" + (f", then {trial.reward2:.3f}" if trial.reward2 else "")
+    left = f"{spent * (planned - done) / 60:.1f} min left at {spent:.1f} s each"
+    if done % TOLD == 0 or done == planned or trial.error:
+        so_far = f"best so far {cost.worth(best):.3f} of candidate {best.trial}" if best else "none so far"
+        run.say(f"search {done}/{planned}: {told}; {so_far}; {left}")
 
 
 def conclude_compression(run: Run, data: Compression, target: str) -> None:
