@@ -303,7 +303,7 @@ def run_compression(method: str, config: Any, out: Path, around: Surroundings, *
 
     return launch(
         "compress", config, out, around, method=method, arms=arms, open_data=opened,
-        conclude=lambda run: conclude_compression(run, opened(), config.search.target),
+        conclude=lambda run: conclude_compression(run, opened(), config.search.target, config.search.threads),
     )  # fmt: skip
 
 

@@ -22,13 +22,23 @@ from segue.data.sample import DataError
 from segue.engine import Run
 from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search
 from segue.metrics import Confusion
-from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype
+from segue.models.compact import (
+    OPERATIONS,
+    SKIP,
+    ZERO,
+    AuxiliaryHeads,
+    CompactSegmenter,
+    CompactSpec,
+    Genotype,
+    operation,
+)
 from segue.search import pool
 from segue.search.cache import Cache
 from segue.search.candidates import Job, Recipe, measured_reliability, reliability, try_candidate
 from segue.search.data import open_compression
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
+from segue.search.runtime import part_runner
 from segue.search.trials import Trial, Trials
 
 ARCH1 = "[[2,[1,0,3,6],[0,1,2,8],[2,0,6,1]],[[2,3],[3,1]]]"
@@ -203,6 +213,18 @@ def test_slower_candidates_are_worth_less() -> None:
     assert cost.worth(trial) == pytest.approx(0.3)
     assert Cost().worth(Trial(0, ARCH1, "done", reward1=0.6, reward2=0.7)) == 0.7
     assert len(STRIDES) == len(table.operations)
+
+
+@pytest.mark.parametrize("index", [i for i in range(len(OPERATIONS)) if i not in (SKIP, ZERO)])
+def test_a_part_as_it_is_timed_computes_what_it_computes(index: int) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(index)
+    part, x = operation(index, 8, 2).eval(), torch.rand(1, 8, 16, 12)
+    for norm in (module for module in part.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.eps = 0.0  # with mean 0 and variance 1 it is then the identity that the graph takes it for
+    (found,) = part_runner(part, x, 1, adds=True)()  # type: ignore[misc]
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(found), part(x) + x, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["25@512x512", "0ms@512x512", "25ms", "25ms@8x512", "ms@1x1"])

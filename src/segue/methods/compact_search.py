@@ -191,7 +191,7 @@ def cost_of(config: Config, run: Run, cache: Cache, classes: int) -> Cost:
     target = Target.parse(config.search.target)
     table = Table.made(
         run.out / "latency.json", cache.new_encoder()[0], height=target.height, width=target.width,
-        channels=config.channels, repeats=config.repeats, classes=classes,
+        channels=config.channels, repeats=config.repeats, classes=classes, threads=config.search.threads,
     )  # fmt: skip
     fastest = table.fastest(config.search.blocks)
     if fastest > target.milliseconds:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from segue.config import UsageError
 from segue.engine import write_atomically
-from segue.models.compact import MAPS, OPERATIONS, Genotype, conv_bn_relu, operation
-from segue.search.candidates import one_thread
+from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
+from segue.search.runtime import maps_runner, model_runner, part_runner
 from segue.search.trials import Trial
 
 STRIDES = (4, 8, 16, 32)
@@ -51,31 +51,28 @@ class Target:
         return cls(float(found[1]), int(found[3]), int(found[2]))
 
 
-@torch.inference_mode()
 def measured(work: Callable[[], object], *, runs: int = 7, seconds: float = 2.0) -> list[float]:
-    """Milliseconds of each of some runs on one thread, two to warm up left out; fewer where a run is long."""
-    with one_thread():
+    """Milliseconds of each of some runs, two to warm up left out; fewer where a run is long."""
+    work()
+    work()
+    found: list[float] = []
+    started = time.monotonic()
+    while len(found) < 3 or (len(found) < runs and time.monotonic() - started < seconds):
+        before = time.perf_counter()
         work()
-        work()
-        found: list[float] = []
-        started = time.monotonic()
-        while len(found) < 3 or (len(found) < runs and time.monotonic() - started < seconds):
-            before = time.perf_counter()
-            work()
-            found.append(1000 * (time.perf_counter() - before))
+        found.append(1000 * (time.perf_counter() - before))
     return found
 
 
-def of_model(model: nn.Module, height: int, width: int, *, runs: int = 15) -> tuple[float, float]:
-    """Median and 95th percentile of milliseconds for one picture, in torch, on one thread of this CPU."""
-    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-    times = sorted(measured(lambda: model(image), runs=runs, seconds=10.0))
+def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> tuple[float, float]:
+    """Median and 95th percentile of milliseconds for one picture, on so many threads of this CPU."""
+    times = sorted(measured(model_runner(model, height, width, threads), runs=runs, seconds=10.0))
     return statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Milliseconds of the parts of a compact model at one size of picture.
+    """Milliseconds of the parts of a compact model at one size of picture, each the least of some runs.
 
     Args:
         encoder: of the encoder, with the adaptation of its four maps.
@@ -91,7 +88,16 @@ class Table:
 
     @classmethod
     def made(
-        cls, path: Path, encoder: nn.Module, *, height: int, width: int, channels: int, repeats: int, classes: int
+        cls,
+        path: Path,
+        encoder: nn.Module,
+        *,
+        height: int,
+        width: int,
+        channels: int,
+        repeats: int,
+        classes: int,
+        threads: int = 1,
     ) -> "Table":
         """The table in ``path``; measured now if it is not there.
 
@@ -103,9 +109,10 @@ class Table:
             channels: C of the decoder.
             repeats: of separable operations.
             classes: K.
+            threads: of the CPU.
         """
         if not path.is_file():
-            table = _measure(encoder, height, width, channels, repeats, classes)
+            table = _measure(encoder, height, width, channels, repeats, classes, threads)
             write_atomically(path, json.dumps(table).encode())
         return cls.read(path)
 
@@ -167,35 +174,28 @@ class Cost:
         return max(sound, key=self.worth) if sound else None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _measure(
-    encoder: nn.Module, height: int, width: int, channels: int, repeats: int, classes: int
+    encoder: nn.Module, height: int, width: int, channels: int, repeats: int, classes: int, threads: int
 ) -> tuple[float, list[list[float]], list[float], list[float]]:
     """The four columns of a table."""
 
-    def median(work: Callable[[], object]) -> float:
-        return statistics.median(measured(work, seconds=0.5))
-
-    def at(stride: int, count: int) -> Tensor:
-        x = torch.rand(1, count, -(-height // stride), -(-width // stride))
-        return x.to(memory_format=torch.channels_last)
+    def least(part: nn.Module, x: Tensor, *, adds: bool = False) -> float:
+        part = part.to(memory_format=torch.channels_last).eval()
+        return min(measured(part_runner(part, x, threads, adds=adds), seconds=0.5))  # other work only adds to it
 
     pictures = torch.rand(1, 3, height + -height % 32, width + -width % 32).to(memory_format=torch.channels_last)
     encoder = encoder.eval()
-    encoded = median(lambda: encoder(pictures))
-    for feature in encoder(pictures):
-        adapt = conv_bn_relu(feature.shape[1], channels).to(memory_format=torch.channels_last).eval()
-        encoded += median(lambda adapt=adapt, feature=feature: adapt(feature))  # type: ignore[misc]
+    encoded = min(measured(maps_runner(encoder, pictures, threads), runs=15))
+    encoded += sum(least(conv_bn_relu(feature.shape[1], channels), feature) for feature in encoder(pictures))
     operations, projection, output = [], [], []
-    head = nn.Conv2d(channels, classes, 3, padding=1).to(memory_format=torch.channels_last)
-    join = conv_bn_relu(channels, channels).to(memory_format=torch.channels_last).eval()
+    head, join = nn.Conv2d(channels, classes, 3, padding=1), conv_bn_relu(channels, channels)
     for stride in STRIDES:
-        x = at(stride, channels)
-        row = []
-        for index in range(len(OPERATIONS)):
-            built = operation(index, channels, repeats).to(memory_format=torch.channels_last).eval()
-            row.append(median(lambda built=built, x=x: built(x)))  # type: ignore[misc]
-        operations.append(row)
-        projection.append(median(lambda x=x: join(x) + x))  # type: ignore[misc]
-        output.append(median(lambda x=x: head(join(x))))  # type: ignore[misc]
+        x = torch.rand(1, channels, -(-height // stride), -(-width // stride)).to(memory_format=torch.channels_last)
+        operations.append([
+            0.0 if index in (SKIP, ZERO) else least(operation(index, channels, repeats), x)
+            for index in range(len(OPERATIONS))
+        ])  # fmt: skip
+        projection.append(least(join, x, adds=True))
+        output.append(least(nn.Sequential(*join, head), x))
     return encoded, operations, projection, output

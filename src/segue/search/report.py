@@ -11,6 +11,7 @@ from segue.run import BASELINE, Run, write_atomically
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
 from segue.search.latency import Cost, Table, Target, of_model
+from segue.search.runtime import runtime
 from segue.search.trials import Trial
 from segue.sections import Block, write_headline, write_section
 from segue.weights import load_model
@@ -80,7 +81,7 @@ def tell_candidate(trial: Trial, known: Mapping[int, Trial], planned: int, run: 
         run.say(f"search {done}/{planned}: {told}; {so_far}; {left}")
 
 
-def conclude_compression(run: Run, data: Compression, target: str) -> None:
+def conclude_compression(run: Run, data: Compression, target: str, threads: int) -> None:
     """Section ``10_compression`` and the headline: teacher, found model and control in accuracy, size and time."""
     goal = Target.parse(target) if target else Target(0.0, 512, 512)
     models = {"teacher": data.teacher.cpu(), "found": load_model(str(run.out))}
@@ -90,14 +91,15 @@ def conclude_compression(run: Run, data: Compression, target: str) -> None:
     rows, numbers = [], {}
     for name, model in models.items():
         miou = measure(model.eval(), val, data.training.classes).confusion.miou() if data.training.val else math.nan
-        median, late = of_model(model, goal.height, goal.width)
+        median, late = of_model(model, goal.height, goal.width, threads)
         parameters = sum(p.numel() for p in model.parameters())
         numbers[name] = {"miou": miou, "milliseconds": median, "late": late, "parameters": parameters}
         shown = "–" if math.isnan(miou) else f"{100 * miou:.1f}"
         rows.append([name, shown, f"{parameters / 1e6:.2f}", f"{median:.0f}", f"{late:.0f}"])
     size = f"{goal.width} x {goal.height}"
     head = ["Model", "Validation mIoU, %", "M parameters", f"ms at {size}, median", "95th percentile"]
-    note = f"Time of one picture of {size} in torch on one thread of this CPU, with other work on it as it was."
+    on = "one thread" if threads == 1 else f"{threads} threads"
+    note = f"Time of one picture of {size} in {runtime()} on {on} of this CPU, with other work on it as it was."
     blocks: list[Block] = [{"table": {"head": head, "rows": rows}}, {"text": note}]
     found, teacher = numbers["found"], numbers["teacher"]
     table = run.out / "latency.json"

@@ -1,0 +1,140 @@
+"""A network, or a part of one, as it runs on a device: in ONNX Runtime where the extra ``export`` is installed, else in
+torch. What a search aims at is measured here."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.models.compact import GlobalAverage, Zero
+
+OPSET = 18
+
+
+def runtime() -> str:
+    """What networks are timed in, in words."""
+    return "ONNX Runtime" if find_spec("onnx") and find_spec("onnxruntime") else "torch"
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """So many threads of torch for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def part_runner(part: nn.Module, example: Tensor, threads: int, *, adds: bool = False) -> Callable[[], object]:
+    """Runs a part of a decoder once.
+
+    Args:
+        part: convolutions, batch norms, ReLUs and global averages, one after the other.
+        example: what it is run on, (1, C, h, w).
+        threads: of the runtime.
+        adds: adds what goes in to what comes out.
+    """
+    if runtime() == "torch":
+
+        def in_torch() -> None:
+            with threads_of_torch(threads), torch.inference_mode():
+                found = part(example)
+                _ = found + example if adds else found
+
+        return in_torch
+    return _session(chain(part, tuple(example.shape), adds=adds), threads, example)
+
+
+def chain(part: nn.Module, shape: tuple[int, ...], *, adds: bool = False) -> bytes:
+    """A part as ONNX, batch norms left out: a runtime folds them into the convolutions before them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes: list[Any] = []
+    weights: list[Any] = []
+    last = "x"
+
+    def add(kind: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, [last, *inputs], [f"y{len(nodes)}"], **attributes))
+        return f"y{len(nodes) - 1}"
+
+    average = any(isinstance(module, GlobalAverage) for module in part.modules())
+    if average:
+        last = add("GlobalAveragePool")
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            name = f"w{len(nodes)}"
+            weights.append(numpy_helper.from_array(module.weight.detach().numpy(), name))
+            (down, right), dilations = (int(side) for side in module.padding), list(module.dilation)
+            last = add("Conv", name, pads=[down, right, down, right], dilations=dilations, group=module.groups)
+        elif isinstance(module, nn.ReLU):
+            last = add("Relu")
+        elif isinstance(module, Zero):
+            raise ValueError("a zero operation takes no time and is no graph")
+    if average:
+        weights.append(numpy_helper.from_array(torch.tensor(shape).numpy(), "shape"))
+        last = add("Expand", "shape")
+    if adds:
+        last = add("Add", "x")
+    graph = helper.make_graph(
+        nodes, "part",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        weights,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def model_runner(model: nn.Module, height: int, width: int, threads: int) -> Callable[[], object]:
+    """Runs a whole model on one picture of a size, preprocessing and class map included where ONNX Runtime is there."""
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    if runtime() == "torch":
+
+        def in_torch() -> None:
+            with threads_of_torch(threads), torch.inference_mode():
+                model(image)
+
+        return in_torch
+    from segue.export.graph import onnx_classifier, write_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(model.eval(), path)
+        run = onnx_classifier(path, threads=threads)
+    picture = image.permute(0, 2, 3, 1).contiguous().numpy()
+    return lambda: run(picture)
+
+
+def maps_runner(encoder: nn.Module, example: Tensor, threads: int) -> Callable[[], object]:
+    """Runs an encoder that gives several maps."""
+    if runtime() == "torch":
+
+        def in_torch() -> None:
+            with threads_of_torch(threads), torch.inference_mode():
+                encoder(example)
+
+        return in_torch
+    program = torch.onnx.export(encoder.eval(), (example,), dynamo=True, opset_version=OPSET, verbose=False)
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave nothing back")
+    return _session(program.model_proto.SerializeToString(), threads, example)
+
+
+def _session(content: bytes, threads: int, example: Tensor) -> Callable[[], object]:
+    """Runs an ONNX model on ``example``, on so many threads of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: example.contiguous().numpy()}
+    return lambda: session.run(None, given)
