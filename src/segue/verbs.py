@@ -163,13 +163,13 @@ def run_pretraining(config: Any, out: Path, around: Surroundings) -> Path:
 
 
 def refuse_copy_paste(config: Any) -> None:
-    """Refuses what is for semantic models only.
+    """Refuses what panoptic training and extensions would ignore.
 
     Raises:
         UsageError: it was asked for.
     """
     if config.data.copy_paste:
-        raise UsageError("--copy-paste: it is for semantic models; leave the option out for panoptic ones")
+        raise UsageError("--copy-paste: segue extend and panoptic training do not take it; leave the option out")
 
 
 def on_validation(data: TrainingData) -> Callable[[Any], Measured | None]:
