@@ -323,7 +323,9 @@ def test_a_panoptic_teacher_is_refused(dataset: Path, tmp_path: Path) -> None:
     from test_contract import historic
 
     with pytest.raises(DataError, match="is a panoptic model"):
-        open_compression(str(historic(tmp_path / "historic")), build(Config, {"data": str(dataset)}).data, seed=0)
+        open_compression(
+            str(historic(tmp_path / "historic", is_panoptic=True)), build(Config, {"data": str(dataset)}).data, seed=0
+        )
 
 
 # -- options of the command line ---------------------------------------------------------------------------------------
