@@ -2,8 +2,8 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))  # of `Child`
 
 CLASSES = ("ground", "disc", "bar")
 COLORS = ((90, 90, 90), (200, 40, 40), (40, 40, 200))
@@ -96,24 +98,31 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
 
-def forked(work: Callable[[], None]) -> int:
-    """The process that does ``work`` in a copy of this one, without importing torch again."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(100)  # rather a failure than a test that never ends
-        torch.set_num_threads(1)  # the threads of a pool are not copied
-        try:
-            work()
-        except SystemExit as stop:
-            os._exit(int(stop.code or 0))
-        except BaseException:  # whatever it is, the copy must not go on as a test run
-            os._exit(1)
-        os._exit(0)
-    return child
+class Child:
+    """A process of its own for ``work``, forked from a server that has torch imported and has run nothing yet.
+
+    A copy of the test process would not do: once autograd or OpenMP have started threads there, a copy cannot use them.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_checkpoints", "test_contract", "segue.search.trials"])
+
+    def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self.process = self.context.Process(target=_alone, args=(work, arguments))
+        self.process.start()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        if self.process.is_alive() and self.process.pid:
+            os.kill(self.process.pid, number)
+
+    def status(self) -> int:
+        """Exit status, or minus the signal that ended it."""
+        self.process.join(100)
+        assert self.process.exitcode is not None, "the process never came to an end"
+        return self.process.exitcode
 
 
-def status_of(child: int) -> int:
-    """Exit status, or minus the signal that ended it."""
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status != -signal.SIGALRM, "the copy of the process never came to an end"
-    return status
+def _alone(work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    work(*arguments)

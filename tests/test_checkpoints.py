@@ -8,14 +8,13 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import KILLS, forked, status_of
-from test_engine import Line, Noise, trained
+from conftest import KILLS, Child
+from test_engine import Line, Noise
 
 from segue.engine import Losses, Run, endless, fit
 from segue.run import signed
@@ -42,10 +41,10 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
     draws = random.Random(0)
     folder, killed, steps_lost = tmp_path / "cut", 0, 0
     while killed < 4 * KILLS:
-        child = forked(partial(train_and_save_each_step, folder))
-        time.sleep(draws.uniform(0.0, 0.15))
-        os.kill(child, signal.SIGKILL)
-        if status_of(child) == -signal.SIGKILL:
+        child = Child(train_and_save_each_step, folder)
+        time.sleep(draws.uniform(0.0, 0.6))
+        child.signal(signal.SIGKILL)
+        if child.status() == -signal.SIGKILL:
             killed += 1
         else:
             assert torch.equal(weight(folder), weight(tmp_path / "whole"))
@@ -59,51 +58,62 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
     assert not list(folder.glob(".*.partial"))
 
 
+def saved_step(folder: Path) -> int:
+    return int((Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"])
+
+
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_each_sigterm_saves_and_exits_with_75(times: int, tmp_path: Path) -> None:
-    train_and_save_each_step(tmp_path / "whole", steps=120)
+    train_and_save_each_step(tmp_path / "whole", steps=400)
     draws = random.Random(1)
     folder, saved = tmp_path / "cut", 0
     while saved < times:
-        before = (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"]
-        child = forked(partial(train_and_save_each_step, folder, steps=120))
-        time.sleep(draws.uniform(0.03, 0.1))
-        os.kill(child, signal.SIGTERM)
-        status = status_of(child)
-        if status == 0:
-            assert torch.equal(weight(folder), weight(tmp_path / "whole"))
+        before = saved_step(folder)
+        child = Child(train_and_save_each_step, folder, 400)
+        while child.process.is_alive() and saved_step(folder) <= before:
+            time.sleep(0.005)
+        time.sleep(draws.uniform(0.0, 0.02))
+        child.signal(signal.SIGTERM)
+        if child.status() == 0:  # it was done before
             folder = tmp_path / f"cut_{saved}"
-        elif status == 75:
-            saved += 1
-            assert (Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"] > before
-        else:
-            assert status == -signal.SIGTERM  # before the loop began
-    train_and_save_each_step(folder, steps=120)
+            continue
+        assert child.status() == 75
+        assert saved_step(folder) > before
+        saved += 1
+    train_and_save_each_step(folder, steps=400)
     assert torch.equal(weight(folder), weight(tmp_path / "whole"))
 
 
+class Endless(Line):
+    """Its first step never ends."""
+
+    def __init__(self, began: Path) -> None:
+        super().__init__()
+        self.began = began
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        self.began.touch()
+        time.sleep(60)
+        return super().forward(batch)
+
+
+def train_without_end(folder: Path) -> None:
+    method = Endless(folder / "began")
+    fit(
+        method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(folder / "run", quiet=True),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=2,
+    )  # fmt: skip
+
+
 def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
-    class Endless(Line):
-        def forward(self, batch: dict[str, Any]) -> Losses:
-            (tmp_path / "began").touch()
-            time.sleep(60)
-            return super().forward(batch)
-
-    def work() -> None:
-        method = Endless()
-        fit(
-            method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(tmp_path / "run", quiet=True),
-            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=2,
-        )  # fmt: skip
-
-    child = forked(work)
+    child = Child(train_without_end, tmp_path)
     while not (tmp_path / "began").exists():
         time.sleep(0.01)
     for _ in range(2):
-        os.kill(child, signal.SIGTERM)
+        child.signal(signal.SIGTERM)
         time.sleep(0.1)
     started = time.monotonic()
-    assert status_of(child) == -signal.SIGTERM
+    assert child.status() == -signal.SIGTERM
     assert time.monotonic() - started < 20
 
 
@@ -134,23 +144,23 @@ def test_with_both_damaged_the_stage_begins_again_and_ends_the_same(tmp_path: Pa
     assert torch.equal(weight(tmp_path / "run"), whole)
 
 
+def save_until_full(folder: Path) -> None:
+    run = Run(folder, quiet=True)
+    run.save("train", {"fits": torch.zeros(10)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a write beyond fails as on a full disk
+    with contextlib.suppress(OSError):
+        run.save("train", {"does not": torch.zeros(100_000)})
+        os._exit(3)
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    trained(tmp_path / "whole", steps=12)
-
-    def until_full() -> None:
-        run = Run(tmp_path / "run", quiet=True, checkpoint_every=0.0)
-        run.save("train", {"fits": torch.zeros(10)})
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a write beyond fails as on a full disk
-        with contextlib.suppress(OSError):
-            run.save("train", {"does not": torch.zeros(100_000)})
-            os._exit(3)
-
-    (tmp_path / "run").mkdir()
-    assert status_of(forked(until_full)) == 0
-    found = Run(tmp_path / "run", quiet=True).checkpoint("train")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert Child(save_until_full, folder).status() == 0
+    found = Run(folder, quiet=True).checkpoint("train")
     assert found is not None
     assert list(found) == ["fits"]
-    assert not list((tmp_path / "run").glob(".*partial"))
+    assert not list(folder.glob(".*partial"))
 
 
 @pytest.mark.parametrize("code", ["os.system('touch {marker}')", "open({marker!r}, 'w')"])

@@ -2,19 +2,17 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, COLORS, KILLS, TINY, forked, status_of, write_set
+from conftest import CLASSES, COLORS, KILLS, TINY, Child, write_set
 
 from segue import methods
 from segue.config import build, documented, flat, leaves
@@ -186,6 +184,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, datas
     assert steps == [(line["stage"], line["step"]) for line in Run(tmp_path / "whole").read_log()]
 
 
+def train_in(folder: Path, name: str, config: Any) -> None:
+    weights_after(name, config, Run(folder, quiet=True, checkpoint_every=0.0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path, tmp_path: Path) -> None:
@@ -193,10 +195,10 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path,
     whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True, checkpoint_every=0.0))
     draws, folder, killed, seconds = random.Random(name), tmp_path / "cut", 0, 1.0
     while killed < KILLS:
-        child = forked(partial(weights_after, name, config, Run(folder, quiet=True, checkpoint_every=0.0)))
+        child = Child(train_in, folder, name, config)
         time.sleep(draws.uniform(0.0, seconds))
-        os.kill(child, signal.SIGKILL)
-        if status_of(child) == -signal.SIGKILL:
+        child.signal(signal.SIGKILL)
+        if child.status() == -signal.SIGKILL:
             killed += 1
         else:  # it was done before: another one
             seconds /= 2

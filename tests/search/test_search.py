@@ -1,17 +1,15 @@
 """Controller, strategies, gate and ledger: each against a value by hand, a rate, or a crash."""
 
 import math
-import os
 import random
 import signal
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import forked, status_of
+from conftest import Child
 
 from segue.data.sample import DataError
 from segue.models.compact import Genotype, choices_of
@@ -199,10 +197,12 @@ def write_without_end(path: Path) -> None:
 def test_killed_at_any_moment_the_ledger_holds_whole_rows_without_a_gap(tmp_path: Path) -> None:
     path, draws, before = tmp_path / "trials.sqlite", random.Random(0), 0
     for _ in range(5):
-        child = forked(partial(write_without_end, path))
-        time.sleep(draws.uniform(0.1, 0.3))
-        os.kill(child, signal.SIGKILL)
-        assert status_of(child) == -signal.SIGKILL
+        child = Child(write_without_end, path)
+        while len(Trials(path, "a").all()) <= before:
+            time.sleep(0.01)
+        time.sleep(draws.uniform(0.0, 0.2))
+        child.signal(signal.SIGKILL)
+        assert child.status() == -signal.SIGKILL
         found = Trials(path, "a").all()
         assert list(found) == list(range(len(found)))
         assert all(trial.reward1 == number / 7 for number, trial in found.items())
