@@ -82,8 +82,8 @@ def domain_faults(source: Listing, target: Listing, source_facts: Facts, target_
         return [
             Finding("E125", f"source has {len(source.classes)} classes, target {len(target.classes)} others", (pair,),
                     "A class would be learnt as another.",
-                    f"Look at the proposed map, mend it, and give it: --maps FILE (segue check --source {source.root} "
-                    f"--target {target.root} --maps maps.yaml writes it)")
+                    f"Look at the proposed map, mend it, and give it: segue adapt --map FILE "
+                    f"(segue check --source {source.root} --target {target.root} --maps maps.yaml writes it)")
         ]  # fmt: skip
     found = []
     if source_facts.pixels.any() and target_facts.pixels.any():
