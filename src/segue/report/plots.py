@@ -13,7 +13,7 @@ from segue.report.arm import Arm
 from segue.run import BASELINE
 
 FEW = 12  # points of a curve that are marked one by one
-NO_LOSS = {"stage", "step", "loss", "gradient_norm", "norm", "lr", "seconds", "refused"}
+NO_LOSS = {"stage", "step", "loss", "gradient_norm", "norm", "lr", "seconds", "refused", "reward1", "reward2", "best"}
 # Matplotlib wants colours that it knows: these stand for CSS variables, and are replaced in the finished SVG.
 INKS = {f"#01020{i}": f"var(--{name})" for i, name in enumerate(("ink", "line", "paper", "method", "baseline"))}
 INK, LINE, PAPER, METHOD_INK, BASELINE_INK = INKS
