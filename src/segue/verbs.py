@@ -17,7 +17,8 @@ from segue.data.layouts import open_listing
 from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE, DataError
-from segue.data.training import TrainingData, open_training, parse_map
+from segue.data.stored_values import parse_map
+from segue.data.training import TrainingData, open_training
 from segue.data.two_domains import DomainData, open_domains
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure

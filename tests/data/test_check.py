@@ -4,6 +4,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -507,3 +509,9 @@ def test_the_docs_name_every_code_and_every_layout() -> None:
     }
     assert set(re.findall(r'"([EW]1\d\d)"', code)) <= listed
     assert all(f"`{name}`" in said for name in LAYOUTS)
+
+
+def test_a_check_does_without_torch() -> None:
+    """Torch takes ten times the memory of everything else, in each process that reads masks."""
+    code = "import sys, segue.cli.data, segue.data.check.audit; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

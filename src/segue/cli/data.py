@@ -173,7 +173,7 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue data convert``."""
     from segue.data.convert import convert
     from segue.data.layouts import open_listing
-    from segue.data.training import parse_map
+    from segue.data.stored_values import parse_map
     from segue.progress import track
 
     refuse_rest(rest, "segue data convert", ["--layout", "--map", "--json"])

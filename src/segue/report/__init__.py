@@ -17,7 +17,7 @@ from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair, toned
 from segue.data.sample import Array, Color, DataError
-from segue.data.training import parse_map
+from segue.data.stored_values import parse_map
 from segue.engine import write_atomically
 from segue.metrics import Confusion
 from segue.prediction import overlay, predict_image

@@ -16,7 +16,7 @@ from segue.data.finding import Finding, merged, printable
 from segue.data.layouts import open_images, open_listing
 from segue.data.listing import Listing
 from segue.data.sample import DataError
-from segue.data.training import parse_map
+from segue.data.stored_values import parse_map
 
 Track = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 SIZES_SHOWN, CLASSES_SHOWN = 4, 30
