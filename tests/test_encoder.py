@@ -80,7 +80,7 @@ def test_statistics_of_new_weights_are_those_of_the_images() -> None:
     settle_statistics(encoder, images)
     norm = encoder.get_submodule("encoder.model.bn1")
     stem = encoder.get_submodule("encoder.model.conv_stem")
-    pixels = images.float().sub(encoder.mean).div(encoder.std)
+    pixels = images.float().sub(encoder.normalise.mean).div(encoder.normalise.std)
     expected = stem(pixels).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, expected.detach(), rtol=1e-4, atol=1e-5)
     assert norm.momentum == pytest.approx(0.1)

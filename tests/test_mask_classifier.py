@@ -44,7 +44,7 @@ def test_queries_of_every_layer_have_the_stated_shapes(model: MaskClassifier) ->
 @torch.inference_mode()
 def test_padding_is_with_the_mean_colour(model: MaskClassifier) -> None:
     image = picture(40, 72).float()
-    padded = model.mean.expand(2, 3, 64, 96).clone()
+    padded = model.normalise.mean.expand(2, 3, 64, 96).clone()
     padded[..., :40, :72] = image
     torch.testing.assert_close(model(image).masks, model(padded).masks, rtol=1e-4, atol=1e-4)
 

@@ -230,7 +230,7 @@ class _Loop:
         """
         if self.run.device.type not in _REHEARSED:
             return stream
-        batch = next(stream)
+        batch = to_device(next(stream), self.run.device)
         images = max(1, count(batch))
         while True:
             try:
@@ -244,13 +244,18 @@ class _Loop:
                     ) from None
                 self.parts *= 2
             finally:
-                torch._foreach_copy_(list(self.method.buffers()), self.buffers) if self.buffers else None
+                self.restore_buffers()
         parts = _largest(self.parts, self.run.device)
         if parts > 1:
             told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, with the same step"
             self.run.say(f"{self.stage}: {told} (batch normalisation sees {images // parts} images)")
         self.parts = parts
         return itertools.chain([batch], stream)
+
+    def restore_buffers(self) -> None:
+        """Statistics of batch normalisation, queues: as if the batch had not been seen."""
+        if self.buffers:
+            torch._foreach_copy_(list(self.method.buffers()), self.buffers)
 
     def gradients(
         self, module: nn.Module, stream: Iterator[Batch], accumulate: int
@@ -276,7 +281,7 @@ class _Loop:
     ) -> dict[str, float]:
         """Adds ``share`` times the gradients of a batch, taken in `parts`; its losses by name, times ``share``."""
         losses: dict[str, float] = {}
-        parts = split(to_device(batch, self.run.device), self.parts)
+        parts = split(batch, self.parts)
         for i, part in enumerate(parts):
             waits = isinstance(module, DistributedDataParallel) and not (is_last and i == len(parts) - 1)
             with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # ranks average last
@@ -313,8 +318,7 @@ class _Loop:
     def _refuse(self, values: Mapping[str, float], batches: list[Batch]) -> None:
         """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row."""
         self.bad += 1
-        if self.buffers:  # statistics of batch normalisation, queues: as if the batch had not been seen
-            torch._foreach_copy_(list(self.method.buffers()), self.buffers)
+        self.restore_buffers()
         self.run.log(self.stage, self.step + 1, {"refused": "not finite", **{k: repr(v) for k, v in values.items()}})
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         message = f"{self.stage} step {self.step}: loss or gradient is not finite ({shown}); step not taken"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.models.pixels import Normalise
 from segue.models.segmenter import STRIDE, Segmenter, SegmenterSpec
 
 
@@ -46,8 +46,6 @@ class Encoder(nn.Module):
 
     kind = "encoder"
     is_pretrained = False  # whether it started from given weights
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -64,9 +62,7 @@ class Encoder(nn.Module):
                 )
             )  # fmt: skip
             self.encoder, self.stride = segmenter.encoder, STRIDE
-        shape = (1, spec.in_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape) * spec.value_range, persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).reshape(shape) * spec.value_range, persistent=False)
+        self.normalise = Normalise(spec.mean, spec.std, spec.value_range, self.stride)
 
     @property
     def channels(self) -> int:
@@ -77,10 +73,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, bands, H, W) of any dtype in the input's own range -> (B, C, h, w)."""
-        height, width = image.shape[-2:]
-        pixels = image.to(memory_format=torch.channels_last).float().sub(self.mean).div(self.std)
-        down, right = -height % self.stride, -width % self.stride
-        feature: Tensor = self.encoder(F.pad(pixels, (0, right, 0, down)) if down or right else pixels)[-1]
+        feature: Tensor = self.encoder(self.normalise(image))[-1]
         return feature
 
 

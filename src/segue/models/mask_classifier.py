@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.data.sample import Color
+from segue.models.pixels import Normalise, padded_side
 
 STRIDES = (4, 8, 16, 32)  # of the encoder's maps
 SMALLEST = 64  # pixels of a side: one feature cell at stride 32 has nothing to be normalised with
@@ -151,8 +151,6 @@ class MaskClassifier(nn.Module):
 
     kind = "mask_classifier"
     is_pretrained = False  # whether the encoder started from given weights
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, spec: MaskClassifierSpec) -> None:
         super().__init__()
@@ -164,18 +162,7 @@ class MaskClassifier(nn.Module):
         self.encoder = Encoder(spec.encoder, spec.in_channels)
         self.decoder, self.query_decoder = _mask2former(spec, self.encoder.channels)
         self.head = nn.Linear(spec.width, len(spec.classes) + 1)
-        shape = (1, spec.in_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(shape) * spec.value_range, persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).reshape(shape) * spec.value_range, persistent=False)
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """(B, bands, H, W) of any dtype in the input's own range -> float32, padded right and below with the mean."""
-        if image.shape[1] != self.spec.in_channels:
-            raise ValueError(f"the image has {image.shape[1]} bands; this model takes {self.spec.in_channels}")
-        height, width = padded_size(image)
-        pixels = image.to(memory_format=torch.channels_last).float().sub(self.mean).div(self.std)
-        down, right = height - image.shape[-2], width - image.shape[-1]
-        return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
+        self.normalise = Normalise(spec.mean, spec.std, spec.value_range, STRIDES[-1], SMALLEST)
 
     def layers(self, image: Tensor) -> list[Queries]:
         """What the queries say before the first and after each layer of the query decoder; the last is `forward`'s."""
@@ -193,7 +180,7 @@ class MaskClassifier(nn.Module):
 
 def padded_size(image: Tensor) -> tuple[int, int]:
     """Height and width that a picture is padded to."""
-    height, width = (max(SMALLEST, side + -side % STRIDES[-1]) for side in image.shape[-2:])
+    height, width = (padded_side(side, STRIDES[-1], SMALLEST) for side in image.shape[-2:])
     return height, width
 
 

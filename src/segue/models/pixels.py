@@ -44,4 +44,9 @@ class Normalise(nn.Module):
 
     def _missing(self, side: int) -> int:
         """Pixels to add to a side."""
-        return max(side + -side % self.stride, self.smallest) - side
+        return padded_side(side, self.stride, self.smallest) - side
+
+
+def padded_side(side: int, stride: int, smallest: int = 0) -> int:
+    """What a side is padded to: the next multiple of ``stride``, and at least ``smallest``."""
+    return max(side + -side % stride, smallest)

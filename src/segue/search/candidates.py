@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from segue.models.compact import AuxiliaryHeads, CompactDecoder, Genotype, enlar
 from segue.search.cache import Cache, Part
 from segue.search.gate import Rule, decide
 from segue.search.objective import Distill, Objective, Reward, distilled, reward_of, segmentation_loss
+from segue.search.runtime import threads_of_torch
 from segue.search.strategies import strategy
 from segue.search.trials import Trial
 
@@ -94,22 +94,12 @@ def opened(folder: Path) -> Cache:
     return Cache.open(folder)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread of torch: the same numbers however many candidates are tried at once."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def try_candidate(job: Job) -> Trial:
     """The candidate with its rewards, the gate's verdict, its size; or with the error that it failed by."""
     known = opened(job.cache)
     found = Trial(job.trial, job.genotype, "failed", job.log_probability)
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    # One thread: the same numbers however many candidates are tried at once.
+    with threads_of_torch(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
         try:
             genotype = Genotype.parse(job.genotype)

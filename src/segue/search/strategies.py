@@ -6,10 +6,10 @@ ledger, and nothing of a strategy is saved.
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from segue.models.compact import MAPS, Genotype, choices_of
+from segue.models.compact import Genotype, choices_of
 from segue.search.controller import Feedback, Policy
 
 Name = Literal["controller", "evolution", "random"]
@@ -103,18 +103,12 @@ class LearntController:
         self.policy.learn(proposal.genotype.tokens(), proposal.log_probability, reward)
 
 
-def _sound(draw: "Draw", blocks: int) -> Genotype:
+def _sound(draw: Callable[[], Sequence[int]], blocks: int) -> Genotype:
     """What ``draw`` gives, drawn again while it is degenerate."""
     while True:
         genotype = Genotype.from_tokens(draw(), blocks)
         if not genotype.fault():
             return genotype
-
-
-class Draw(Protocol):
-    """Draws tokens."""
-
-    def __call__(self) -> Sequence[int]: ...
 
 
 def strategy(name: Name, blocks: int, seed: int, *, feedback: Feedback = "token") -> Strategy:
@@ -129,6 +123,3 @@ def strategy(name: Name, blocks: int, seed: int, *, feedback: Feedback = "token"
     if name == "controller":
         return LearntController(blocks, seed, feedback=feedback)
     return Evolution(blocks, seed) if name == "evolution" else RandomSearch(blocks, seed)
-
-
-__all__ = ["MAPS", "Evolution", "LearntController", "Name", "Proposal", "RandomSearch", "Strategy", "strategy"]
