@@ -32,6 +32,7 @@ __all__ = [
     "ema_update",
     "endless",
     "fit",
+    "hold_statistics",
     "mix",
     "only_first",
     "rank_and_world",
@@ -75,6 +76,13 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))
+
+
+def hold_statistics(module: nn.Module) -> None:
+    """Batch normalisation in ``module`` keeps to its running statistics, as they are, until the next ``train()``."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------

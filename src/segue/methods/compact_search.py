@@ -35,7 +35,7 @@ from segue.config import Data, Network, UsageError, Views
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
 from segue.data.transforms import PLAIN, ColorJitter
-from segue.engine import Losses, Method, Preempted, Run, Signals, endless, fit
+from segue.engine import Losses, Method, Preempted, Run, Signals, endless, fit, hold_statistics
 from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise
@@ -264,9 +264,8 @@ class Distilled(Method):
     def train(self, mode: bool = True) -> "Distilled":
         """Statistics of batch normalisation stay as they are where they are frozen."""
         super().train(mode)
-        for module in self.modules():
-            if self.frozen and isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if self.frozen:
+            hold_statistics(self)
         return self
 
     def forward(self, batch: dict[str, Any]) -> Losses:

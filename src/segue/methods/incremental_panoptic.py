@@ -34,12 +34,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.sample import Array
-from segue.engine import Losses, Method, Run, cosine, endless, fit, rank_and_world
+from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics, rank_and_world
 from segue.extension import Extension, joined
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, padded_size, parameter_groups
 from segue.panoptic.loss import Segments, mask_losses, true_segments
@@ -266,9 +266,7 @@ class IncrementalPanoptic(Method):
         """The historic model and all batch statistics stay as they are."""
         super().train(mode)
         self.historic.eval()
-        for module in self.current.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        hold_statistics(self.current)
         return self
 
     def forward(self, batch: dict[str, Any]) -> Losses:

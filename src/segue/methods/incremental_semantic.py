@@ -20,12 +20,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews
 from segue.data.sample import IGNORE
-from segue.engine import Losses, Method, Run, cosine, endless, fit
+from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics
 from segue.extension import Extension, joined
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, grown_segmenter
@@ -104,9 +104,7 @@ class IncrementalSemantic(Method):
         """The historic model and all batch statistics stay as they are."""
         super().train(mode)
         self.historic.eval()
-        for module in self.current.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        hold_statistics(self.current)
         return self
 
     def forward(self, batch: dict[str, Any]) -> Losses:
