@@ -115,6 +115,14 @@ def test_a_pretrained_encoder_suggests_what_covers_the_set(
     assert segue("suggest", dataset, "--model", encoder_run, "--n", 4, "--out", out)[0] == 2  # not empty any more
 
 
+def test_python_suggests_what_the_command_does(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:
+    import segue as package
+
+    assert segue("suggest", dataset, "--model", encoder_run, "--n", 4, "--out", tmp_path / "next")[0] == 0
+    found = package.suggest(str(dataset), encoder_run, n=4)
+    assert [one.name for one in found.chosen] == (tmp_path / "next" / "chosen.txt").read_text().split()
+
+
 def test_the_zip_opens_in_labelling_tools(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:
     out, unpacked = tmp_path / "next", tmp_path / "unpacked"
     assert segue("suggest", dataset, "--model", encoder_run, "--n", 3, "--out", out)[0] == 0

@@ -3,14 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "adapt", "compress", "evaluate", "extend", "load_model", "predict", "pretrain", "train"]
+__all__ = [
+    "__version__",
+    "adapt",
+    "compress",
+    "evaluate",
+    "extend",
+    "load_model",
+    "predict",
+    "pretrain",
+    "suggest",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from segue.verbs import adapt, compress, evaluate, extend, predict, pretrain, train
+    from segue.using import evaluate, predict, suggest
+    from segue.verbs import adapt, compress, extend, pretrain, train
     from segue.weights import load_model
 
 _HOMES = {
-    **dict.fromkeys(("adapt", "compress", "evaluate", "extend", "predict", "pretrain", "train"), "segue.verbs"),
+    **dict.fromkeys(("adapt", "compress", "extend", "pretrain", "train"), "segue.verbs"),
+    **dict.fromkeys(("evaluate", "predict", "suggest"), "segue.using"),
     "load_model": "segue.weights",
 }
 

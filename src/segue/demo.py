@@ -15,7 +15,8 @@ from segue.engine import write_atomically
 from segue.launch import Surroundings
 from segue.prediction import Outputs, write_predictions
 from segue.run import BASELINE
-from segue.verbs import config_from, evaluate, run_training
+from segue.using import evaluate
+from segue.verbs import config_from, run_training
 from segue.weights import load_model
 
 LABELLED, UNLABELLED, VALIDATION, TEST = 20, 150, 30, 60

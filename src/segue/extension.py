@@ -11,7 +11,7 @@ from torch import Tensor
 from segue.config import Data
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
-from segue.data.panoptic import Annotation, images_with, instance_path
+from segue.data.panoptic import Annotation, images_with
 from segue.data.sample import IGNORE, Color, DataError
 from segue.data.training import TrainingData, open_training
 from segue.models.mask_classifier import MaskClassifier
@@ -89,11 +89,11 @@ class Extension:
         folder = model_folder(self.source)
         yield "model", (folder / "model.safetensors", folder / "model.yaml")
         for pair in (*self.labelled, *self.training.unlabelled, *self.training.val):
-            yield pair.name, (pair.image, pair.mask, instance_path(self.training.listing, pair))
+            yield pair.name, (pair.image, pair.mask, self.training.listing.instance_path(pair))
         pairs, annotation = self.keep or ((), None)
         for pair in pairs:
             assert annotation is not None
-            yield pair.name, (pair.image, pair.mask, instance_path(annotation.listing, pair))
+            yield pair.name, (pair.image, pair.mask, annotation.listing.instance_path(pair))
 
 
 def open_extension(

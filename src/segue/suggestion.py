@@ -71,12 +71,16 @@ class Suggestion:
             for random draws of the same size, on average.
         labelled: images of the set that have labels already.
         found: images that were looked at.
+        classes: of the trained model; empty where there is none.
+        tones: how the images become 8-bit, where they are deeper.
     """
 
     chosen: tuple[Chosen, ...]
     coverage: dict[str, float]
     labelled: int
     found: int
+    classes: tuple[str, ...] = ()
+    tones: Tones = ()
 
     def lines(self) -> list[str]:
         """What a person wants to know."""
@@ -146,7 +150,7 @@ def coverage(points: Array, chosen: Sequence[int]) -> tuple[float, float]:
     return float(nearest.max()), float(nearest.mean())
 
 
-def suggest(
+def choose(
     images: ImageSet,
     encoder: Encoder,
     model: Model | None,
@@ -200,7 +204,8 @@ def suggest(
         rows.append(Chosen(pair.name, str(pair.image), f"{reason}; stands for {size}", distance, size, uncertainty))
     own, drawn = coverage(points, against), _drawn(points, count, known, seed)
     found = {"farthest": own[0], "mean": own[1], "random_farthest": drawn[0], "random_mean": drawn[1]}
-    return Suggestion(tuple(rows), found, len(known), len(images.images))
+    classes = () if model is None else tuple(model.spec.classes)
+    return Suggestion(tuple(rows), found, len(known), len(images.images), classes, images.images[0].tones)
 
 
 def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[float, float]:
@@ -214,7 +219,7 @@ def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] = (), tones: Tones = ()) -> list[str]:
+def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     """Writes everything somebody who labels needs into ``out``; the files' names.
 
     ``chosen.txt`` (names, as ``segue train --labels`` takes them), ``suggestion.json`` and ``.csv`` (with reasons),
@@ -229,14 +234,16 @@ def write_suggestion(suggestion: Suggestion, out: Path, classes: Sequence[str] =
     writer.writeheader()
     writer.writerows(asdict(one) for one in chosen)
     write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
-    contact_sheet(chosen, tones).save(out / "contact.jpg", quality=88)
+    contact_sheet(chosen, suggestion.tones).save(out / "contact.jpg", quality=88)
     with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
         for one in chosen:
             path = Path(one.image)
             archive.write(path, f"images/{one.name}{path.suffix}")
             archive.writestr(f"images/{one.name}.json", json.dumps(labelme_task(path), indent=1))
-        archive.writestr("labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *classes)))
-        archive.writestr("annotations.xml", cvat_task(chosen, classes))
+        archive.writestr(
+            "labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *suggestion.classes))
+        )
+        archive.writestr("annotations.xml", cvat_task(chosen, suggestion.classes))
     return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]
 
 

@@ -1,8 +1,9 @@
-"""The verbs as functions: what the command line and Python both call. A verb opens its data, says what it understood,
-keeps the run folder, hands over to a method, and evaluates and saves what comes back."""
+"""The verbs that train, as functions: what the command line and Python both call. A verb opens its data, says what it
+understood, keeps the run folder, hands over to a method, and evaluates and saves what comes back. The verbs that use
+a model are in `segue.using`."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,21 @@ from segue import methods
 from segue.adaptation import SOURCE_ONLY
 from segue.adaptation import conclude as conclude_adaptation
 from segue.config import UsageError, build, did_you_mean, leaves
-from segue.data.decoder import Decoder
 from segue.data.images import Whole
-from segue.data.layouts import open_listing
-from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
-from segue.data.sample import IGNORE, DataError
-from segue.data.stored_values import parse_map
 from segue.data.training import TrainingData, open_training
 from segue.data.two_domains import DomainData, open_domains
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
-from segue.launch import Arm, Surroundings, launch, method_module, pick_device, refuse_impossible
-from segue.models.mask_classifier import MaskClassifier
-from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
-from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
+from segue.launch import Arm, Surroundings, launch, method_module, refuse_impossible
+from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
-from segue.prediction import Prediction, find_images
-from segue.prediction import predict as run_over
 from segue.run import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
-from segue.tuning import tune
-from segue.weights import describe, load_any
+from segue.weights import describe
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
 PRETRAINING = "ranking_distillation"
@@ -105,7 +96,7 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
         data = open_training(config.data, seed=around.seed)
         if method == PANOPTIC:
             Annotation(data.listing, config.by_region).refuse_untold((*data.labelled, *data.val))
-        return data
+        return replace(data, by_object=method == PANOPTIC)
 
     def arms(data: TrainingData) -> list[Arm[TrainingData]]:
         own = Arm(method, config, data, on_validation(data))
@@ -379,97 +370,3 @@ def control(config: Any) -> Any:
     """The plain training that a method is measured against: same data, network, views and number of steps."""
     shared = {"data": config.data, "network": config.network, "views": config.views, "steps": config.steps}
     return methods.load("supervised").Config(**shared, evaluate_every=config.evaluate_every)
-
-
-def evaluate(
-    model: str | Path,
-    data: str = "",
-    *,
-    split: str = "val",
-    layout: str = "auto",
-    mapping: str = "",
-    device: str = "auto",
-) -> Measured | PanopticMeasured:
-    """Scores of a saved model, semantic or panoptic, on a labelled split.
-
-    Args:
-        model: a run or model folder, or ``hf:owner/name``.
-        data: the set's folder; that of the run if absent.
-        split: which part of it.
-        layout: how the set lies on disk.
-        mapping: stored mask values to map, as ``77:ignore``.
-        device: ``auto``, ``cpu``, ``cuda``.
-
-    Raises:
-        DataError: no model, no such split, no masks, or classes that are not the model's.
-    """
-    device = pick_device(device)
-    tune(device)
-    network = load_any(str(model), device=device)
-    by_region = False
-    if not data:
-        record = Path(model) / "run.json"
-        if not record.is_file():
-            raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
-        described = json.loads(record.read_text(encoding="utf-8"))
-        at = described["data"]["validation_at"]
-        if not at["data"]:
-            raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
-        data, layout, mapping = at["data"], at["layout"], mapping or at["map"]
-        by_region = described["identity"]["config"].get("by_region", False)
-    listing = open_listing(data, layout)
-    listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
-    if isinstance(network, MaskClassifier):
-        return measure_panoptic(network, panoptic_set(listing, network, str(model), split, by_region))
-    if listing.classes != network.spec.classes:
-        raise DataError(
-            f"{model} knows the classes {', '.join(network.spec.classes)}; "
-            f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
-        )
-    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
-
-
-def masked(listing: Listing, split: str) -> tuple[Pair, ...]:
-    """The labelled pairs of a split, or of the only one there is.
-
-    Raises:
-        DataError: there are none.
-    """
-    name = split if split in listing.splits or len(listing.splits) > 1 else next(iter(listing.splits))
-    pairs = tuple(pair for pair in listing.split(name) if pair.mask is not None)
-    if not pairs:
-        raise DataError(f"split {name!r} of {listing.root} has no mask to compare with")
-    return pairs
-
-
-def panoptic_set(listing: Listing, model: MaskClassifier, source: str, split: str, by_region: bool) -> PanopticWhole:
-    """A split for a panoptic model; classes are matched by name, and those that the model lacks are void.
-
-    Raises:
-        DataError: the set has none of the model's classes, or no mask.
-    """
-    known = {name: i for i, name in enumerate(model.spec.classes)}
-    places = {i: known.get(name, IGNORE) for i, name in enumerate(listing.classes)}
-    if set(places.values()) == {IGNORE}:
-        raise DataError(f"{listing.root} has none of the classes of {source} ({', '.join(known)})")
-    pairs = toned(masked(listing, split), model.spec.tones)
-    return PanopticWhole(pairs, Annotation(listing, by_region, places))
-
-
-def predict(
-    model: str | Path, images: Sequence[str | Path], *, device: str = "auto"
-) -> Iterator[Prediction] | Iterator[PanopticPrediction]:
-    """What a saved model, semantic or panoptic, says of pictures, one at a time.
-
-    Args:
-        model: a run or model folder, or ``hf:owner/name``.
-        images: files, folders or globs.
-        device: ``auto``, ``cpu``, ``cuda``.
-
-    Raises:
-        DataError: no model, no such picture, or one that cannot be read.
-    """
-    device = pick_device(device)
-    tune(device)
-    network, pairs = load_any(str(model), device=device), find_images([str(image) for image in images])
-    return predict_panoptic(network, pairs) if isinstance(network, MaskClassifier) else run_over(network, pairs)

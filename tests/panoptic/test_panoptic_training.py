@@ -231,3 +231,16 @@ def test_an_overlay_leaves_void_and_draws_edges() -> None:
     assert (shown[:, :3] == 100).all()
     assert (shown[:, 3:5] == 255).all()
     assert (shown[:, 6] == (150, 50, 50)).all()
+
+
+def test_the_fingerprint_changes_with_the_number_of_an_object(segue: Segue, tmp_path: Path) -> None:
+    def fingerprint(out: Path) -> str:
+        assert trained(segue, data, out, steps=1)[0] == 0
+        return str(json.loads((out / "run.json").read_text())["data"]["fingerprint"])
+
+    data = write_objects(tmp_path / "set")
+    before = fingerprint(tmp_path / "before")
+    path = min((data / "instances").iterdir())
+    numbers = np.asarray(Image.open(path))
+    Image.fromarray(numbers * 2).save(path)
+    assert fingerprint(tmp_path / "after") != before

@@ -62,7 +62,7 @@ def add_commands(command: Command) -> None:
 
 def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue evaluate``."""
-    from segue.verbs import evaluate
+    from segue.using import evaluate
 
     refuse_rest(rest, "segue evaluate", ["--data", "--split", "--layout", "--map", "--device", "--json"])
     measured = evaluate(
@@ -236,31 +236,20 @@ def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue suggest``."""
     from dataclasses import asdict
 
-    from segue.data.unlabelled import open_image_set
-    from segue.launch import pick_device
-    from segue.progress import track
-    from segue.suggestion import labelled_names, suggest, write_suggestion
-    from segue.tuning import tune
-    from segue.weights import describe, load_encoder, load_model
+    from segue.suggestion import write_suggestion
+    from segue.using import suggest
 
     known = ["--model", "--n", "--out", "--skip_bad", "--seed", "--device", "--json"]
     refuse_rest(rest, "segue suggest", known)
     out = empty_folder(arguments.out)
-    images = open_image_set(arguments.images, skip_bad=arguments.skip_bad)
-    device = pick_device(arguments.device)
-    tune(device)
-    encoder = load_encoder(arguments.model, device=device)
-    is_trained = describe(arguments.model)["kind"] != "encoder"
-    model = load_model(arguments.model, device=device) if is_trained else None
-    with track("suggest", len(images.images) * (2 if is_trained else 1), quiet=arguments.json) as tick:
-        found = suggest(
-            images, encoder, model, arguments.n, labelled=labelled_names(Path(arguments.model)), seed=arguments.seed,
-            tick=tick,
-        )  # fmt: skip
-    written = write_suggestion(found, out, model.spec.classes if model else (), images.images[0].tones)
+    found = suggest(
+        arguments.images, arguments.model, n=arguments.n, skip_bad=arguments.skip_bad, seed=arguments.seed,
+        device=arguments.device, quiet=arguments.json,
+    )  # fmt: skip
+    written = write_suggestion(found, out)
     if arguments.json:
         print(json.dumps({**asdict(found), "out": str(out)}))  # noqa: T201
         return 0
-    print("\n".join([*images.lines(), *found.lines()]))  # noqa: T201
+    print("\n".join(found.lines()))  # noqa: T201
     print(f"written to {out}: {', '.join(written)}. Label them, then: segue train DATA --out RUN")  # noqa: T201
     return 0

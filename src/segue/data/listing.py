@@ -14,6 +14,8 @@ from segue.data.finding import Finding
 from segue.data.outlines import Outline, Segment
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, Tones, palette
 
+INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -79,6 +81,14 @@ class Listing:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise DataError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
+
+    def instance_path(self, pair: Pair) -> Path | None:
+        """The file beside the mask that numbers the objects of ``pair``, if there is one."""
+        if pair.mask is not None and self.layout == "cityscapes":
+            path = pair.mask.with_name(f"{pair.mask.name.split('_gtFine_')[0]}{INSTANCE_IDS}")
+        else:
+            path = self.root / "instances" / f"{pair.name}.png"
+        return path if path.is_file() else None
 
     def extended(self, ids: Mapping[int, int]) -> "Listing":
         """The same set with further stored values mapped to classes."""

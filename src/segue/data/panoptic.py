@@ -7,7 +7,6 @@ asked for, as connected regions. Pixels of a countable class that no object owns
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
 from segue.data.layouts.cityscapes import LABEL_IDS
-from segue.data.listing import Listing, Pair
+from segue.data.listing import INSTANCE_IDS, Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image
 from segue.data.tones import read_rgb
@@ -26,7 +25,6 @@ from segue.panoptic.maps import VOID, PanopticMap
 
 SEGMENTS = 255  # of one view; the smallest of more are left out
 LOOKED_AT = 200  # pairs that are opened to count segments
-INSTANCE_IDS = "_gtFine_instanceIds.png"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Annotation:
             DataError: as of `read`.
         """
         for pair in pairs:
-            if pair.segments is None and self.listing.things and instance_path(self.listing, pair) is None:
+            if pair.segments is None and self.listing.things and self.listing.instance_path(pair) is None:
                 self.read(pair)
 
     def most_segments(self, pairs: Sequence[Pair]) -> int:
@@ -261,12 +259,3 @@ def images_with(pairs: Sequence[Pair], annotation: Annotation, wanted: Collectio
         if any(label in wanted and not crowd for label, crowd in zip(truth.labels, truth.is_crowd, strict=True)):
             found.append(pair)
     return tuple(found)
-
-
-def instance_path(listing: Listing, pair: Pair) -> Path | None:
-    """The file beside the mask that numbers the objects of ``pair``, if there is one."""
-    if pair.mask is not None and listing.layout == "cityscapes":
-        path = pair.mask.with_name(f"{pair.mask.name.split('_gtFine_')[0]}{INSTANCE_IDS}")
-    else:
-        path = listing.root / "instances" / f"{pair.name}.png"
-    return path if path.is_file() else None

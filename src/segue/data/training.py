@@ -36,6 +36,7 @@ class TrainingData:
         validation_at: where the validation images are found again: ``data``, ``layout``, ``map``, ``split``.
         paste: puts objects of rare classes into labelled training images; None unless asked for.
         pasted: what it puts in, in words.
+        by_object: files that number the objects are learnt from too.
     """
 
     listing: Listing
@@ -49,6 +50,7 @@ class TrainingData:
     validation_at: Mapping[str, str]
     paste: CopyPaste | None = None
     pasted: str = ""
+    by_object: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,7 +76,9 @@ class TrainingData:
 
     def files(self) -> Iterator[tuple[str, tuple[Path | None, ...]]]:
         """(name, files) of every pair that is trained or validated on."""
-        return ((pair.name, (pair.image, pair.mask)) for pair in (*self.labelled, *self.unlabelled, *self.val))
+        for pair in (*self.labelled, *self.unlabelled, *self.val):
+            objects = self.listing.instance_path(pair) if self.by_object else None
+            yield pair.name, (pair.image, pair.mask, objects)
 
     def lines(self) -> list[str]:
         """What the command understood, for the person who waits."""

@@ -1,0 +1,155 @@
+"""The verbs that use a model, as functions: what the command line and Python both call."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from segue.data.decoder import Decoder
+from segue.data.images import Whole
+from segue.data.layouts import open_listing
+from segue.data.listing import Listing, Pair, toned
+from segue.data.panoptic import Annotation, PanopticWhole
+from segue.data.sample import IGNORE, DataError
+from segue.data.stored_values import parse_map
+from segue.data.unlabelled import open_image_set
+from segue.evaluation import Measured, measure
+from segue.launch import pick_device
+from segue.models.mask_classifier import MaskClassifier
+from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
+from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
+from segue.prediction import Prediction, find_images
+from segue.prediction import predict as run_over
+from segue.progress import track
+from segue.suggestion import Suggestion, choose, labelled_names
+from segue.tuning import tune
+from segue.weights import describe, load_any, load_encoder, load_model
+
+
+def evaluate(
+    model: str | Path,
+    data: str = "",
+    *,
+    split: str = "val",
+    layout: str = "auto",
+    mapping: str = "",
+    device: str = "auto",
+) -> Measured | PanopticMeasured:
+    """Scores of a saved model, semantic or panoptic, on a labelled split.
+
+    Args:
+        model: a run or model folder, or ``hf:owner/name``.
+        data: the set's folder; that of the run if absent.
+        split: which part of it.
+        layout: how the set lies on disk.
+        mapping: stored mask values to map, as ``77:ignore``.
+        device: ``auto``, ``cpu``, ``cuda``.
+
+    Raises:
+        DataError: no model, no such split, no masks, or classes that are not the model's.
+    """
+    device = pick_device(device)
+    tune(device)
+    network = load_any(str(model), device=device)
+    by_region = False
+    if not data:
+        record = Path(model) / "run.json"
+        if not record.is_file():
+            raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
+        described = json.loads(record.read_text(encoding="utf-8"))
+        at = described["data"]["validation_at"]
+        if not at["data"]:
+            raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
+        data, layout, mapping = at["data"], at["layout"], mapping or at["map"]
+        by_region = described["identity"]["config"].get("by_region", False)
+    listing = open_listing(data, layout)
+    listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
+    if isinstance(network, MaskClassifier):
+        return measure_panoptic(network, panoptic_set(listing, network, str(model), split, by_region))
+    if listing.classes != network.spec.classes:
+        raise DataError(
+            f"{model} knows the classes {', '.join(network.spec.classes)}; "
+            f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
+        )
+    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
+
+
+def masked(listing: Listing, split: str) -> tuple[Pair, ...]:
+    """The labelled pairs of a split, or of the only one there is.
+
+    Raises:
+        DataError: there are none.
+    """
+    name = split if split in listing.splits or len(listing.splits) > 1 else next(iter(listing.splits))
+    pairs = tuple(pair for pair in listing.split(name) if pair.mask is not None)
+    if not pairs:
+        raise DataError(f"split {name!r} of {listing.root} has no mask to compare with")
+    return pairs
+
+
+def panoptic_set(listing: Listing, model: MaskClassifier, source: str, split: str, by_region: bool) -> PanopticWhole:
+    """A split for a panoptic model; classes are matched by name, and those that the model lacks are void.
+
+    Raises:
+        DataError: the set has none of the model's classes, or no mask.
+    """
+    known = {name: i for i, name in enumerate(model.spec.classes)}
+    places = {i: known.get(name, IGNORE) for i, name in enumerate(listing.classes)}
+    if set(places.values()) == {IGNORE}:
+        raise DataError(f"{listing.root} has none of the classes of {source} ({', '.join(known)})")
+    pairs = toned(masked(listing, split), model.spec.tones)
+    return PanopticWhole(pairs, Annotation(listing, by_region, places))
+
+
+def predict(
+    model: str | Path, images: Sequence[str | Path], *, device: str = "auto"
+) -> Iterator[Prediction] | Iterator[PanopticPrediction]:
+    """What a saved model, semantic or panoptic, says of pictures, one at a time.
+
+    Args:
+        model: a run or model folder, or ``hf:owner/name``.
+        images: files, folders or globs.
+        device: ``auto``, ``cpu``, ``cuda``.
+
+    Raises:
+        DataError: no model, no such picture, or one that cannot be read.
+    """
+    device = pick_device(device)
+    tune(device)
+    network, pairs = load_any(str(model), device=device), find_images([str(image) for image in images])
+    return predict_panoptic(network, pairs) if isinstance(network, MaskClassifier) else run_over(network, pairs)
+
+
+def suggest(
+    images: str,
+    model: str | Path,
+    *,
+    n: int = 30,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = True,
+) -> Suggestion:
+    """Which images of a folder to label next, and why.
+
+    Args:
+        images: their folder, or ``FOLDER:split``; masks in it are left alone.
+        model: a run of ``pretrain`` (coverage alone) or ``train`` (coverage and doubt), or ``hf:owner/name``. What the
+            run learnt from with labels counts as labelled.
+        n: how many.
+        skip_bad: go on without unreadable images.
+        seed: of the random draws that coverage is compared with.
+        device: ``auto``, ``cpu``, ``cuda``.
+        quiet: print nothing.
+
+    Raises:
+        DataError: no model, no such images, or not so many are left without labels.
+    """
+    found = open_image_set(images, skip_bad=skip_bad)
+    if not quiet:
+        print("\n".join(found.lines()))  # noqa: T201
+    device = pick_device(device)
+    tune(device)
+    encoder = load_encoder(str(model), device=device)
+    trained = load_model(str(model), device=device) if describe(str(model))["kind"] != "encoder" else None
+    with track("suggest", len(found.images) * (2 if trained else 1), quiet=quiet) as tick:
+        return choose(found, encoder, trained, n, labelled=labelled_names(Path(model)), seed=seed, tick=tick)
