@@ -96,7 +96,7 @@ class Config:
         clip: largest norm of the gradient.
         points: at which a mask is compared.
         pseudo: learn from pseudo-labels, eqs. 1 to 5.
-        distill: l of eq. 10; 0 turns distillation off.
+        distill: l of eq. 10, 1 in the paper and 10 in its code; 0 turns distillation off.
         gamma: g of eq. 7.
         replay_share: of each batch, where ``unlabeled`` names images of the old scenes; they get pseudo-labels alone.
     """
@@ -116,7 +116,7 @@ class Config:
     clip: float = 1.0
     points: int = 1024
     pseudo: bool = True
-    distill: float = 10.0
+    distill: float = 1.0
     gamma: float = 2.0
     replay_share: float = 0.25
 
