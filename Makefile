@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/segue demo --out runs/demo
@@ -19,6 +19,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known weaknesses of the pinned packages; passes, and says so, where the package index cannot be reached.
+audit: $(VENV)/.installed
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.7,<3"
+	$(BIN)/python .ci/audit.py constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): downloads PyTorch and what Segue needs from the package index (about 3 GB, 6 GB on disk), once."
