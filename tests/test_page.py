@@ -1,5 +1,6 @@
 """The page in a real browser, as a person uses it; and the ledger of a review, which training obeys."""
 
+import io
 import json
 import os
 import shutil
@@ -43,18 +44,24 @@ def more(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def page() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not tested")
     with api.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.faults = []
-        opened.on("pageerror", lambda error: opened.faults.append(str(error)))
-        opened.on("console", lambda line: opened.faults.append(line.text) if line.type == "error" else None)
-        opened.on("request", lambda request: opened.faults.append(request.url) if elsewhere(request.url) else None)
-        yield opened
-        browser.close()
+        started = tool.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.faults = []
+    opened.on("pageerror", lambda error: opened.faults.append(str(error)))
+    opened.on("console", lambda line: opened.faults.append(line.text) if line.type == "error" else None)
+    opened.on("request", lambda request: opened.faults.append(request.url) if elsewhere(request.url) else None)
+    yield opened
+    opened.close()
 
 
 def elsewhere(url: str) -> bool:
@@ -72,6 +79,25 @@ def wait(page: Any, claim: str) -> None:
     while not page.evaluate(claim):
         assert time.monotonic() < until, (claim, page.faults, page.locator("#message").inner_text())
         page.wait_for_timeout(30)
+
+
+def press(page: Any, keys: str, *, decided: int) -> None:
+    """Presses keys of the review one after the other, and waits until so many of the ten pictures are decided."""
+    for key in keys:
+        page.keyboard.press(key)
+    wait(page, f"document.getElementById('progress').textContent.startsWith('{decided} of 10')")
+
+
+def kept_share(page: Any, number: int) -> float:
+    """Per cent of the pixels of a class that its threshold keeps."""
+    return float(page.locator("#thresholds tbody tr").nth(number).inner_text().split()[-2])
+
+
+def kept_of(items: Any, number: int, threshold: int) -> Any:
+    """The same by hand; the page shows one decimal."""
+    histograms = [item["histogram"][number] for item in items]
+    kept = sum(sum(histogram[threshold:]) for histogram in histograms)
+    return pytest.approx(100 * kept / sum(map(sum, histograms)), abs=0.051)
 
 
 def canvas(page: Any, name: str) -> np.ndarray:
@@ -159,21 +185,21 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
         order = [entry["name"] for entry in listed]  # type: ignore[attr-defined]
         uncertain = [entry["uncertainty"] for entry in listed]  # type: ignore[attr-defined]
         assert uncertain == sorted(uncertain, reverse=True)
+        shown = "[...document.querySelectorAll('#gallery img')].filter(i => i.naturalWidth > 0).length"
+        wait(page, f"{shown} == 10")
         shoot(page, "review_wide")
-        before = page.locator("#thresholds tbody tr").nth(0).inner_text()
         page.locator("#thresholds input").nth(0).fill("99")
-        after = page.locator("#thresholds tbody tr").nth(0).inner_text()
-        assert float(after.split()[-2]) < float(before.split()[-2])
+        assert kept_share(page, 0) == kept_of(listed, 0, 99)
         assert "--thresholds ground:0.99,disc:0.80,bar:0.80" in page.locator("#option").inner_text()
-        page.locator("#current-name").click()  # keys go to the page again, not to the slider
-        for i, key in enumerate("arrdaaraad"):
+        for i, key in enumerate("arrdaar"):  # keys go to the page, though a slider has the focus
             wait(page, f"document.body.dataset.painted == '{order[i]}'")
-            page.keyboard.press(key)
-            wait(page, f"document.getElementById('progress').textContent.startsWith('{i + 1} of 10')")
-        page.keyboard.press("u")  # the last one again
-        wait(page, "document.getElementById('progress').textContent.startsWith('9 of 10')")
-        page.keyboard.press("d")
-        wait(page, "document.getElementById('progress').textContent.startsWith('10 of 10')")
+            press(page, key, decided=i + 1)
+        assert kept_share(page, 1) == kept_of([listed[i] for i in (0, 4, 5, 7, 8, 9)], 1, 80)  # type: ignore[index]
+        press(page, "ra", decided=9)  # in the wrong order, and faster than the disk
+        press(page, "u", decided=8)  # takes back the last decision and shows its picture again
+        assert page.locator("#current-name").inner_text() == order[8]
+        press(page, "u", decided=7)
+        press(page, "aad", decided=10)
         shoot(page, "review_done")
         page.set_viewport_size({"width": 390, "height": 800})
         page.emulate_media(color_scheme="dark")
@@ -185,9 +211,8 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
     assert decided == {
         str((more / f"{name}.png").resolve()): words[key] for name, key in zip(order, "arrdaaraad", strict=True)
     }
-    assert len(ledger.read_text().splitlines()) == 12
-    again = Review(model, find_images([str(more)]), ledger)
-    assert again.decisions == decided
+    assert len(ledger.read_text().splitlines()) == 14
+    assert Review(model, find_images([str(more)]), ledger).decisions == decided
 
     call = ("train", dataset, "--out", tmp_path / "run", "--device", "cpu", *options(threshold=0.0))
     status, _, errors = segue(*call, "--unlabeled", more, "--ledger", ledger)
@@ -198,12 +223,88 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
     assert used == {name for name, key in zip(order, "arrdaaraad", strict=True) if key == "a"}
 
 
+HOSTILE = "<img src=x onerror=document.body.dataset.harmed=1>"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_names_from_the_disk_are_text_and_a_broken_picture_is_no_end(page: Any, more: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.review import Review
+
+    (more / "new_0.png").rename(more / f"{HOSTILE}.png")
+    (more / "new_1.png").write_bytes(b"no")
+    model = Segmenter(SegmenterSpec("test_efficientnet", (HOSTILE, "disc", "bar"), COLORS, decoder_channels=16)).eval()
+    with live(Served(model, HOSTILE, review=Review(model, find_images([str(more)]), tmp_path / "ledger"))) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.set_input_files("#file", str(more / f"{HOSTILE}.png"))
+        wait(page, "document.querySelectorAll('#legend tbody tr').length == 3")
+        page.locator("#tab-look").focus()
+        page.keyboard.press("ArrowRight")
+        wait(page, "document.querySelectorAll('#gallery button').length == 10")
+        assert page.evaluate("document.activeElement.id") == "tab-review"
+        assert "new_1: " in page.locator("#current-name").inner_text()  # the least certain of all
+        page.locator("#gallery button", has_text=HOSTILE).click()
+        wait(page, "document.body.dataset.painted")
+        for text in ("#model", "#gallery", "#thresholds", "#option"):
+            assert HOSTILE in page.locator(text).inner_text()
+        assert page.evaluate("[document.body.dataset.harmed, document.querySelectorAll('img[src=x]').length]") == [
+            None,
+            0,
+        ]
+        assert page.faults == []
+
+
+def test_pictures_of_a_review_are_found_by_number_alone(more: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import live
+
+    from segue.serve.app import Served
+    from segue.serve.review import Review
+
+    Image.fromarray(draw(7, 400)[0]).save(os.fsencode(more / "b") + b"\xff.png")  # a name that is no UTF-8
+    model = made(0)
+    with live(
+        Served(model, "runs/first", review=Review(model, find_images([str(more)]), tmp_path / "ledger"))
+    ) as server:
+        assert server.json("/review/progress") == {"measured": 0, "of": 11}
+        assert server.ask("/review/thumbnail?item=0")[0] == 404  # nothing was predicted yet
+        listed = server.json("/review")["items"]
+        assert "b\\udcff" in {entry["name"] for entry in listed}  # type: ignore[attr-defined]
+        assert server.json("/review/progress") == {"measured": 11, "of": 11}
+        for entry in listed:  # type: ignore[attr-defined]
+            status, content = server.ask(f"/review/thumbnail?item={entry['item']}")
+            with Image.open(io.BytesIO(content)) as small:
+                assert (status, max(small.size)) == (200, 160 if entry["name"].startswith("b") else 96)
+        for item in ("11", "-1", "..%2f..%2fetc%2fpasswd", "1e3", ""):
+            for path in ("thumbnail", "picture"):
+                assert server.ask(f"/review/{path}?item={item}")[0] in (404, 422), item
+        assert server.ask("/review/picture?item=0&kind=../ledger")[0] == 404
+        for body in (
+            b"{}",
+            b"[]",
+            b'{"item": true, "decision": "accept"}',
+            b'{"item": 0, "decision": ["accept"]}',
+            b"\xff",
+        ):
+            assert server.ask("/review/decision", body)[0] == 400
+        assert not (tmp_path / "ledger").exists()
+
+
 def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    from segue.serve.review import append_line
+
     path = tmp_path / "ledger"
     lines = [{"image": "/a", "decision": "accept"}, {"image": "/b", "decision": "reject"}]
     lines += [{"image": "/a", "decision": "redraw"}, {"image": "/b", "decision": "undecided"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"image": "/c", "deci')
     assert read_ledger(path) == {"/a": "redraw"}
+    append_line(path, json.dumps({"image": "/c", "decision": "reject"}))  # the torn one must not spoil the next
+    assert read_ledger(path) == {"/a": "redraw", "/c": "reject"}
 
 
 @pytest.mark.parametrize("line", ["no", "[]", '{"image": "/a"}', '{"image": "/a", "decision": "maybe"}'])

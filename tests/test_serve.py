@@ -25,6 +25,7 @@ from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import predict_image
 from segue.serve.app import Served
 from segue.serve.limits import Limits
+from segue.serve.page import STATIC
 from segue.weights import save_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -169,7 +170,7 @@ def test_no_path_reads_the_disk(server: Live, path: str) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Live) -> None:
-    for path in ("/", "/app.js", "/review.js", "/style.css"):
+    for path in STATIC:
         status, content = server.ask(path, Authorization="")
         assert status == 200
         assert b"http://" not in content

@@ -4,27 +4,22 @@ A picture is the body of a request; no path and no parameter names a file of the
 """
 
 import base64
-import json
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 import segue
-from segue.data.sample import Color, DataError
+from segue.data.sample import DataError
 from segue.extras import require
 from segue.serve.limits import App, Guard, Limits
-from segue.serve.review import DECISIONS, Review
+from segue.serve.page import STATIC, add_static
+from segue.serve.review import Review, add_review
 from segue.serve.worker import Answer, Worker, png
 from segue.weights import Model
-
-STATIC = {"/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript"),
-          "/review.js": ("review.js", "text/javascript"), "/style.css": ("style.css", "text/css")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,9 +129,9 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
     app.add_api_route("/predict", predict, methods=["POST"])
     for path, give in (("/healthz", health), ("/metrics", metrics), ("/about", about)):
         app.add_api_route(path, give, methods=["GET"])
-    _add_static(app, Response)
+    add_static(app)
     if served.review is not None:
-        _add_review(app, served.review, served.model.spec.colors, refuse)
+        add_review(app, served.review)
     return Guard(
         app,
         token=token,
@@ -145,52 +140,3 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
         limits=limits,
         told=lambda status: requests.labels(str(status)).inc(),
     )
-
-
-def _add_static(app: Any, response: Any) -> None:
-    """Each file of the page under a path of its own: nothing is looked up by name."""
-    folder = resources.files("segue.serve").joinpath("static")
-
-    def add(path: str, content: bytes, kind: str) -> None:
-        async def give() -> Any:
-            return response(content, media_type=kind)
-
-        app.add_api_route(path, give, methods=["GET"])
-
-    for path, (name, kind) in STATIC.items():
-        add(path, folder.joinpath(name).read_bytes(), kind)
-
-
-def _add_review(app: Any, review: Review, colors: tuple[Color, ...], refuse: Any) -> None:
-    """``GET /review``, its pictures by number, and ``POST /review/decision``."""
-    import asyncio
-
-    from fastapi import Request, Response
-
-    async def items() -> dict[str, Any]:
-        return await asyncio.to_thread(review.listing)
-
-    async def picture(item: int, kind: str = "image") -> Any:
-        if not 0 <= item < len(review.items) or kind not in ("image", "labels", "probability"):
-            return refuse(404, "no such picture")
-        try:
-            content = await asyncio.to_thread(review.picture, item, kind, colors)
-        except DataError as error:
-            return refuse(404, str(error))
-        return Response(content, media_type="image/jpeg" if kind == "image" else "image/png")
-
-    async def decide(request: Request) -> Any:
-        try:
-            asked: Mapping[str, Any] = json.loads(await request.body())
-            item, decision = asked["item"], asked["decision"]
-            is_known = isinstance(item, int) and 0 <= item < len(review.items) and decision in DECISIONS
-        except (ValueError, KeyError, TypeError):
-            is_known = False
-        if not is_known:
-            return refuse(400, f"send an item's number and one of {', '.join(DECISIONS)}")
-        await asyncio.to_thread(review.decide, item, decision)
-        return Response(json.dumps({"item": item, "decision": decision}), media_type="application/json")
-
-    app.add_api_route("/review", items, methods=["GET"])
-    app.add_api_route("/review/picture", picture, methods=["GET"])
-    app.add_api_route("/review/decision", decide, methods=["POST"])

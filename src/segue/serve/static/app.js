@@ -1,157 +1,52 @@
-"use strict";
-// The token comes behind the # of the address: browsers send that part to nobody.
-const token = location.hash.slice(1) || sessionStorage.getItem("segue-token") || "";
-if (location.hash) {
-  sessionStorage.setItem("segue-token", token);
-  history.replaceState(null, "", location.pathname);
-}
-const at = (id) => document.getElementById(id);
+// The page: its tabs, and what the server has.
+import { askJson, at, say } from "./core.js";
+import * as look from "./look.js";
+import * as review from "./review.js";
 
-function say(text) {
-  at("message").textContent = text;
-  at("message").hidden = !text;
-}
-
-async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers: { Authorization: `Bearer ${token}` } });
-  } catch {
-    throw new Error("The server does not answer: is segue serve still running?");
-  }
-  if (!response.ok) {
-    const body = await response.json().catch(() => ({ error: response.statusText }));
-    throw new Error(response.status === 401 ? "Open the page by the address that segue serve printed: it holds the token." : body.error);
-  }
-  return response;
-}
-
-const picture = (source) => new Promise((resolve, reject) => {
-  const image = new Image();
-  image.onload = () => resolve(image);
-  image.onerror = () => reject(new Error("the browser cannot show this picture"));
-  image.src = source;
-});
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-
-// ---- tabs -----------------------------------------------------------------------------------------------------------
+const views = { look, review };
+const tabs = [...document.querySelectorAll("[role=tab]")];
+let about = null;
 
 function open(name) {
-  for (const tab of document.querySelectorAll("[role=tab]")) {
+  for (const tab of tabs) {
     const chosen = tab.id === `tab-${name}`;
     tab.setAttribute("aria-selected", String(chosen));
+    tab.tabIndex = chosen ? 0 : -1;
     at(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
-  if (name === "review") startReview();
-}
-for (const tab of document.querySelectorAll("[role=tab]")) tab.addEventListener("click", () => open(tab.id.slice(4)));
-
-// ---- looking at one picture -----------------------------------------------------------------------------------------
-
-let about = null;
-let shown = null; // {image, answers: [{labels, uncertainty, classes}]}
-
-async function look(file) {
   say("");
-  at("summary").textContent = "working …";
-  at("result").hidden = false;
-  try {
-    const models = about && about.against ? ["model", "against"] : ["model"];
-    const answers = [];
-    for (const model of models) {
-      const answer = await (await ask(`/predict?model=${model}`, { method: "POST", body: file })).json();
-      answer.labels = await picture(`data:image/png;base64,${answer.labels_png}`);
-      answer.uncertain = await picture(`data:image/png;base64,${answer.uncertainty_png}`);
-      answers.push(answer);
-    }
-    const address = URL.createObjectURL(file);
-    const image = await picture(address).catch(() => null); // a TIFF: the browser shows the classes alone
-    shown = { image, answers };
-    draw();
-    legend();
-    at("summary").textContent = `${answers[0].width} × ${answers[0].height} pixels · mean uncertainty ${percent(answers[0].uncertainty)}`;
-  } catch (error) {
-    at("result").hidden = shown === null;
-    at("summary").textContent = "";
-    say(error.message);
-  }
+  if (about) views[name].show(about);
 }
 
-function draw() {
-  if (!shown) return;
-  const [first, second] = shown.answers;
-  const canvas = at("canvas");
-  canvas.width = first.width;
-  canvas.height = first.height;
-  const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = false;
-  const layer = at("show-uncertainty").checked ? "uncertain" : "labels";
-  if (shown.image) context.drawImage(shown.image, 0, 0, first.width, first.height);
-  context.globalAlpha = shown.image ? at("opacity").value / 100 : 1;
-  const border = second ? Math.round((first.width * at("slider").value) / 100) : first.width;
-  const part = (answer, from, to) => {
-    if (to > from) context.drawImage(answer[layer], from, 0, to - from, first.height, from, 0, to - from, first.height);
-  };
-  part(first, 0, border);
-  if (second) part(second, border, first.width);
-  context.globalAlpha = 1;
-  if (second) {
-    context.fillStyle = "#ffffff";
-    context.fillRect(border - 1, 0, 3, first.height);
-    context.fillStyle = "#000000";
-    context.fillRect(border, 0, 1, first.height);
-  }
-}
-
-function legend() {
-  const [first, second] = shown.answers;
-  const body = at("legend").tBodies[0];
-  body.replaceChildren();
-  document.querySelector("#legend .against").hidden = !second;
-  const order = [...first.classes.keys()].sort((a, b) => first.classes[b].share - first.classes[a].share);
-  for (const i of order) {
-    const row = body.insertRow();
-    const name = row.insertCell();
-    const chip = document.createElement("span");
-    chip.className = "chip";
-    chip.style.background = `rgb(${first.classes[i].color.join(",")})`;
-    name.append(chip, first.classes[i].name);
-    for (const answer of shown.answers) {
-      const cell = row.insertCell();
-      cell.className = "n";
-      cell.textContent = answer.classes[i] ? percent(answer.classes[i].share) : "–";
-    }
-  }
-}
-
-at("opacity").addEventListener("input", () => {
-  at("opacity-value").textContent = `${at("opacity").value} %`;
-  draw();
+tabs.forEach((tab) => tab.addEventListener("click", () => open(tab.id.slice(4))));
+document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
+  const shown = tabs.filter((tab) => !tab.hidden);
+  const here = shown.indexOf(event.target);
+  const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: shown.length - 1 }[event.key];
+  if (here < 0 || to === undefined) return;
+  event.preventDefault();
+  const next = shown[(to + shown.length) % shown.length];
+  open(next.id.slice(4));
+  next.focus();
 });
-at("slider").addEventListener("input", draw);
-at("show-uncertainty").addEventListener("change", draw);
-at("file").addEventListener("change", () => at("file").files.length && look(at("file").files[0]));
-at("drop").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" || event.key === " ") at("file").click();
-});
+
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     at("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop" && event.dataTransfer.files.length) {
       open("look");
-      look(event.dataTransfer.files[0]);
+      look.look(event.dataTransfer.files[0]);
     }
   });
 }
 
 (async () => {
   try {
-    about = await (await ask("/about")).json();
+    about = await askJson("/about");
     at("model").textContent = about.model + (about.against ? ` against ${about.against}` : "");
     at("tab-review").hidden = !about.review;
-    at("slider-label").hidden = !about.against;
+    open("look");
     document.body.dataset.ready = "yes";
   } catch (error) {
     say(error.message);

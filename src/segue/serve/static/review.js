@@ -1,70 +1,118 @@
-"use strict";
+// The review of pseudo-labels: a gallery, the least certain first; keys; thresholds with what they keep.
+import { ask, askBytes, askJson, at, lazy, make, percent, say } from "./core.js";
+import { numbers } from "./maps.js";
+
 const SIGNS = { accept: "✓ accepted", reject: "✗ rejected", redraw: "✎ redraw" };
+let about = null; // what GET /about gave
 let review = null; // what GET /review gave
 let chosen = 0; // index into review.items
 let layers = null; // {image, labels, probability} of the chosen picture
 let thresholds = [];
+let entries = []; // {button, note} of the gallery
+let decided = Promise.resolve(); // decisions go to the ledger one after the other
 
-async function startReview() {
-  if (review) return;
-  at("progress").textContent = "predicting the pictures …";
+export async function show(found) {
+  if (about) return;
+  about = found;
+  const asked = askJson("/review"); // the server predicts all pictures before it answers
+  let waits = true;
+  asked.catch(() => {}).finally(() => { waits = false; });
+  while (waits) {
+    const { measured, of } = await askJson("/review/progress").catch(() => ({}));
+    if (waits && of) at("progress").textContent = `predicting the pictures: ${measured} of ${of} …`;
+    await Promise.race([asked.catch(() => {}), new Promise((resolve) => setTimeout(resolve, 500))]);
+  }
   try {
-    review = await (await ask("/review")).json();
+    review = await asked;
   } catch (error) {
+    about = null; // opening the tab again tries again
     say(error.message);
     return;
   }
-  thresholds = review.classes.map((name) => (name === "background" ? 0.97 : 0.8));
-  thresholdTable();
-  const open_ = review.items.findIndex((item) => !item.decision);
+  thresholds = review.classes.map((name) => (name === "background" ? 0.97 : 0.8)); // as segue train has them
   gallery();
-  choose(Math.max(open_, 0));
+  thresholdTable();
+  choose(Math.max(review.items.findIndex((item) => !item.decision), 0));
 }
 
+// ---- gallery --------------------------------------------------------------------------------------------------------
+
 function gallery() {
-  at("gallery").replaceChildren(...review.items.map((item, i) => {
-    const entry = document.createElement("li");
-    const button = document.createElement("button");
-    const note = document.createElement("small");
-    note.textContent = item.fault ? "cannot be read" : `uncertainty ${percent(item.uncertainty)}${item.decision ? ` · ${SIGNS[item.decision]}` : ""}`;
-    button.append(item.name, note);
-    button.setAttribute("aria-pressed", String(i === chosen));
+  entries = review.items.map((item, i) => {
+    const note = make("small");
+    const picture = item.fault ? make("span", { className: "gone" }, "?") : lazy(`/review/thumbnail?item=${item.item}`);
+    const button = make("button", {}, picture, make("span", {}, item.name, note));
     button.addEventListener("click", () => choose(i));
-    entry.append(button);
-    return entry;
-  }));
-  const decided = review.items.filter((item) => item.decision);
-  const count = (kind) => decided.filter((item) => item.decision === kind).length;
-  at("progress").textContent = `${decided.length} of ${review.items.length} decided: ${count("accept")} accepted, ${count("reject")} rejected, ${count("redraw")} to redraw`;
+    return { button, note };
+  });
+  at("gallery").replaceChildren(...entries.map(({ button }) => make("li", {}, button)));
+  review.items.forEach((_, i) => mark(i));
+}
+
+// What an entry of the gallery says after a decision or a choice.
+function mark(i) {
+  const item = review.items[i];
+  const decision = item.decision ? ` · ${SIGNS[item.decision]}` : "";
+  entries[i].note.textContent = (item.fault ? "cannot be read" : `uncertainty ${percent(item.uncertainty)}`) + decision;
+  entries[i].button.setAttribute("aria-pressed", String(i === chosen));
+  entries[i].button.dataset.decision = item.decision || "";
+}
+
+function progress() {
+  const count = (kind) => review.items.filter((item) => item.decision === kind).length;
+  const [accepted, rejected, redrawn] = ["accept", "reject", "redraw"].map(count);
+  at("progress").textContent = `${accepted + rejected + redrawn} of ${review.items.length} decided: ${accepted} accepted, ${rejected} rejected, ${redrawn} to redraw`;
+}
+
+// Which of the buttons holds for the chosen picture.
+function pressed() {
+  const { decision } = review.items[chosen];
+  for (const one of document.querySelectorAll(".decide")) one.setAttribute("aria-pressed", String(one.dataset.decision === decision));
+}
+
+// ---- one picture ----------------------------------------------------------------------------------------------------
+
+const loaded = new Map(); // promises of the layers of the last few pictures
+
+function layersOf(item) {
+  if (!loaded.has(item.item)) {
+    const bytes = (kind) => askBytes(`/review/picture?item=${item.item}&kind=${kind}`);
+    loaded.set(item.item, (async () => {
+      const image = await createImageBitmap(new Blob([await bytes("image")])); // first: the server then has all three
+      const [labels, probability] = await Promise.all(["labels", "probability"].map(async (kind) => numbers(await bytes(kind))));
+      return { image, labels, probability };
+    })());
+    if (loaded.size > 4) loaded.delete(loaded.keys().next().value);
+  }
+  return loaded.get(item.item);
 }
 
 async function choose(i) {
   if (!review.items.length) return;
+  const before = chosen;
   chosen = Math.min(Math.max(i, 0), review.items.length - 1);
   const item = review.items[chosen];
-  gallery();
-  at("gallery").children[chosen].scrollIntoView({ block: "nearest", inline: "nearest" });
+  mark(before);
+  mark(chosen);
+  progress();
+  const { button } = entries[chosen];
+  button.scrollIntoView({ block: "nearest", inline: "nearest" });
   at("current-name").textContent = item.name + (item.fault ? `: ${item.fault}` : "");
-  for (const button of document.querySelectorAll(".decide")) button.setAttribute("aria-pressed", String(button.dataset.decision === item.decision));
+  pressed();
   layers = null;
+  at("review-canvas").hidden = Boolean(item.fault);
+  if (item.fault) return;
   try {
-    const load = async (kind) => picture(URL.createObjectURL(await (await ask(`/review/picture?item=${item.item}&kind=${kind}`)).blob()));
-    const [image, labels, probability] = item.fault ? [] : await Promise.all(["image", "labels", "probability"].map(load));
+    const found = await layersOf(item);
     if (item !== review.items[chosen]) return; // somebody moved on meanwhile
-    layers = image ? { image, labels: pixels(labels), probability: pixels(probability) } : null;
+    layers = found;
     paint();
+    const next = review.items[chosen + 1];
+    if (next && !next.fault) layersOf(next).catch(() => loaded.delete(next.item));
   } catch (error) {
+    loaded.delete(item.item);
     say(error.message);
   }
-}
-
-function pixels(image) {
-  const canvas = document.createElement("canvas");
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
 function paint() {
@@ -76,72 +124,107 @@ function paint() {
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   const mixed = context.getImageData(0, 0, canvas.width, canvas.height);
-  const limits = new Map(about.classes.map((entry, i) => [entry.color.join(), 255 * thresholds[i]]));
-  for (let i = 0; i < mixed.data.length; i += 4) {
-    const limit = limits.get(`${labels.data[i]},${labels.data[i + 1]},${labels.data[i + 2]}`) ?? 0;
-    const kept = probability.data[i] >= limit;
-    for (let c = 0; c < 3; c += 1) mixed.data[i + c] = kept ? 0.45 * mixed.data[i + c] + 0.55 * labels.data[i + c] : 0.35 * mixed.data[i + c];
+  const colors = about.classes.map((entry) => entry.color);
+  for (let i = 0; i < labels.values.length; i += 1) {
+    const id = labels.values[i];
+    const kept = probability.values[i] >= 255 * thresholds[id];
+    for (let c = 0; c < 3; c += 1) {
+      const j = 4 * i + c;
+      mixed.data[j] = kept ? 0.45 * mixed.data[j] + 0.55 * colors[id][c] : 0.35 * mixed.data[j]; // dark: not kept
+    }
   }
-  context.putImageData(mixed, 0, 0); // what is not kept is dark
+  context.putImageData(mixed, 0, 0);
   document.body.dataset.painted = review.items[chosen].name;
 }
 
+// ---- thresholds -----------------------------------------------------------------------------------------------------
+
+let shares = []; // of each class, writes its share again
+
 function thresholdTable() {
   const body = at("thresholds").tBodies[0];
-  body.replaceChildren();
-  review.classes.forEach((name, i) => {
-    const row = body.insertRow();
-    const chip = document.createElement("span");
-    chip.className = "chip";
+  shares = review.classes.map((name, i) => {
+    const chip = make("span", { className: "chip" });
     chip.style.background = `rgb(${about.classes[i].color.join(",")})`;
-    row.insertCell().append(chip, name);
-    const range = document.createElement("input");
-    Object.assign(range, { type: "range", min: 0, max: 100, value: 100 * thresholds[i] });
-    range.setAttribute("aria-label", `threshold of ${name}`);
-    const value = document.createElement("output");
-    row.insertCell().append(range, value);
-    const kept = row.insertCell();
-    kept.className = "n";
-    const show = () => {
+    const range = make("input", { type: "range", min: 0, max: 100, value: 100 * thresholds[i], "aria-label": `threshold of ${name}` });
+    const value = make("output");
+    const kept = make("td", { className: "n" });
+    range.addEventListener("input", () => {
       thresholds[i] = range.value / 100;
+      write();
+      option();
+      paint();
+    });
+    const write = () => {
       value.textContent = ` ${thresholds[i].toFixed(2)}`;
       kept.textContent = share(i);
-      at("option").textContent = `--thresholds ${review.classes.map((c, j) => `${c}:${thresholds[j].toFixed(2)}`).join(",")}`;
     };
-    range.addEventListener("input", () => { show(); paint(); });
-    show();
+    write();
+    body.append(make("tr", {}, make("td", {}, chip, name), make("td", {}, range, value), kept));
+    return write;
   });
+  option();
 }
 
+const option = () => {
+  at("option").textContent = `--thresholds ${review.classes.map((name, i) => `${name}:${thresholds[i].toFixed(2)}`).join(",")}`;
+};
+
+// Of the pixels taken for a class, the share at or above its threshold; in pictures that training would take.
 function share(i) {
   let kept = 0, all = 0;
   for (const item of review.items) {
+    if (item.decision === "reject" || item.decision === "redraw") continue;
     const counts = item.histogram[i] || [];
     counts.forEach((count, bin) => { all += count; if (bin >= Math.round(100 * thresholds[i])) kept += count; });
   }
   return all ? percent(kept / all) : "–";
 }
 
-async function decide(decision) {
-  const item = review && review.items[chosen];
+// ---- decisions ------------------------------------------------------------------------------------------------------
+
+const past = []; // {place, before} of each decision, for undo
+
+// Keys may come faster than the disk: each is about the picture that was shown when it was pressed.
+function decide(decision, place = chosen) {
+  const item = review.items[place];
   if (!item) return;
-  try {
-    await ask("/review/decision", { method: "POST", body: JSON.stringify({ item: item.item, decision }) });
-  } catch (error) {
-    say(error.message);
-    return;
-  }
-  item.decision = decision === "undecided" ? null : decision;
-  choose(decision === "undecided" ? chosen : chosen + 1);
+  decided = decided.then(async () => {
+    try {
+      await ask("/review/decision", { method: "POST", body: JSON.stringify({ item: item.item, decision }) });
+    } catch (error) {
+      say(`${item.name} is not decided: ${error.message}`);
+      return;
+    }
+    item.decision = decision === "undecided" ? null : decision;
+    mark(place);
+    pressed();
+    progress();
+    shares.forEach((write) => write());
+  });
 }
 
-for (const button of document.querySelectorAll(".decide")) button.addEventListener("click", () => decide(button.dataset.decision));
+function judge(decision) {
+  past.push({ place: chosen, before: review.items[chosen].decision || "undecided" });
+  decide(decision);
+  choose(chosen + 1);
+}
+
+function undo() {
+  const { place, before } = past.pop() || { place: chosen, before: "undecided" };
+  decide(before, place);
+  choose(place);
+}
+
+const act = (decision) => (decision === "undecided" ? undo() : judge(decision));
+for (const button of document.querySelectorAll(".decide")) button.addEventListener("click", () => review && act(button.dataset.decision));
 document.addEventListener("keydown", (event) => {
-  if (at("review").hidden || !review || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
+  if (at("review").hidden || !review || event.ctrlKey || event.metaKey || event.altKey) return;
   const decision = { a: "accept", r: "reject", d: "redraw", u: "undecided" }[event.key.toLowerCase()];
-  if (decision) decide(decision);
-  else if (event.key === "ArrowRight") choose(chosen + 1);
-  else if (event.key === "ArrowLeft") choose(chosen - 1);
+  const ownsArrows = event.target.tagName === "INPUT" || event.target.role === "tab";
+  if (decision) act(decision);
+  else if (event.key === "ArrowRight" && !ownsArrows) choose(chosen + 1);
+  else if (event.key === "ArrowLeft" && !ownsArrows) choose(chosen - 1);
   else return;
   event.preventDefault();
 });
