@@ -18,12 +18,15 @@ from PIL import Image
 from segue.data.ledger import read_ledger
 from segue.data.sample import DataError
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import find_images
+from segue.prediction import find_images, predict_image
 from segue.weights import save_model
 
 Segue = Callable[..., tuple[int, str, str]]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("SEGUE_SHOTS")  # a folder for screenshots, to be looked at
+# Okabe and Ito's colours without black.
+SAFE = np.array([[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [213, 94, 0]])
+CIVIDIS = np.array([[0, 34, 78], [65, 77, 107], [124, 123, 120], [188, 175, 111], [254, 232, 56]])
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the page is not tested")
 
 
@@ -110,16 +113,24 @@ def canvas(page: Any, name: str) -> np.ndarray:
     return np.array(found[2], np.uint8).reshape(found[0], found[1], 4)[..., :3]
 
 
+def said(model: Segmenter, path: Path) -> list[np.ndarray]:
+    """(ids, uncertainty) of a model for a picture."""
+    pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    classes, _, uncertainty = predict_image(model, pixels)
+    return [classes.numpy(), uncertainty.numpy()]
+
+
 @needs_browser
 @pytest.mark.slow
 def test_a_person_looks_at_a_picture_and_compares_two_models(page: Any, more: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     from serving import TOKEN, live
 
-    from segue.prediction import predict_image
     from segue.serve.app import Served
 
-    first, second = made(0), made(1)
+    first, second, colors = made(0), made(1), np.array(COLORS)
+    (before, doubt), (after, _) = said(first, more / "new_0.png"), said(second, more / "new_0.png")
+    photo = np.asarray(Image.open(more / "new_0.png"))
     with live(Served(first, "runs/first", second, "runs/second")) as server:
         page.goto(f"{server.address}/#{TOKEN}")
         wait(page, "document.body.dataset.ready")
@@ -127,39 +138,88 @@ def test_a_person_looks_at_a_picture_and_compares_two_models(page: Any, more: Pa
         assert page.locator("#model").inner_text() == "runs/first against runs/second"
         page.set_input_files("#file", str(more / "new_0.png"))
         wait(page, "document.querySelectorAll('#legend tbody tr').length == 3")
+        assert f"the models differ on {100 * (before != after).mean():.1f} %" in page.locator("#summary").inner_text()
         page.locator("#opacity").fill("100")
-        pixels = torch.from_numpy(np.array(Image.open(more / "new_0.png"))).permute(2, 0, 1)
-        colors = np.array(COLORS)
-        expected = [colors[predict_image(model, pixels)[0].numpy()] for model in (first, second)]
         shoot(page, "look_wide")
-        for position, width in (("100", 95), ("0", 0)):
+        for position, border in (("100", 96), ("50", 48), ("0", 0)):
             page.locator("#slider").fill(position)
-            found = canvas(page, "canvas")
-            np.testing.assert_array_equal(found[:, 3:width], expected[0][:, 3:width])
-            np.testing.assert_array_equal(found[:, width + 3 :], expected[1][:, width + 3 :])
-        page.locator("#opacity").fill("0")
+            expected = np.concatenate([colors[before][:, :border], colors[after][:, border:]], 1)
+            np.testing.assert_array_equal(canvas(page, "canvas"), expected)
+        box = page.locator("#canvas").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+        name = [CLASSES[ids[48, 24]] for ids in (before, after)]
+        words = page.locator("#here").inner_text()
+        assert words.startswith(f"24, 48: {name[0]}, uncertainty {100 * doubt[48, 24]:.0f}"[:-1])
+        assert f"after: {name[1]}, " in words
+        page.mouse.down()  # the picture itself can be dragged
+        page.mouse.up()
+        assert page.locator("#slider").input_value() == "25"
         page.locator("#slider").fill("100")
+        page.locator("#legend button", has_text="disc").click()
         np.testing.assert_array_equal(
-            canvas(page, "canvas")[:, :90], np.asarray(Image.open(more / "new_0.png"))[:, :90]
-        )
-        page.locator("#show-uncertainty").check()
+            canvas(page, "canvas"), np.where((before == 1)[..., None], colors[1], photo)
+        )  # the other classes are not painted
+        page.locator("#legend button", has_text="disc").click()
+        page.locator("#colors").select_option("safe")
+        shoot(page, "look_safe")
+        np.testing.assert_array_equal(canvas(page, "canvas"), SAFE[before])
+        page.locator("#opacity").fill("0")
+        np.testing.assert_array_equal(canvas(page, "canvas"), photo)
         page.locator("#opacity").fill("100")
-        shown = canvas(page, "canvas")[:, :90]
-        assert (shown[..., 0] == shown[..., 1]).all()  # grey
-        shares = [row.split("\t") for row in page.locator("#legend tbody").inner_text().splitlines()]
-        assert sum(float(row[1].removesuffix(" %")) for row in shares) == pytest.approx(100, abs=0.3)
+        page.locator("#show-uncertainty").check()
+        shown = canvas(page, "canvas")
+        ramp = np.stack([np.interp(doubt, np.linspace(0, 1, 5), anchors) for anchors in CIVIDIS.T], -1)
+        np.testing.assert_allclose(shown, ramp, atol=1.5)
+        shares = page.locator("#legend tbody td:nth-child(2)").all_inner_texts()
+        assert sum(float(share.removesuffix(" %")) for share in shares) == pytest.approx(100, abs=0.3)
+        assert page.faults == []
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        shoot(page, "look_phone_dark")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_what_goes_wrong_is_said_and_colours_that_look_alike_are_not_taken(page: Any, more: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+
+    names = tuple(f"class {i}" for i in range(12))
+    greens = tuple((200 - 10 * (i // 2), 40 + 10 * (i // 2), 40) for i in range(12))  # two classes have one colour
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterSpec("test_efficientnet", names, greens, decoder_channels=16)).eval()
+    with live(Served(model, "runs/first")) as server:
+        page.goto(f"{server.address}/")
+        wait(page, "document.getElementById('message').textContent.includes('holds the token')")
+        page.faults.clear()  # the browser names the 401
+        page.goto(f"{server.address}/#{TOKEN}")
+        page.reload()
+        wait(page, "document.body.dataset.ready")
+        assert page.locator("#colors").input_value() == "safe"
+        assert page.locator("#alike").is_visible()
+        page.locator("#file").focus()
+        assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
+        page.set_input_files("#file", str(more / "new_0.png"))
+        wait(page, "document.querySelectorAll('#legend tbody tr').length == 12")
+        signs = page.evaluate("[...document.querySelectorAll('#legend .chip')].map(c => c.toDataURL())")
+        assert len(set(signs)) == 12  # the ninth has the colour of the first, and a pattern
+        shoot(page, "look_patterns")
+        ids = said(model, more / "new_0.png")[0]
+        assert set(np.unique(ids)) <= {1, 5}  # the second of their colours
+        page.locator("#opacity").fill("100")
+        np.testing.assert_array_equal(canvas(page, "canvas"), SAFE[ids])
+        page.locator("#colors").select_option("model")
+        page.reload()
+        wait(page, "document.body.dataset.ready")
+        assert page.locator("#colors").input_value() == "model"  # as the person chose
         assert page.faults == []
         (more / "broken.png").write_bytes(b"no")
         page.set_input_files("#file", str(more / "broken.png"))
         wait(page, "!document.getElementById('message').hidden")
         assert "no JPEG, PNG" in page.locator("#message").inner_text()
-        page.emulate_media(color_scheme="dark")
-        page.set_viewport_size({"width": 390, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        shoot(page, "look_phone_dark")
-        page.evaluate("sessionStorage.clear()")
-        page.goto(f"{server.address}/")
-        wait(page, "document.getElementById('message').textContent.includes('holds the token')")
 
 
 @needs_browser

@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-SCRIPTS = ("app", "core", "look", "maps", "review")
+SCRIPTS = ("app", "colors", "core", "look", "maps", "review")
 STATIC = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),

@@ -1,5 +1,6 @@
 // The page: its tabs, and what the server has.
 import { askJson, at, say } from "./core.js";
+import { choose } from "./colors.js";
 import * as look from "./look.js";
 import * as review from "./review.js";
 
@@ -46,6 +47,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     about = await askJson("/about");
     at("model").textContent = about.model + (about.against ? ` against ${about.against}` : "");
     at("tab-review").hidden = !about.review;
+    choose(about.classes);
     open("look");
     document.body.dataset.ready = "yes";
   } catch (error) {

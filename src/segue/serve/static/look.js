@@ -1,40 +1,47 @@
-// Looking at one picture: what one model says of it, or two side by side.
-import { ask, at, percent, say } from "./core.js";
+// Looking at one picture: what one model says of it, or two side by side, and how sure they are.
+import { ask, at, make, percent, say } from "./core.js";
+import { RAMP, chip, colored, paintOf } from "./colors.js";
+import { numbers } from "./maps.js";
 
-const picture = (source) => new Promise((resolve, reject) => {
-  const image = new Image();
-  image.onload = () => resolve(image);
-  image.onerror = () => reject(new Error("the browser cannot show this picture"));
-  image.src = source;
-});
+let about = null; // what GET /about gave
+let shown = null; // {image, answers, classes}: classes of both models by name
+let only = new Set(); // places in shown.classes that are shown; all if empty
 
 export function show(found) {
   about = found;
   at("slider-label").hidden = !about.against;
 }
 
-let about = null; // what GET /about gave
-let shown = null; // {image, answers: [{labels, uncertainty, classes}]}
+const decoded = (base64) => numbers(Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)));
+
+// What a model says of the picture; `classes` grows by the names that it has and no model before.
+async function answerOf(model, file, classes) {
+  const answer = await (await ask(`/predict?model=${model}`, { method: "POST", body: file })).json();
+  const places = answer.classes.map((entry) => {
+    const place = classes.findIndex(({ name }) => name === entry.name);
+    return place < 0 ? classes.push(entry) - 1 : place;
+  });
+  const map = await decoded(answer.labels_png);
+  const colors = [];
+  answer.classes.forEach((entry, id) => { colors[places[id]] = entry.color; });
+  const shares = [];
+  answer.classes.forEach((entry, id) => { shares[places[id]] = entry.share; });
+  map.values = map.values.map((id) => places[id]);
+  return { map, colors, shares, uncertain: await decoded(answer.uncertainty_png), uncertainty: answer.uncertainty };
+}
 
 export async function look(file) {
   say("");
   at("summary").textContent = "working …";
   at("result").hidden = false;
   try {
-    const models = about && about.against ? ["model", "against"] : ["model"];
-    const answers = [];
-    for (const model of models) {
-      const answer = await (await ask(`/predict?model=${model}`, { method: "POST", body: file })).json();
-      answer.labels = await picture(`data:image/png;base64,${answer.labels_png}`);
-      answer.uncertain = await picture(`data:image/png;base64,${answer.uncertainty_png}`);
-      answers.push(answer);
-    }
-    const address = URL.createObjectURL(file);
-    const image = await picture(address).catch(() => null); // a TIFF: the browser shows the classes alone
-    shown = { image, answers };
-    draw();
-    legend();
-    at("summary").textContent = `${answers[0].width} × ${answers[0].height} pixels · mean uncertainty ${percent(answers[0].uncertainty)}`;
+    const classes = [], answers = [];
+    for (const model of about && about.against ? ["model", "against"] : ["model"]) answers.push(await answerOf(model, file, classes));
+    const image = await createImageBitmap(file).catch(() => null); // a TIFF: the browser shows the classes alone
+    shown = { image, answers, classes };
+    only = new Set();
+    paint();
+    at("summary").textContent = summary();
   } catch (error) {
     at("result").hidden = shown === null;
     at("summary").textContent = "";
@@ -42,51 +49,100 @@ export async function look(file) {
   }
 }
 
+function summary() {
+  const [first, second] = shown.answers;
+  const { width, height, values } = first.map;
+  if (!second) return `${width} × ${height} pixels · mean uncertainty ${percent(first.uncertainty)}`;
+  const different = values.reduce((count, place, i) => count + (place !== second.map.values[i]), 0);
+  return `${width} × ${height} pixels · mean uncertainty ${percent(first.uncertainty)} and ${percent(second.uncertainty)} · the models differ on ${percent(different / values.length)}`;
+}
+
+// Layers anew: after a picture, a change of colours, or another choice of classes.
+function paint() {
+  if (!shown) return;
+  for (const answer of shown.answers) {
+    const map = at("show-uncertainty").checked ? answer.uncertain : answer.map;
+    const paints = map === answer.map ? shown.classes.map((entry, place) => paintOf(place, answer.colors[place] || entry.color)) : RAMP;
+    const pixels = colored(map, paints, map === answer.map ? only : undefined);
+    answer.layer = new OffscreenCanvas(map.width, map.height);
+    answer.layer.getContext("2d").putImageData(pixels, 0, 0);
+  }
+  at("scale").hidden = !at("show-uncertainty").checked;
+  legend();
+  draw();
+}
+
 function draw() {
   if (!shown) return;
   const [first, second] = shown.answers;
+  const { width, height } = first.map;
   const canvas = at("canvas");
-  canvas.width = first.width;
-  canvas.height = first.height;
+  canvas.width = width;
+  canvas.height = height;
+  at("frame").style.width = `min(100%, calc(70vh * ${width / height}))`;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  const layer = at("show-uncertainty").checked ? "uncertain" : "labels";
-  if (shown.image) context.drawImage(shown.image, 0, 0, first.width, first.height);
+  if (shown.image) context.drawImage(shown.image, 0, 0, width, height);
   context.globalAlpha = shown.image ? at("opacity").value / 100 : 1;
-  const border = second ? Math.round((first.width * at("slider").value) / 100) : first.width;
+  const border = second ? Math.round((width * at("slider").value) / 100) : width;
   const part = (answer, from, to) => {
-    if (to > from) context.drawImage(answer[layer], from, 0, to - from, first.height, from, 0, to - from, first.height);
+    if (to > from) context.drawImage(answer.layer, from, 0, to - from, height, from, 0, to - from, height);
   };
   part(first, 0, border);
-  if (second) part(second, border, first.width);
-  context.globalAlpha = 1;
-  if (second) {
-    context.fillStyle = "#ffffff";
-    context.fillRect(border - 1, 0, 3, first.height);
-    context.fillStyle = "#000000";
-    context.fillRect(border, 0, 1, first.height);
+  if (second) part(second, border, width);
+  for (const [id, name] of [["before", about.model], ["after", about.against]]) {
+    at(id).hidden = !second;
+    at(id).textContent = `${id}: ${name}`;
   }
+  at("divider").hidden = !second;
+  at("divider").style.left = `${at("slider").value}%`;
 }
 
 function legend() {
-  const [first, second] = shown.answers;
-  const body = at("legend").tBodies[0];
-  body.replaceChildren();
-  document.querySelector("#legend .against").hidden = !second;
-  const order = [...first.classes.keys()].sort((a, b) => first.classes[b].share - first.classes[a].share);
-  for (const i of order) {
-    const row = body.insertRow();
-    const name = row.insertCell();
-    const chip = document.createElement("span");
-    chip.className = "chip";
-    chip.style.background = `rgb(${first.classes[i].color.join(",")})`;
-    name.append(chip, first.classes[i].name);
-    for (const answer of shown.answers) {
-      const cell = row.insertCell();
-      cell.className = "n";
-      cell.textContent = answer.classes[i] ? percent(answer.classes[i].share) : "–";
-    }
-  }
+  const { answers, classes } = shown;
+  document.querySelector("#legend .against").hidden = answers.length < 2;
+  const share = (answer, place) => answer.shares[place] ?? -1; // a class that the model does not know
+  const order = [...classes.keys()].sort((a, b) => share(answers[0], b) - share(answers[0], a));
+  at("legend").tBodies[0].replaceChildren(...order.map((place) => {
+    const { name, color } = classes[place];
+    const button = make("button", { className: "class", "aria-pressed": String(only.has(place)) }, chip(paintOf(place, color)), name);
+    button.addEventListener("click", () => {
+      if (!only.delete(place)) only.add(place);
+      paint();
+      [...document.querySelectorAll("#legend button")].find((one) => one.textContent === name).focus();
+    });
+    const cells = answers.flatMap((answer) => {
+      const bar = make("span", { className: "bar" });
+      bar.style.width = `${100 * Math.max(share(answer, place), 0)}%`;
+      return [make("td", { className: "n" }, share(answer, place) < 0 ? "–" : percent(share(answer, place))), make("td", { className: "bars" }, bar)];
+    });
+    return make("tr", {}, make("td", {}, button), ...cells);
+  }));
+}
+
+// ---- the pointer ----------------------------------------------------------------------------------------------------
+
+const frame = at("frame");
+frame.addEventListener("pointermove", (event) => {
+  if (!shown) return;
+  const box = at("canvas").getBoundingClientRect();
+  const { width, height } = shown.answers[0].map;
+  const x = Math.floor(((event.clientX - box.left) / box.width) * width), y = Math.floor(((event.clientY - box.top) / box.height) * height);
+  if (x < 0 || y < 0 || x >= width || y >= height) return;
+  const said = shown.answers.map(({ map, uncertain }) => `${shown.classes[map.values[y * width + x]].name}, uncertainty ${percent(uncertain.values[y * width + x] / 255)}`);
+  at("here").textContent = `${x}, ${y}: ${said.join(" · after: ")}`;
+  if (event.buttons && shown.answers.length > 1) slide(((event.clientX - box.left) / box.width) * 100);
+});
+frame.addEventListener("pointerdown", (event) => {
+  if (!shown || shown.answers.length < 2) return;
+  frame.setPointerCapture(event.pointerId);
+  const box = at("canvas").getBoundingClientRect();
+  slide(((event.clientX - box.left) / box.width) * 100);
+});
+
+function slide(place) {
+  at("slider").value = Math.min(Math.max(place, 0), 100);
+  draw();
 }
 
 at("opacity").addEventListener("input", () => {
@@ -94,8 +150,6 @@ at("opacity").addEventListener("input", () => {
   draw();
 });
 at("slider").addEventListener("input", draw);
-at("show-uncertainty").addEventListener("change", draw);
+at("show-uncertainty").addEventListener("change", paint);
+document.addEventListener("colors", paint);
 at("file").addEventListener("change", () => at("file").files.length && look(at("file").files[0]));
-at("drop").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" || event.key === " ") at("file").click();
-});

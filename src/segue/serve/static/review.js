@@ -1,5 +1,6 @@
 // The review of pseudo-labels: a gallery, the least certain first; keys; thresholds with what they keep.
 import { ask, askBytes, askJson, at, lazy, make, percent, say } from "./core.js";
+import { chip, colored, paintOf } from "./colors.js";
 import { numbers } from "./maps.js";
 
 const SIGNS = { accept: "✓ accepted", reject: "✗ rejected", redraw: "✎ redraw" };
@@ -124,13 +125,13 @@ function paint() {
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   const mixed = context.getImageData(0, 0, canvas.width, canvas.height);
-  const colors = about.classes.map((entry) => entry.color);
+  const over = colored(labels, about.classes.map((entry, place) => paintOf(place, entry.color)));
   for (let i = 0; i < labels.values.length; i += 1) {
     const id = labels.values[i];
     const kept = probability.values[i] >= 255 * thresholds[id];
     for (let c = 0; c < 3; c += 1) {
       const j = 4 * i + c;
-      mixed.data[j] = kept ? 0.45 * mixed.data[j] + 0.55 * colors[id][c] : 0.35 * mixed.data[j]; // dark: not kept
+      mixed.data[j] = kept ? 0.45 * mixed.data[j] + 0.55 * over.data[j] : 0.35 * mixed.data[j]; // dark: not kept
     }
   }
   context.putImageData(mixed, 0, 0);
@@ -143,9 +144,8 @@ let shares = []; // of each class, writes its share again
 
 function thresholdTable() {
   const body = at("thresholds").tBodies[0];
+  body.replaceChildren();
   shares = review.classes.map((name, i) => {
-    const chip = make("span", { className: "chip" });
-    chip.style.background = `rgb(${about.classes[i].color.join(",")})`;
     const range = make("input", { type: "range", min: 0, max: 100, value: 100 * thresholds[i], "aria-label": `threshold of ${name}` });
     const value = make("output");
     const kept = make("td", { className: "n" });
@@ -160,11 +160,17 @@ function thresholdTable() {
       kept.textContent = share(i);
     };
     write();
-    body.append(make("tr", {}, make("td", {}, chip, name), make("td", {}, range, value), kept));
+    body.append(make("tr", {}, make("td", {}, chip(paintOf(i, about.classes[i].color)), name), make("td", {}, range, value), kept));
     return write;
   });
   option();
 }
+
+document.addEventListener("colors", () => {
+  if (!review) return;
+  thresholdTable();
+  paint();
+});
 
 const option = () => {
   at("option").textContent = `--thresholds ${review.classes.map((name, i) => `${name}:${thresholds[i].toFixed(2)}`).join(",")}`;
