@@ -105,8 +105,8 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
     return Recipe(
         channels=arguments.channels, aux_weight=0.0, objective="dice+ce",
         distill="logits" if arguments.teacher else "none", distill_weight=0.3, decoder_steps=arguments.steps,
-        decoder_batch=arguments.batch, decoder_lr=3e-3, end_steps=0, end_batch=16, end_lr=1e-3, background=-1, gate="never",
-        planned=0, seed=0,
+        decoder_batch=arguments.batch, decoder_lr=3e-3, end_steps=0, end_batch=16, end_lr=1e-3, background=-1,
+        gate="never", planned=0, seed=0,
     )  # fmt: skip
 
 
