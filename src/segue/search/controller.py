@@ -63,13 +63,32 @@ class Controller(nn.Module):
 
     def log_probability(self, tokens: Tensor) -> Tensor:
         """log pi of genotypes, int64 (N, T) -> (N,) in nats."""
-        x, state = self._warm(len(tokens))
-        total = tokens.new_zeros(len(tokens), dtype=torch.float32)
-        for t in range(len(self.choices)):
-            logits, x, state = self._decide(t, x, state)
-            total = total + logits.log_softmax(1).gather(1, tokens[:, t, None])[:, 0]
-            x = self._fed(t, tokens[:, t], x)
-        return total
+        outputs = self._told(tokens) if self.feedback == "token" else self._untold().expand(-1, len(tokens), -1)
+        found = [
+            self._head(t)(outputs[t]).log_softmax(1).gather(1, tokens[:, t, None])[:, 0]
+            for t in range(len(self.choices))
+        ]
+        return torch.stack(found).sum(0)
+
+    def _told(self, tokens: Tensor) -> Tensor:
+        """Outputs (T, N, `UNITS`) of a controller that is fed what was decided: known beforehand, so in one pass."""
+        first, state = self._warm(len(tokens))
+        fed = [first, *(self._fed(t, tokens[:, t], first) for t in range(len(self.choices) - 1))]
+        outputs: Tensor = self.lstm(torch.cat(fed), state)[0]
+        return outputs
+
+    def _untold(self) -> Tensor:
+        """Outputs (T, 1, `UNITS`) of a controller that is fed its own: the same whatever was decided."""
+        x, state = self._warm(1)
+        outputs = []
+        for _ in self.choices:
+            x, state = self.lstm(x, state)
+            outputs.append(x)
+        return torch.cat(outputs)
+
+    def _head(self, t: int) -> nn.Module:
+        """What turns an output into logits of decision t."""
+        return self.operation_head if self.is_operation[t] else self.index_heads[self.is_operation[:t].count(False)]
 
     def _warm(self, count: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Input and state of the first decision, after `WARM_UP` steps that are each fed their own output."""
@@ -83,8 +102,7 @@ class Controller(nn.Module):
     def _decide(self, t: int, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Logits (N, choices) of decision t, the output (1, N, `UNITS`), the new state."""
         output, state = self.lstm(x, state)
-        head = self.operation_head if self.is_operation[t] else self.index_heads[self.is_operation[:t].count(False)]
-        logits: Tensor = head(output[0])
+        logits: Tensor = self._head(t)(output[0])
         return logits, output, state
 
     def _fed(self, t: int, token: Tensor, output: Tensor) -> Tensor:
