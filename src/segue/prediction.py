@@ -2,7 +2,6 @@
 
 import glob
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from segue.data.sample import (
     write_label_map,
 )
 from segue.data.tones import read_rgb
+from segue.disk import whole
 from segue.tiling import Grid, blended
 from segue.weights import Model
 
@@ -254,14 +254,15 @@ def _write_picture(model: Model, pair: Pair, target: Path, out: Path, outputs: O
     found = next(predict(model, [pair], how))
     if outputs.overlays:
         tinted = overlay(found.image, found.classes, model.spec.colors)
-        Image.fromarray(tinted).save(place(out, "overlays", found.name, ".jpg"), quality=90)
+        with whole(place(out, "overlays", found.name, ".jpg")) as path:
+            Image.fromarray(tinted).save(path, quality=90)
     if outputs.maps:
-        gray(found.probability).save(place(out, "probability", found.name, ".png"))
-        gray(found.uncertainty).save(place(out, "uncertainty", found.name, ".png"))
-    partial = target.with_name(f".{target.name}")
-    write_label_map(partial, found.classes, model.spec.colors)
-    _write_shapes(model, partial, pair.name, out, outputs, found.classes)
-    os.replace(partial, target)
+        for kind, values in (("probability", found.probability), ("uncertainty", found.uncertainty)):
+            with whole(place(out, kind, found.name, ".png")) as path:
+                gray(values).save(path)
+    with whole(target) as path:
+        write_label_map(path, found.classes, model.spec.colors)
+        _write_shapes(model, path, pair.name, out, outputs, found.classes)
 
 
 def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Outputs, how: How) -> None:
@@ -269,18 +270,18 @@ def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Out
     from segue.scenes import write_scene
 
     kinds = ("probability", "uncertainty") if outputs.maps else ()
-    partial = target.with_name(f".{target.name}")
-    targets = {"labels": partial, **{kind: place(out, kind, pair.name, ".tif") for kind in kinds}}
+    maps = {kind: place(out, kind, pair.name, ".tif") for kind in kinds}
 
     def window(pixels: Array) -> Array:
         return probabilities(model, torch.from_numpy(pixels), how).numpy()
 
-    write_scene(
-        pair.image, targets, window, how.grid, bands=model.spec.in_channels, colors=model.spec.colors
-    )  # fmt: skip
-    if outputs.run_lengths or outputs.polygons:
-        _write_shapes(model, partial, pair.name, out, outputs, None)
-    os.replace(partial, target)
+    with whole(target) as path:
+        write_scene(
+            pair.image, {"labels": path, **maps}, window, how.grid, bands=model.spec.in_channels,
+            colors=model.spec.colors,
+        )  # fmt: skip
+        if outputs.run_lengths or outputs.polygons:
+            _write_shapes(model, path, pair.name, out, outputs, None)
 
 
 def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Outputs, classes: Array | None) -> None:

@@ -1,15 +1,18 @@
 """Whole scenes from disk to disk: windows are read, predicted and written; the file is never in memory as a whole."""
 
 import contextlib
+import errno
 import os
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segue.data.sample import IGNORE, Array, Color, DataError
+from segue.disk import naming_a_full_disk
 from segue.extras import require
 from segue.tiling import Grid, blended
 
@@ -78,11 +81,11 @@ def write_scene(
             writers = {k: stack.enter_context(rasterio.open(p, "w", **profile)) for k, p in partial.items()}
             if "labels" in writers:
                 writers["labels"].write_colormap(1, dict(enumerate(colors)))
-            try:
-                _stream(source, writers, probabilities, grid, bands)
-            except rasterio.errors.RasterioIOError as error:
-                raise DataError(f"{path} cannot be read to its end ({error}); copy it again") from None
+            with naming_a_full_disk(partial["labels"].parent):
+                written = _stream(source, writers, probabilities, grid, bands)
             size = (source.width, source.height)
+        for kind, file in partial.items():
+            _refuse_other(file, written[kind])
         for kind in sorted(targets, key=lambda k: k == "labels"):  # labels last: they say that the scene is done
             os.replace(partial[kind], targets[kind])
         return size
@@ -91,13 +94,39 @@ def write_scene(
             left.unlink(missing_ok=True)
 
 
-def _stream(source: Any, writers: dict[str, Any], probabilities: Probabilities, grid: Grid, bands: int) -> None:
-    """Windows in, rows of blocks out: each block is written once."""
+def _refuse_other(file: Path, written: Sequence[tuple[Any, int]]) -> None:
+    """Reads a raster back: GDAL closes a file that it could not write to its end without a word.
+
+    Raises:
+        OSError: it does not hold what was written.
+    """
+    rasterio = require("rasterio", "tiles")
+    with naming_a_full_disk(file.parent):
+        with rasterio.open(file, driver=DRIVER) as raster:
+            is_same = all(zlib.crc32(raster.read(1, window=window).tobytes()) == digest for window, digest in written)
+        if not is_same:
+            raise OSError(errno.EIO, "the disk does not hold what was written", str(file))
+
+
+def _stream(
+    source: Any, writers: dict[str, Any], probabilities: Probabilities, grid: Grid, bands: int
+) -> dict[str, list[tuple[Any, int]]]:
+    """Windows in, rows of blocks out: each block is written once; the windows and checksums of what was written.
+
+    Raises:
+        DataError: the scene cannot be read to its end.
+    """
+    rasterio = require("rasterio", "tiles")
     from rasterio.windows import Window
 
     def predict(top: int, left: int, rows: int, columns: int) -> Array:
-        return probabilities(source.read(list(range(1, bands + 1)), window=Window(left, top, columns, rows)))
+        try:
+            pixels = source.read(list(range(1, bands + 1)), window=Window(left, top, columns, rows))
+        except rasterio.errors.RasterioIOError as error:
+            raise DataError(f"{source.name} cannot be read to its end ({error}); copy it again") from None
+        return probabilities(pixels)
 
+    written: dict[str, list[tuple[Any, int]]] = {kind: [] for kind in writers}
     gathered: dict[str, list[Array]] = {kind: [] for kind in writers}
     for top, left, found in blended(predict, source.height, source.width, grid):
         window = Window(left, top, found.shape[2], found.shape[1])
@@ -107,8 +136,11 @@ def _stream(source: Any, writers: dict[str, Any], probabilities: Probabilities, 
                 gathered[kind].append(np.where(valid, values, IGNORE if kind == "labels" else 0).astype(np.uint8))
         if left + found.shape[2] == source.width:
             for kind, writer in writers.items():
-                writer.write(np.hstack(gathered[kind]), 1, window=Window(0, top, source.width, found.shape[1]))
+                rows, place = np.hstack(gathered[kind]), Window(0, top, source.width, found.shape[1])
+                writer.write(rows, 1, window=place)
+                written[kind].append((place, zlib.crc32(rows.tobytes())))
                 gathered[kind] = []
+    return written
 
 
 def summarised(probabilities: Array) -> dict[str, Array]:

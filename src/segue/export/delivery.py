@@ -15,6 +15,7 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing, split_address
 from segue.data.sample import DataError
+from segue.disk import ROOM, naming_a_full_disk
 from segue.evaluation import Samples
 from segue.export.graph import (
     Classify,
@@ -33,6 +34,7 @@ FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"
 OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json"})
 QUANTISED = ["Conv", "Add", "Concat"]  # the operations that take the time; the rest stays in float32
 CALIBRATION = 32  # pictures at most
+COPIES = 4  # of the weights that may lie on the disk at once, half-made ones among them
 
 INFER = '''"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png beside each."""
 import json, sys
@@ -132,12 +134,12 @@ def write_openvino(source: Path, target: Path) -> None:
     openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=False)
 
 
-def gated(file: Path, out: Path, reference: Classify, run: Classify, data: Samples, **settings: Any) -> Delivered:
-    """Moves ``file`` into ``out`` if it says what ``reference`` says of ``data``; if not, it is deleted.
+def gated(file: Path, kept: Path, reference: Classify, run: Classify, data: Samples, **settings: Any) -> Delivered:
+    """Moves ``file`` into ``kept`` if it says what ``reference`` says of ``data``; if not, it is deleted.
 
     Args:
         file: the candidate, with what lies beside it under its name.
-        out: where it goes.
+        kept: where it goes.
         reference: the model.
         run: the candidate, loaded.
         data: real pictures.
@@ -150,7 +152,7 @@ def gated(file: Path, out: Path, reference: Classify, run: Classify, data: Sampl
         if parity.faults:
             part.unlink()
         else:
-            os.replace(part, out / part.name)
+            os.replace(part, kept / part.name)
     return Delivered(file.name, parity, not parity.faults)
 
 
@@ -180,34 +182,40 @@ def deliver(
         say: told what each file measured.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name in OWN:
-        (out / name).unlink(missing_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
+    kept = work / "kept"
+    kept.mkdir()
     settings = {"classes": len(model.spec.classes), "bands": model.spec.in_channels}
     reference = torch_classifier(model)
     found: list[Delivered] = []
 
     def passed(name: str, run: Classify, limits: Limits) -> bool:
-        found.append(gated(work / name, out, reference, run, data, limits=limits, **settings))
+        found.append(gated(work / name, kept, reference, run, data, limits=limits, **settings))
         say(f"{name}: {found[-1].parity.line()}" + "".join(f"; FAILED: {fault}" for fault in found[-1].parity.faults))
         return found[-1].is_kept
 
+    need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
-        write_onnx(model, work / FLOAT, bands=model.spec.in_channels, metadata=described(model, source))
-        if passed(FLOAT, onnx_classifier(work / FLOAT), Limits()):
-            if openvino:
-                write_openvino(out / FLOAT, work / OPENVINO)
-                passed(OPENVINO, openvino_classifier(work / OPENVINO, precision="f32"), Limits())
-            if int8:
-                quantise(out / FLOAT, work / INT8, calibration or data)
-                passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
+        with naming_a_full_disk(work, need):
+            write_onnx(model, work / FLOAT, bands=model.spec.in_channels, metadata=described(model, source))
+            if passed(FLOAT, onnx_classifier(work / FLOAT), Limits()):
+                if openvino:
+                    write_openvino(kept / FLOAT, work / OPENVINO)
+                    passed(OPENVINO, openvino_classifier(work / OPENVINO, precision="f32"), Limits())
+                if int8:
+                    quantise(kept / FLOAT, work / INT8, calibration or data)
+                    passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
+        best = [entry.file for entry in found if entry.is_kept and entry.file.endswith(".onnx")]
+        if best:
+            write_atomically(kept / "infer.py", INFER.format(file=best[-1]).encode())
+        report = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
+        write_atomically(kept / "parity.json", json.dumps(report, indent=1).encode())
+        for name in OWN:  # only now: until all of it is there, the export before it stays
+            (out / name).unlink(missing_ok=True)
+        for path in kept.iterdir():
+            os.replace(path, out / path.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    best = [entry.file for entry in found if entry.is_kept and entry.file.endswith(".onnx")]
-    if best:
-        write_atomically(out / "infer.py", INFER.format(file=best[-1]).encode())
-    report = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
-    write_atomically(out / "parity.json", json.dumps(report, indent=1).encode())
     return found
 
 

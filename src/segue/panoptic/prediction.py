@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from segue.data.listing import Pair
 from segue.data.sample import Array, Color, DataError
 from segue.data.tones import read_rgb
+from segue.disk import whole
 from segue.engine import write_atomically
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
@@ -73,13 +74,15 @@ def write_panoptic(
             tick()
             continue
         number, (height, width) = len(images) + 1, found.map.ids.shape
-        Image.fromarray(as_colors(found.map.ids)).save(place(out, "panoptic", pair.name, ".png"))
+        with whole(place(out, "panoptic", pair.name, ".png")) as path:
+            Image.fromarray(as_colors(found.map.ids)).save(path)
         images.append({"id": number, "file_name": f"{pair.name}{pair.image.suffix}", "width": width, "height": height})
         segments = segments_info(found.map)
         annotations.append({"image_id": number, "file_name": f"{pair.name}.png", "segments_info": segments})
         if overlays:
             tinted = outlined(found.image, found.map, model.spec.colors)
-            Image.fromarray(tinted).save(place(out, "overlays", pair.name, ".jpg"), quality=90)
+            with whole(place(out, "overlays", pair.name, ".jpg")) as path:
+                Image.fromarray(tinted).save(path, quality=90)
         tick()
     categories = [
         {"id": i, "name": name, "isthing": int(i in model.spec.things), "color": list(model.spec.colors[i])}

@@ -7,7 +7,6 @@ The ledger is a file of JSON lines, one a decision, appended and synced; the las
 import asyncio
 import io
 import json
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 
 from segue.data.finding import printable
-from segue.data.ledger import DECISIONS, read_ledger
+from segue.data.ledger import DECISIONS, append, read_ledger
 from segue.data.listing import Pair
 from segue.data.sample import Array, DataError
 from segue.data.tones import read_rgb
@@ -140,24 +139,16 @@ class Review:
             return self.ready[number][kind]
 
     def decide(self, number: int, decision: str) -> None:
-        """Appends a decision to the ledger; it is on the disk when this returns."""
+        """Appends a decision to the ledger; it is on the disk when this returns.
+
+        Raises:
+            OSError: it does not fit there; it is not taken.
+        """
         image = str(self.items[number].pair.image.resolve())
         line = {"image": image, "decision": decision, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with self.writing:
-            append_line(self.ledger, json.dumps(line))
+            append(self.ledger, line)
             self.decisions[image] = decision
-
-
-def append_line(path: Path, line: str) -> None:
-    """Appends a line and syncs it; what a cut-off process left of a last line goes first, since nobody can read it."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        content = file.read()
-        if not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -203,7 +194,11 @@ def add_review(app: Any, review: Review) -> None:
             item, decision = None, None
         if not is_item(item) or decision not in DECISIONS:
             return JSONResponse({"error": f"send an item's number and one of {', '.join(DECISIONS)}"}, 400)
-        await asyncio.to_thread(review.decide, item, decision)
+        try:
+            await asyncio.to_thread(review.decide, item, decision)
+        except OSError as error:
+            told = f"the decision is not kept ({error}); make room for {review.ledger.name} and try again"
+            return JSONResponse({"error": told}, 507)
         return JSONResponse({"item": item, "decision": decision})
 
     for path, give in (("", items), ("/progress", progress), ("/thumbnail", thumbnail), ("/picture", picture)):
