@@ -356,14 +356,14 @@ def test_pictures_of_a_review_are_found_by_number_alone(more: Path, tmp_path: Pa
 
 
 def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
-    from segue.serve.review import append_line
+    from segue.data.ledger import append
 
     path = tmp_path / "ledger"
     lines = [{"image": "/a", "decision": "accept"}, {"image": "/b", "decision": "reject"}]
     lines += [{"image": "/a", "decision": "redraw"}, {"image": "/b", "decision": "undecided"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"image": "/c", "deci')
     assert read_ledger(path) == {"/a": "redraw"}
-    append_line(path, json.dumps({"image": "/c", "decision": "reject"}))  # the torn one must not spoil the next
+    append(path, {"image": "/c", "decision": "reject"})  # the torn one must not spoil the next
     assert read_ledger(path) == {"/a": "redraw", "/c": "reject"}
 
 

@@ -236,7 +236,8 @@ def _file_options(name: str, command: str, known: set[str]) -> list[str]:
     Raises:
         UsageError: no such file, no YAML, or a field that is not known.
     """
-    import yaml
+    from segue.data.sample import DataError
+    from segue.records import read_yaml
 
     if not name:
         return []
@@ -244,12 +245,12 @@ def _file_options(name: str, command: str, known: set[str]) -> list[str]:
     if not path.is_file():
         raise UsageError(f"{command}: --config {path}: no such file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{command}: --config {path} is no valid YAML: {error}") from None
+        values = read_yaml(path, "the settings of a method") or {}
+    except DataError as error:
+        raise UsageError(f"{command}: --config {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{command}: --config {path} must hold 'name: value' lines")
-    values.pop("data", None)
+    values = {str(name): value for name, value in values.items() if name != "data"}
     unknown = [name for name in values if f"--{name}" not in known]
     if unknown:
         raise UsageError(f"{command}: {path}: unknown field {unknown[0]!r}{did_you_mean(f'--{unknown[0]}', known)}")

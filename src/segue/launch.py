@@ -281,7 +281,10 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> None:
         raise UsageError(f"--out {out} is not empty and holds no run of Segue; name another folder")
     try:
         known = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        is_sound = isinstance(known, dict) and isinstance(known.get("config", {}), dict)
+    except (ValueError, AttributeError, RecursionError):
+        is_sound = False
+    if not is_sound:
         raise UsageError(f"{record} is damaged; name another folder for --out") from None
     if known != identity:
         differs = sorted(

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from segue.data.sample import DataError
+
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
 
@@ -107,10 +109,24 @@ class Run:
                 file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of ``log.jsonl``, oldest first; a half-written last line is left out."""
+        """The lines of ``log.jsonl``, oldest first; a half-written last line is left out.
+
+        Raises:
+            DataError: a whole line is damaged.
+        """
         path = self.out / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], 1):
+            if line.endswith(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    sound = isinstance(entry["stage"], str) and isinstance(entry["step"], int)
+                except (ValueError, LookupError, TypeError, RecursionError):
+                    sound = False
+                if not sound:
+                    raise DataError(f"{path}:{number} is no line of a log; take it out, or begin a new run")
+                found.append(entry)
+        return found
 
     def rewind(self, stage: str, step: int) -> None:
         """Takes out what a run that was cut left behind ``step`` of ``stage``: log lines and half-written files."""

@@ -295,7 +295,6 @@ def labelled_names(run: Path) -> list[str]:
     if not record.is_file():
         return []
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))["data"].get("labelled_names", [])
-    except (ValueError, KeyError, AttributeError):
+        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["data"].get("labelled_names", [])))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{record} is damaged; name the run's model/ folder, or another run") from None
-    return [str(name) for name in found]

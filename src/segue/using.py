@@ -1,6 +1,5 @@
 """The verbs that use a model, as functions: what the command line and Python both call."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.prediction import Prediction, find_images
 from segue.prediction import predict as run_over
 from segue.progress import track
+from segue.records import expecting, read_json
 from segue.suggestion import Suggestion, choose, labelled_names
 from segue.tuning import tune
 from segue.weights import describe, load_any, load_encoder, load_model
@@ -55,12 +55,13 @@ def evaluate(
         record = Path(model) / "run.json"
         if not record.is_file():
             raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
-        described = json.loads(record.read_text(encoding="utf-8"))
-        at = described["data"]["validation_at"]
-        if not at["data"]:
+        with expecting(record, "the record of a run"):
+            described = read_json(record, "the record of a run")
+            at = described["data"]["validation_at"]
+            data, layout, mapping = str(at["data"]), str(at["layout"]), mapping or str(at["map"])
+            by_region = bool(described["identity"]["config"].get("by_region", False))
+        if not data:
             raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
-        data, layout, mapping = at["data"], at["layout"], mapping or at["map"]
-        by_region = described["identity"]["config"].get("by_region", False)
     listing = open_listing(data, layout)
     listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
     if isinstance(network, MaskClassifier):

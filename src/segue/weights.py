@@ -27,6 +27,7 @@ from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
+from segue.records import MISREAD, read_yaml
 
 FORMAT = 1
 Model = Segmenter | LinearProbe | CompactSegmenter  # semantic: logits for every pixel
@@ -105,14 +106,13 @@ def describe(source: str) -> dict[str, Any]:
         DataError: it is no valid YAML, or of a format this version does not know.
     """
     path = model_folder(source) / "model.yaml"
-    try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no valid YAML: {error}") from None
-    if not isinstance(described, dict) or described.get("kind") not in KINDS:
+    described = read_yaml(path, "the description of a model")
+    if not isinstance(described, dict) or str(described.get("kind")) not in KINDS:
         raise DataError(f"{path} names no kind of model that this version knows ({', '.join(KINDS)})")
     if described.get("format") != FORMAT:
         raise DataError(f"{path} has format {described.get('format')!r}; this version reads {FORMAT}: update Segue")
+    if not isinstance(described.get("spec"), dict):
+        raise DataError(f"{path} is damaged: its spec is no list of names and values")
     return described
 
 
@@ -188,8 +188,8 @@ def load_saved(source: str, *, device: str = "cpu") -> Saved:
     try:
         model = network(spec(**{name: _frozen(value) for name, value in described["spec"].items()}))
         model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, SafetensorError, RuntimeError, MemoryError, AssertionError, *MISREAD) as error:
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{path} cannot be loaded as model.yaml describes it ({first})") from None
     model.to(device).to(memory_format=torch.channels_last)  # as trained: other layouts round differently
     model.eval()

@@ -125,7 +125,9 @@ def claim(out: Path, identity: dict[str, object]) -> None:
     """
     record = out / "predict.json"
     if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
+        from segue.records import read_json
+
+        known = read_json(record, "the record of predictions")
         differing = [name for name in identity if known.get(name) != identity[name]]
         if differing:
             raise UsageError(f"--out {out} holds predictions of other settings ({', '.join(differing)}); name another")

@@ -1,7 +1,6 @@
 """One training of a run, as its folder tells it."""
 
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from segue import records
 from segue.data.sample import DataError
 from segue.engine import Run
 from segue.metrics import Confusion
+from segue.records import expecting
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Arm:
     @classmethod
     def read(cls, key: str, folder: Path) -> "Arm":
         """The finished training in ``folder``."""
-        evaluation = read_json(folder / "evaluation.json")
-        return cls(key, evaluation["method"], folder, evaluation, Run(folder, quiet=True).read_log())
+        path = folder / "evaluation.json"
+        evaluation = read_json(path)
+        with expecting(path, "the evaluation of a training"):
+            return cls(key, evaluation["method"], folder, evaluation, Run(folder, quiet=True).read_log())
 
     def score(self, name: str) -> float | None:
         """One of `Measured.scores`; None where it was not measured or is not defined."""
@@ -74,10 +77,6 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing or damaged.
     """
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: a report needs a finished run") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no valid JSON: {error}") from None
-    return found
+    if not path.exists():
+        raise DataError(f"{path} does not exist: a report needs a finished run")
+    return records.read_json(path, "a file of a run")

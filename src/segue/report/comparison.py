@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.sample import DataError
+from segue.records import expecting
 from segue.report import percent
 from segue.report.arm import Arm, read_json
 from segue.report.plots import lines
@@ -73,6 +74,16 @@ def best(name: str, values: Sequence[float | None]) -> int | None:
 
 
 def comparison_page(entries: Sequence[Entry]) -> str:
+    """The page.
+
+    Raises:
+        DataError: a file of one of the runs does not hold what it should.
+    """
+    with expecting(Path(", ".join(entry.name for entry in entries)), "runs that can be compared"):
+        return _page(entries)
+
+
+def _page(entries: Sequence[Entry]) -> str:
     """The page."""
     from jinja2 import Environment, StrictUndefined
 

@@ -23,6 +23,7 @@ from segue.batches import mix
 from segue.data.sample import Array, DataError
 from segue.models.compact import MAPS, feature_encoder
 from segue.models.pixels import Normalise
+from segue.records import expecting, read_json
 
 LABEL_STRIDE = 4  # labels and logits are kept at a quarter of the crop
 
@@ -68,10 +69,11 @@ class Cache:
     @classmethod
     def open(cls, folder: Path) -> "Cache":
         """A finished cache."""
-        described = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-        train, val = (_open_part(folder / name) for name in ("train", "val"))
-        mean, std = tuple(described["mean"]), tuple(described["std"])
-        return cls(folder, train, val, described["encoder"], described["classes"], mean, std)
+        with expecting(folder, "a cache of a search: remove the folder, and it is made again"):
+            described = read_json(folder / "cache.json", "the description of a cache")
+            train, val = (_open_part(folder / name) for name in ("train", "val"))
+            mean, std = tuple(described["mean"]), tuple(described["std"])
+            return cls(folder, train, val, described["encoder"], described["classes"], mean, std)
 
     def new_encoder(self) -> tuple[nn.Module, Normalise]:
         """The encoder as it was cached, and what comes before it."""
@@ -123,7 +125,7 @@ def build_cache(
         DataError: the cache that is there is of another ``source``.
     """
     if (folder / "cache.json").is_file():
-        if json.loads((folder / "cache.json").read_text(encoding="utf-8"))["source"] != source:
+        if read_json(folder / "cache.json", "the description of a cache").get("source") != source:
             raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
         return Cache.open(folder)
     partial = folder.with_name(f".{folder.name}.partial")

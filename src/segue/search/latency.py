@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segue.config import UsageError
 from segue.engine import write_atomically
 from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
+from segue.records import expecting
 from segue.search.runtime import maps_runner, model_runner, part_runner
 from segue.search.trials import Trial
 
@@ -119,8 +120,9 @@ class Table:
     @classmethod
     def read(cls, path: Path) -> "Table":
         """The table in ``path``."""
-        encoded, operations, projection, output = json.loads(path.read_text(encoding="utf-8"))
-        return cls(encoded, tuple(map(tuple, operations)), tuple(projection), tuple(output))
+        with expecting(path, "a table of times: remove it, and it is made again"):
+            encoded, operations, projection, output = json.loads(path.read_text(encoding="utf-8"))
+            return cls(encoded, tuple(map(tuple, operations)), tuple(projection), tuple(output))
 
     def estimate(self, genotype: Genotype) -> float:
         """Milliseconds of a genotype's model."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.sample import DataError
+from segue.records import expecting
 
 STATES = ("stopped", "done", "failed")
 
@@ -109,10 +110,14 @@ class Trials:
 
     def all(self) -> dict[int, Trial]:
         """The candidates by number, in their order."""
-        with self._open() as ledger:
-            rows = ledger.execute("SELECT * FROM trials ORDER BY trial").fetchall()
-        found = [Trial(**dict(zip(_COLUMNS, map(_read, _COLUMNS, row), strict=True))) for row in rows]
-        return {trial.trial: trial for trial in found}
+        with expecting(self.path, "the ledger of a search"):
+            try:
+                with self._open() as ledger:
+                    rows = ledger.execute("SELECT * FROM trials ORDER BY trial").fetchall()
+            except (sqlite3.Error, OverflowError) as error:
+                raise DataError(f"{self.path} is damaged ({error}); name another folder for --out") from None
+            found = [Trial(**dict(zip(_COLUMNS, map(_read, _COLUMNS, row), strict=True))) for row in rows]
+            return {trial.trial: trial for trial in found}
 
 
 def _read(name: str, value: Any) -> Any:

@@ -1,0 +1,87 @@
+"""YAML and JSON that a stranger may have written: one line names the file when it is not what was expected."""
+
+import contextlib
+import json
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segue.data.sample import DataError
+
+MOST_BYTES = 64 << 20
+MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out
+MISREAD = (
+    *(LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError),
+    *(EOFError, SyntaxError, tokenize.TokenError),  # of numpy's headers, which are Python literals
+)
+
+
+@contextlib.contextmanager
+def expecting(path: Path, what: str) -> Iterator[None]:
+    """Takes whatever goes wrong while the content of ``path`` is taken apart for a fault of the file.
+
+    Args:
+        path: of the file.
+        what: it should hold, with its article.
+
+    Raises:
+        DataError: the file is at fault.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except MISREAD as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataError(f"{path} is damaged or not {what} ({told}); restore it or name another") from None
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        DataError: it is missing, damaged, too large or holds something else.
+    """
+    with expecting(path, what):
+        found = json.loads(_text(path))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}")
+        return found
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds, by the safe loader.
+
+    Raises:
+        DataError: it is missing, no YAML, or too large once its aliases are written out.
+    """
+    import yaml
+
+    with expecting(path, what):
+        try:
+            found = yaml.safe_load(_text(path))
+        except yaml.YAMLError as error:
+            raise DataError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        count, waiting = 0, [found]
+        while waiting:
+            value = waiting.pop()
+            count += 1
+            if count > MOST_VALUES:
+                raise ValueError(f"more than {MOST_VALUES:,} values, aliases written out")
+            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return found
+
+
+def _text(path: Path) -> str:
+    """The whole file.
+
+    Raises:
+        ValueError: it is too large, or no UTF-8.
+    """
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{size:,} bytes are more than {MOST_BYTES:,}")
+    return path.read_text(encoding="utf-8")
