@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import time
@@ -355,6 +356,118 @@ def test_pictures_of_a_review_are_found_by_number_alone(more: Path, tmp_path: Pa
         assert not (tmp_path / "ledger").exists()
 
 
+def write_run(folder: Path, log: list[dict[str, Any]], miou: float | None, **told: Any) -> None:
+    """A run folder as training leaves it, without its model."""
+    folder.mkdir(parents=True)
+    identity = {"verb": "train", "method": "supervised", "seed": 3, "config": {}}
+    record = {
+        "identity": identity,
+        "command": "segue train photos --out o",
+        "started": "2026-01-02T03:04:05+0000",
+        **told,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    if miou is not None:
+        evaluation = {
+            "method": "supervised",
+            "seconds": 2.5,
+            "scores": {"miou": miou, "ece": math.nan, "iou/disc": 0.1},
+        }
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+
+
+def lines(stage: str, values: list[float]) -> list[dict[str, Any]]:
+    return [{"stage": stage, "step": i, "loss": value, "lr": 0.1} for i, value in enumerate(values, 1)]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_runs_are_listed_and_their_curves_drawn(page: Any, segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.runs import RunList
+
+    out = tmp_path / "runs" / "first"
+    status, _, errors = segue(
+        "train", dataset, "--out", out, "--compare", "--device", "cpu", *options(evaluate_every=4)
+    )
+    assert status == 0, errors
+    write_run(tmp_path / "runs" / HOSTILE, lines(HOSTILE, [2.0, 1.0]), 0.9, command=HOSTILE)
+    with live(Served(made(0), "runs/first", runs=RunList(tmp_path / "runs"))) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.locator("#tab-runs").click()
+        wait(page, "document.body.dataset.drawn")
+        rows = page.locator("#run-table tbody tr")
+        assert "first" in rows.nth(0).inner_text()  # started last
+        assert "90.0 % mIoU" in page.locator("#run-table").inner_text()
+        page.get_by_role("button", name="Score").click()
+        assert HOSTILE in rows.nth(0).inner_text()
+        for name in ("first", "first/baseline"):
+            page.get_by_label(f"draw {name}", exact=True).uncheck()
+        page.get_by_label(f"draw {HOSTILE}").focus()
+        page.keyboard.press("Space")
+        wait(page, "document.querySelectorAll('#charts figure').length == 1")
+        assert page.evaluate("document.activeElement.ariaLabel") == f"draw {HOSTILE}"
+        path = page.locator("#charts .line").get_attribute("d")
+        ends = [float(part.split()[1]) for part in path.removeprefix("M").split("L")]
+        assert ends == [10.0, 220.0]  # from the top to the bottom of the axes
+        page.get_by_label("draw first", exact=True).check()
+        wait(page, "document.querySelectorAll('#charts figure:first-child .line').length >= 2")
+        assert page.locator("#charts figure").first.locator("text.end").all_text_contents() in (["1", "2"], ["2", "1"])
+        page.locator("#curve").select_option("lr")
+        wait(page, "document.querySelectorAll('#charts figure').length == 1")
+        shoot(page, "runs_wide")
+        assert HOSTILE in page.locator("#run-notes").inner_text()
+        assert page.evaluate("document.body.dataset.harmed") is None
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.faults == []
+
+
+def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import live
+
+    from segue.serve.app import Served
+    from segue.serve.runs import POINTS, RunList
+
+    root, long = tmp_path / "runs", [1.0 / i for i in range(1, 2001)]
+    write_run(root / "a", [*lines("one", [3.0, math.nan, 1.0]), *lines("two", long)], 0.5)
+    write_run(root / "deep" / "b", lines("one", [2.0]), None, started="2026-01-03")
+    (root / "a" / "baseline").mkdir()
+    (root / "a" / "baseline" / "log.jsonl").write_text('{"stage": "one", "step": 7, "loss": 1.5}\n{"stage": "on')
+    write_run(root / "torn", [], None)
+    (root / "torn" / "run.json").write_text('{"identity": [')
+    write_run(root / "odd", [], 0.5, identity=["x"])
+    (root / "odd" / "log.jsonl").write_text("[]\n")
+    write_run(tmp_path / "elsewhere", [], 0.5)
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    with live(Served(made(0), "m", runs=RunList(root))) as server:
+        found = {row["name"]: row for row in server.json("/runs")["runs"]}  # type: ignore[attr-defined]
+        assert set(found) == {"a", "a/baseline", "deep/b", "torn", "odd"}
+        assert [found[name]["at"] for name in ("a", "a/baseline", "deep/b")] == ["two 2000", "one 7", "one 1"]
+        assert (found["a"]["score"], found["a"]["scores"]) == (["miou", 0.5], {"miou": 0.5})
+        assert [found[name]["is_finished"] for name in ("a", "deep/b")] == [True, False]
+        assert "no valid JSON" in found["torn"]["fault"]
+        assert "no sound run" in found["odd"]["fault"]
+        drawn = server.json(f"/runs/curves?run={found['a']['run']}")
+        assert drawn["stages"] == {"one": 0, "two": 3}
+        first, second = drawn["curves"]["loss"]  # type: ignore[index]
+        assert first == [[1, 3.0], [3, 1.0]]  # what is not finite is no point
+        assert (len(second) <= POINTS + 1, second[0], second[-1]) == (True, [4, 1.0], [2003, 1 / 2000])
+        status, content = server.ask(f"/runs/curves?run={found['odd']['run']}")
+        assert (status, b"damaged" in content) == (404, True)
+        for run in ("-1", "5", "..", "/etc", "0/../..", ""):
+            assert server.ask(f"/runs/curves?run={run}")[0] in (404, 422), run
+        write_run(root / "c", [], 0.25)
+        numbers = {row["name"]: row["run"] for row in server.json("/runs")["runs"]}  # type: ignore[attr-defined]
+        assert numbers == {**{name: row["run"] for name, row in found.items()}, "c": 5}
+
+
 def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     from segue.data.ledger import append
 
@@ -402,6 +515,7 @@ def test_a_saved_model_is_served_with_its_review(tmp_path: Path, more: Path) -> 
     call = ["serve", str(source), "--against", str(source), "--review", str(more), "--ledger", str(tmp_path / "l")]
     served = open_served(parser().parse_args(call), "cpu")
     assert served.against is not None
+    assert served.runs is None
     assert served.review is not None
     listing = served.review.listing()
     assert len(listing["items"]) == 10

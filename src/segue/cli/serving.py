@@ -20,6 +20,7 @@ def add_commands(command: Command) -> None:
     serve.add_argument("--against", default="", metavar="RUN", help="a second model to compare with on the page")
     serve.add_argument("--review", default="", metavar="IMAGES", help="unlabelled images whose pseudo-labels to review")
     serve.add_argument("--ledger", default="", metavar="FILE", help="where the decisions of the review are kept")
+    serve.add_argument("--runs", default="", metavar="FOLDER", help="list the runs beneath it, with their curves")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's see it too"
     )
@@ -58,8 +59,8 @@ def serve_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.tuning import tune
 
     known = [
-        "--against", "--review", "--ledger", "--host", "--port", "--token", "--max-mb", "--max-megapixels", "--timeout",
-        "--queue", "--batch", "--device",
+        "--against", "--review", "--ledger", "--runs", "--host", "--port", "--token", "--max-mb", "--max-megapixels",
+        "--timeout", "--queue", "--batch", "--device",
     ]  # fmt: skip
     refuse_rest(rest, "segue serve", known)
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
@@ -97,16 +98,17 @@ def serve_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def open_served(arguments: argparse.Namespace, device: str) -> "Served":
-    """The models and the review that the options name.
+    """What the options name.
 
     Raises:
-        UsageError: a panoptic model.
+        UsageError: a panoptic model, or a folder that is not there.
         DataError: no model, no picture to review, or a ledger that holds something else.
     """
     from segue.export.delivery import refuse_unfit
     from segue.prediction import find_images
     from segue.serve.app import Served
     from segue.serve.review import Review
+    from segue.serve.runs import RunList
     from segue.weights import load_any
 
     model = refuse_unfit(load_any(arguments.model, device=device), arguments.model)
@@ -117,4 +119,7 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
         if not ledger.parent.is_dir() or ledger.is_dir():
             raise UsageError(f"--ledger {ledger}: name a file in a folder that is there")
         review = Review(model, find_images([arguments.review]), ledger)
-    return Served(model, arguments.model, against, arguments.against, review)
+    if arguments.runs and not Path(arguments.runs).is_dir():
+        raise UsageError(f"--runs {arguments.runs} is no folder; name the one that your runs lie in")
+    runs = RunList(Path(arguments.runs)) if arguments.runs else None
+    return Served(model, arguments.model, against, arguments.against, review, runs)

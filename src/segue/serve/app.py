@@ -18,6 +18,7 @@ from segue.extras import require
 from segue.serve.limits import App, Guard, Limits
 from segue.serve.page import STATIC, add_static
 from segue.serve.review import Review, add_review
+from segue.serve.runs import RunList, add_runs
 from segue.serve.worker import Answer, Worker, png
 from segue.weights import Model
 
@@ -32,6 +33,7 @@ class Served:
         against: a second model to compare with.
         against_name: its name.
         review: pseudo-labels that wait for a decision.
+        runs: to list, with their curves.
     """
 
     model: Model
@@ -39,6 +41,7 @@ class Served:
     against: Model | None = None
     against_name: str = ""
     review: Review | None = None
+    runs: RunList | None = None
 
 
 def plain(found: Answer, model: Model) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
     seconds = prometheus.Histogram("segue_predict_seconds", "Time of predictions", registry=registry)
     waiting = prometheus.Gauge("segue_waiting", "Requests that wait or are worked on", registry=registry)
     waiting.set_function(lambda: sum(worker.waiting for worker in workers.values()))
+    views: list[str] = []  # of the page, beside the picture
     app: Any = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def refuse(status: int, error: str) -> Any:
@@ -117,7 +121,7 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
 
     async def about() -> dict[str, Any]:
         return {
-            "model": served.name, "against": served.against_name or None, "review": served.review is not None,
+            "model": served.name, "against": served.against_name or None, "views": views,
             "classes": [
                 {"name": name, "color": list(color)}
                 for name, color in zip(served.model.spec.classes, served.model.spec.colors, strict=True)
@@ -132,6 +136,10 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
     add_static(app)
     if served.review is not None:
         add_review(app, served.review)
+        views.append("review")
+    if served.runs is not None:
+        add_runs(app, served.runs)
+        views.append("runs")
     return Guard(
         app,
         token=token,

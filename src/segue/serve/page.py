@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-SCRIPTS = ("app", "colors", "core", "look", "maps", "review")
+SCRIPTS = ("app", "chart", "colors", "core", "look", "maps", "review", "runs")
 STATIC = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),

@@ -3,8 +3,9 @@ import { askJson, at, say } from "./core.js";
 import { choose } from "./colors.js";
 import * as look from "./look.js";
 import * as review from "./review.js";
+import * as runs from "./runs.js";
 
-const views = { look, review };
+const views = { look, review, runs };
 const tabs = [...document.querySelectorAll("[role=tab]")];
 let about = null;
 
@@ -46,7 +47,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   try {
     about = await askJson("/about");
     at("model").textContent = about.model + (about.against ? ` against ${about.against}` : "");
-    at("tab-review").hidden = !about.review;
+    for (const name of Object.keys(views)) at(`tab-${name}`).hidden = !["look", ...about.views].includes(name);
     choose(about.classes);
     open("look");
     document.body.dataset.ready = "yes";
