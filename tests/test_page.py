@@ -468,6 +468,111 @@ def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> N
         assert numbers == {**{name: row["run"] for name, row in found.items()}, "c": 5}
 
 
+@needs_browser
+@pytest.mark.slow
+def test_what_is_wrong_with_a_set_and_what_to_label_next_is_shown(
+    page: Any, segue: Segue, dataset: Path, more: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.checked import Checked
+    from segue.serve.suggested import Suggested
+
+    described = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**described, "classes": [HOSTILE, "disc", "bar"]}))
+    mask = np.array(Image.open(dataset / "labels" / "train_002.png"))
+    mask[:9] = 77
+    Image.fromarray(mask).save(dataset / "labels" / "train_002.png")
+    (more / "new_0.png").rename(more / f"{HOSTILE}.png")
+    source = save_model(made(0), tmp_path / "model", method="supervised", metrics={})
+    status, _, errors = segue(
+        "suggest", more, "--model", source, "--n", 10, "--out", tmp_path / "next", "--device", "cpu"
+    )
+    assert status == 0, errors
+    served = Served(made(0), "m", checked=Checked(str(dataset)), suggested=Suggested.read(tmp_path / "next"))
+    with live(served) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.locator("#tab-check").click()
+        wait(page, "document.body.dataset.checked")
+        fault = page.locator("#findings article.stop")
+        assert "STOP E101" in fault.locator("h3").inner_text()
+        assert "train_002.png" in fault.inner_text()
+        assert "--fix" in fault.locator(".fix").inner_text() or "--map" in fault.locator(".fix").inner_text()
+        wait(page, "document.querySelector('#findings img').naturalWidth > 0")
+        assert page.locator("#check-account").inner_text().count("Using 10 of 10 files found, 0 left out") == 1
+        assert HOSTILE in page.locator("#check-classes").inner_text()
+        assert page.locator("#sheet figure").count() == 10
+        shoot(page, "check_wide")
+        page.locator("#tab-suggested").click()
+        wait(page, "document.body.dataset.suggested == '10'")
+        names = (tmp_path / "next" / "chosen.txt").read_text().splitlines()
+        assert page.locator("#to-label strong").all_inner_texts() == [f"{i}. {name}" for i, name in enumerate(names, 1)]
+        assert "of all doubt about" in page.locator("#to-label li").first.inner_text()
+        assert f"--labels {tmp_path / 'next' / 'chosen.txt'}" in page.locator("#suggested").inner_text()
+        page.locator("#to-label li").last.scroll_into_view_if_needed()
+        wait(page, "[...document.querySelectorAll('#to-label img')].every(i => i.naturalWidth > 0)")
+        shoot(page, "suggested_wide")
+        page.get_by_label(f"look at {names[3]} with the model").press("Enter")
+        wait(page, "document.querySelectorAll('#legend tbody tr').length == 3")
+        assert page.locator("#look").is_visible()
+        ids = said(made(0), more / f"{names[3]}.png")[0]
+        shares = page.locator("#legend tbody tr", has_text="disc").locator("td").nth(1).inner_text()
+        assert float(shares.removesuffix(" %")) == pytest.approx(100 * (ids == 1).mean(), abs=5)  # through a JPEG
+        page.set_viewport_size({"width": 390, "height": 800})
+        for name in ("check", "suggested"):
+            page.locator(f"#tab-{name}").click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            shoot(page, f"{name}_phone")
+        assert page.evaluate("document.body.dataset.harmed") is None
+        assert page.faults == []
+
+
+def test_suggestions_and_a_check_are_given_by_number_alone(
+    segue: Segue, dataset: Path, more: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import live
+
+    from segue.serve.app import Served
+    from segue.serve.checked import Checked
+    from segue.serve.suggested import Suggested
+
+    one = {"distance": 0.5, "reason": "far; stands for 2", "stands_for": 2, "uncertainty": None}
+    chosen = [{**one, "name": name, "image": str(more / f"{name}.png")} for name in ("new_3", "gone")]
+    whole = {"chosen": chosen, "coverage": dict.fromkeys(("farthest", "mean", "random_farthest", "random_mean"), 0.5)}
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "suggestion.json").write_text(json.dumps({**whole, "labelled": 1, "found": 12}))
+    Image.fromarray(draw(3, 500)[0]).save(more / "new_3.png")
+    served = Served(made(0), "m", checked=Checked(str(dataset)), suggested=Suggested.read(tmp_path / "next"))
+    with live(served) as server:
+        assert server.json("/about")["views"] == ["suggested", "check"]
+        assert [entry["item"] for entry in server.json("/suggested")["items"]] == [0, 1]  # type: ignore[attr-defined]
+        for size, side in (("small", 320), ("large", 500)):
+            with Image.open(io.BytesIO(server.ask(f"/suggested/picture?item=0&size={size}")[1])) as image:
+                assert image.size == (side, side)
+        for asked in ("item=1", "item=2", "item=-1", "item=..", "item=0&size=..", f"item={more}"):
+            assert server.ask(f"/suggested/picture?{asked}")[0] in (404, 422), asked
+        until = time.monotonic() + 20
+        while not (found := server.json("/check"))["found"]:
+            assert (time.monotonic() < until, found["error"]) == (True, "")
+        assert found["found"]["account"] == {"found": 10, "used": 10, "dropped": 0}  # type: ignore[index]
+        assert found["done"] == found["of"] == 10
+    source = save_model(made(0), tmp_path / "model", method="supervised", metrics={})
+    (tmp_path / "next" / "suggestion.json").write_text('{"chosen": [{"name": 1}]}')
+    for arguments, message in (
+        (("--suggested", tmp_path / "next"), "no list of segue suggest"),
+        (("--suggested", more), "segue suggest --out"),
+        (("--check", tmp_path / "none"), "none"),
+        (("--runs", tmp_path / "none"), "is no folder"),
+        (("--sugested", more), "--suggested"),
+    ):
+        status, _, errors = segue("serve", source, *arguments)
+        assert (status, errors.count("\n"), message in errors) == (2, 1, True), errors
+
+
 def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     from segue.data.ledger import append
 

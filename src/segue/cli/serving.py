@@ -21,6 +21,8 @@ def add_commands(command: Command) -> None:
     serve.add_argument("--review", default="", metavar="IMAGES", help="unlabelled images whose pseudo-labels to review")
     serve.add_argument("--ledger", default="", metavar="FILE", help="where the decisions of the review are kept")
     serve.add_argument("--runs", default="", metavar="FOLDER", help="list the runs beneath it, with their curves")
+    serve.add_argument("--check", default="", metavar="DATA", help="show what segue check finds in this data set")
+    serve.add_argument("--suggested", default="", metavar="FOLDER", help="show what segue suggest --out FOLDER chose")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's see it too"
     )
@@ -59,9 +61,9 @@ def serve_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.tuning import tune
 
     known = [
-        "--against", "--review", "--ledger", "--runs", "--host", "--port", "--token", "--max-mb", "--max-megapixels",
-        "--timeout", "--queue", "--batch", "--device",
-    ]  # fmt: skip
+        *("--against", "--review", "--ledger", "--runs", "--check", "--suggested", "--host", "--port", "--token"),
+        *("--max-mb", "--max-megapixels", "--timeout", "--queue", "--batch", "--device"),
+    ]
     refuse_rest(rest, "segue serve", known)
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
         if getattr(arguments, name) <= 0:
@@ -102,13 +104,15 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
 
     Raises:
         UsageError: a panoptic model, or a folder that is not there.
-        DataError: no model, no picture to review, or a ledger that holds something else.
+        DataError: no model, no picture to review, a ledger or a list that holds something else, or no data set.
     """
     from segue.export.delivery import refuse_unfit
     from segue.prediction import find_images
     from segue.serve.app import Served
+    from segue.serve.checked import Checked
     from segue.serve.review import Review
     from segue.serve.runs import RunList
+    from segue.serve.suggested import Suggested
     from segue.weights import load_any
 
     model = refuse_unfit(load_any(arguments.model, device=device), arguments.model)
@@ -122,4 +126,13 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
     if arguments.runs and not Path(arguments.runs).is_dir():
         raise UsageError(f"--runs {arguments.runs} is no folder; name the one that your runs lie in")
     runs = RunList(Path(arguments.runs)) if arguments.runs else None
-    return Served(model, arguments.model, against, arguments.against, review, runs)
+    return Served(
+        model,
+        arguments.model,
+        against,
+        arguments.against,
+        review,
+        runs,
+        Checked(arguments.check) if arguments.check else None,
+        Suggested.read(Path(arguments.suggested)) if arguments.suggested else None,
+    )

@@ -15,10 +15,12 @@ import numpy as np
 import segue
 from segue.data.sample import DataError
 from segue.extras import require
+from segue.serve.checked import Checked, add_check
 from segue.serve.limits import App, Guard, Limits
 from segue.serve.page import STATIC, add_static
 from segue.serve.review import Review, add_review
 from segue.serve.runs import RunList, add_runs
+from segue.serve.suggested import Suggested, add_suggested
 from segue.serve.worker import Answer, Worker, png
 from segue.weights import Model
 
@@ -34,6 +36,8 @@ class Served:
         against_name: its name.
         review: pseudo-labels that wait for a decision.
         runs: to list, with their curves.
+        checked: a data set and what is wrong with it.
+        suggested: what to label next.
     """
 
     model: Model
@@ -42,6 +46,8 @@ class Served:
     against_name: str = ""
     review: Review | None = None
     runs: RunList | None = None
+    checked: Checked | None = None
+    suggested: Suggested | None = None
 
 
 def plain(found: Answer, model: Model) -> dict[str, Any]:
@@ -82,7 +88,6 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
     seconds = prometheus.Histogram("segue_predict_seconds", "Time of predictions", registry=registry)
     waiting = prometheus.Gauge("segue_waiting", "Requests that wait or are worked on", registry=registry)
     waiting.set_function(lambda: sum(worker.waiting for worker in workers.values()))
-    views: list[str] = []  # of the page, beside the picture
     app: Any = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def refuse(status: int, error: str) -> Any:
@@ -134,12 +139,7 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
     for path, give in (("/healthz", health), ("/metrics", metrics), ("/about", about)):
         app.add_api_route(path, give, methods=["GET"])
     add_static(app)
-    if served.review is not None:
-        add_review(app, served.review)
-        views.append("review")
-    if served.runs is not None:
-        add_runs(app, served.runs)
-        views.append("runs")
+    views = add_views(app, served)
     return Guard(
         app,
         token=token,
@@ -148,3 +148,21 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
         limits=limits,
         told=lambda status: requests.labels(str(status)).inc(),
     )
+
+
+def add_views(app: Any, served: Served) -> list[str]:
+    """Adds what the page shows beside a picture; the names of these views."""
+    names = []
+    if served.review is not None:
+        add_review(app, served.review)
+        names.append("review")
+    if served.suggested is not None:
+        add_suggested(app, served.suggested, served.model.spec.tones)
+        names.append("suggested")
+    if served.checked is not None:
+        add_check(app, served.checked)
+        names.append("check")
+    if served.runs is not None:
+        add_runs(app, served.runs)
+        names.append("runs")
+    return names

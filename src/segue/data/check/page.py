@@ -34,12 +34,12 @@ def write_page(path: Path, audits: Sequence[Audit], further: Sequence[Finding]) 
         raise DataError(f"--html {path} is there already; name another file")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8"))
-    page = template.render(sets=[_set(audit) for audit in audits], further=[_finding(f) for f in further])
+    page = template.render(sets=[set_view(audit) for audit in audits], further=[_finding(f) for f in further])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _set(audit: Audit) -> dict[str, Any]:
+def set_view(audit: Audit) -> dict[str, Any]:
     """What the page says of one set."""
     listing, facts = audit.listing, audit.facts
     shares = facts.pixels / max(1, int(facts.pixels.sum()))

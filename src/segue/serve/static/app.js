@@ -1,11 +1,13 @@
 // The page: its tabs, and what the server has.
+import * as check from "./check.js";
 import { askJson, at, say } from "./core.js";
 import { choose } from "./colors.js";
 import * as look from "./look.js";
 import * as review from "./review.js";
 import * as runs from "./runs.js";
+import * as suggested from "./suggested.js";
 
-const views = { look, review, runs };
+const views = { look, review, suggested, check, runs };
 const tabs = [...document.querySelectorAll("[role=tab]")];
 let about = null;
 
@@ -30,6 +32,12 @@ document.querySelector("[role=tablist]").addEventListener("keydown", (event) => 
   const next = shown[(to + shown.length) % shown.length];
   open(next.id.slice(4));
   next.focus();
+});
+
+document.addEventListener("look", ({ detail }) => { // a view shows a picture to the model
+  open("look");
+  tabs[0].focus();
+  look.look(detail);
 });
 
 for (const kind of ["dragover", "dragleave", "drop"]) {

@@ -1,7 +1,7 @@
 // Curves as SVG. Each is told apart by its colour, its dashes and the number at its end.
 
 const SVG = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [460, 250, 54, 22, 10, 30];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [460, 256, 54, 22, 10, 36];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2"];
 export const LINES = DASHES.length;
 
@@ -44,7 +44,7 @@ export function chart(title, curves, marks = []) {
   for (const tick of ticks(low, high)) {
     drawn.append(element("path", { d: `M${LEFT} ${y(tick)}H${WIDTH - RIGHT}`, class: "grid" }), element("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
   }
-  for (const tick of ticks(left, right, 5)) drawn.append(element("text", { x: x(tick), y: HEIGHT - 13, "text-anchor": "middle" }, short(tick)));
+  for (const tick of ticks(left, right, 5)) drawn.append(element("text", { x: x(tick), y: HEIGHT - 19, "text-anchor": "middle" }, short(tick)));
   for (const mark of marks) if (mark > 0) drawn.append(element("path", { d: `M${x(mark)} ${TOP}V${HEIGHT - BOTTOM}`, class: "mark" }));
   for (const { place, label, stages } of curves) {
     for (const stage of stages) {
@@ -60,7 +60,7 @@ export function chart(title, curves, marks = []) {
     above = Math.max(y(value) + 4, above + 11);
     drawn.append(element("text", { x: x(step) + 5, y: above, class: "end" }, String(label)));
   }
-  drawn.append(element("text", { x: WIDTH - RIGHT, y: HEIGHT, "text-anchor": "end" }, "step"));
+  drawn.append(element("text", { x: WIDTH - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, "step"));
   const box = document.createElement("figure");
   const said = document.createElement("figcaption");
   said.textContent = title;
