@@ -452,7 +452,7 @@ def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> N
         assert [found[name]["at"] for name in ("a", "a/baseline", "deep/b")] == ["two 2000", "one 7", "one 1"]
         assert (found["a"]["score"], found["a"]["scores"]) == (["miou", 0.5], {"miou": 0.5})
         assert [found[name]["is_finished"] for name in ("a", "deep/b")] == [True, False]
-        assert "no valid JSON" in found["torn"]["fault"]
+        assert "is damaged" in found["torn"]["fault"]
         assert "no sound run" in found["odd"]["fault"]
         drawn = server.json(f"/runs/curves?run={found['a']['run']}")
         assert drawn["stages"] == {"one": 0, "two": 3}

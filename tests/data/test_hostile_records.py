@@ -64,14 +64,14 @@ def record(root: Path) -> Path:
 
 
 def read_record(path: Path) -> None:
-    from segue import verbs
+    from segue import using
     from segue.launch import claim_folder
     from segue.suggestion import labelled_names
 
     for read in (
         lambda: claim_folder(path.parent, IDENTITY),
         lambda: labelled_names(path.parent),
-        lambda: verbs.evaluate(path.parent, device="cpu"),
+        lambda: using.evaluate(path.parent, device="cpu"),
     ):
         try:
             read()
