@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from segue.data.layouts import open_images
+from segue.data.layouts import is_set, open_images
 from segue.data.listing import Pair, images_in
+from segue.data.packed import Packed
 from segue.data.sample import (
     IMAGE_SUFFIXES,
     UNREADABLE,
@@ -58,7 +59,7 @@ def find_images(sources: Sequence[str]) -> tuple[Pair, ...]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            pairs = {p.name: p.image for p in open_images(source)} if (path / "images").is_dir() else images_in(path)
+            pairs = {p.name: p.image for p in open_images(source)} if is_set(path) else images_in(path)
             if not pairs:
                 raise DataError(f"{path} holds no image")
         elif path.is_file():
@@ -209,7 +210,7 @@ GEOREFERENCE = 34735  # the TIFF tag that says where on Earth a picture lies
 
 def is_scene(path: Path, largest: int) -> bool:
     """A TIFF that has a georeference, that Pillow does not read, or that is too large for one pass."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if path.suffix.lower() not in (".tif", ".tiff") or isinstance(path, Packed):
         return False
     try:
         with Image.open(path, formats=("TIFF",)) as header:

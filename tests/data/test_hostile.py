@@ -25,6 +25,7 @@ from segue.config import Data
 from segue.data.check.audit import Audit, audit
 from segue.data.layouts import open_listing
 from segue.data.sample import DataError, open_image, picture_size
+from segue.data.sharding import write_shards
 from segue.data.training import open_training
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -176,11 +177,18 @@ def write_colored(root: Path) -> None:
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nx:0,0,0::\ny:1,0,0::\nz:2,0,0::\n")
 
 
+def write_packed(root: Path) -> None:
+    files = write_set(root.with_name(f"{root.name}_files"), train=2, val=1, test=1, size=32)
+    write_shards(open_listing(str(files)), root, size=4000)
+    assert len(list(root.glob("*.tar"))) > 1
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "cityscapes": write_cityscapes, "voc": write_voc, "camvid": write_camvid, "ade20k": readers.write_ade,
     "mapillary": readers.write_mapillary, "bdd100k": write_bdd100k, "synthia": readers.write_synthia,
     "gta5": write_gta5, "coco_panoptic": readers.write_panoptic, "cvat": exports.cvat, "labelme": write_labelme,
     "labelstudio": write_studio, "coco_instances": readers.write_instances, "folder": write_colored,
+    "shards": write_packed,
 }  # fmt: skip
 
 

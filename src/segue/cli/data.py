@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_rest
+from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_rest, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_commands(command: Command) -> None:
     """Adds them to the parser."""
     _check_options(command("check", check_command, "every fault of a data set, with the command that mends it"))
-    data = command("data", lambda arguments, rest: print_help(data), "data sets: list, get, convert")
+    data = command("data", lambda arguments, rest: print_help(data), "data sets: list, get, convert, shard")
     _data_commands(data)
 
 
@@ -29,7 +29,7 @@ def print_help(of: Parser) -> int:
 
 def _data_commands(data: Parser) -> None:
     """The commands below ``segue data``."""
-    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert|increments")
+    of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert|shard|increments")
     listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
     listing.set_defaults(run=list_command)
     listing.add_argument("--json", action="store_true")
@@ -56,6 +56,13 @@ def _data_commands(data: Parser) -> None:
     convert.add_argument("--layout", default="auto", help="how the set lies on disk")
     convert.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
     convert.add_argument("--json", action="store_true", help="print what was written as JSON")
+    shard = of_data.add_parser("shard", help="pack a set into tar shards, which every command reads like any other set")
+    shard.set_defaults(run=shard_command)
+    shard.add_argument("data", metavar="DATA", help="the set's folder, or FOLDER:split; images without labels too")
+    shard.add_argument("--out", required=True, metavar="SHARDS", help="an empty or new folder")
+    shard.add_argument("--layout", default="auto", help="how the set lies on disk")
+    shard.add_argument("--shard-mb", type=whole_number, default=256, help="megabytes after which a shard ends")
+    shard.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def _check_options(check: Parser) -> None:
@@ -193,6 +200,32 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         for line in left_out_lines(Path(arguments.out)):
             print(line, file=sys.stderr)  # noqa: T201
     return USAGE_EXIT if written["left_out"] else 0
+
+
+def shard_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """``segue data shard``."""
+    from segue.data.check.audit import open_any
+    from segue.data.layouts import open_images, split_address
+    from segue.data.sharding import write_shards
+    from segue.progress import track
+
+    refuse_rest(rest, "segue data shard", ["--out", "--layout", "--shard-mb", "--json"])
+    if arguments.shard_mb < 1:
+        raise UsageError(f"--shard-mb {arguments.shard_mb}: give at least 1")
+    listing = open_any(arguments.data, arguments.layout)
+    is_whole = listing.layout == "folder" and split_address(arguments.data)[1] is None
+    further = open_images(arguments.data) if is_whole else ()
+    total = len({pair.image for split in (*listing.splits.values(), further) for pair in split})
+    with track("shard", total, quiet=arguments.json) as tick:
+        written = write_shards(
+            listing, Path(arguments.out), further=further, size=arguments.shard_mb << 20, tick=tick
+        )  # fmt: skip
+    if arguments.json:
+        print(json.dumps({**written, "out": arguments.out}))  # noqa: T201
+    else:
+        told = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in written.items())
+        print(f"{arguments.data} ({listing.layout}) to {arguments.out}: {told}")  # noqa: T201
+    return 0
 
 
 def increments_command(arguments: argparse.Namespace, rest: list[str]) -> int:

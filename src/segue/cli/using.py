@@ -238,12 +238,19 @@ def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue suggest``."""
     from dataclasses import asdict
 
+    from segue.data.layouts import split_address
+    from segue.data.layouts.shards import RECORD
     from segue.suggestion import write_suggestion
     from segue.using import suggest
 
     known = ["--model", "--n", "--out", "--skip_bad", "--seed", "--device", "--json"]
     refuse_rest(rest, "segue suggest", known)
     out = empty_folder(arguments.out)
+    if (split_address(arguments.images)[0] / RECORD).is_file():
+        raise UsageError(
+            f"segue suggest: {arguments.images} is a set in shards, whose pictures cannot be handed out one by one; "
+            f"name the folder it was packed from, or bring it back: segue data convert {arguments.images} DST"
+        )
     found = suggest(
         arguments.images, arguments.model, n=arguments.n, skip_bad=arguments.skip_bad, seed=arguments.seed,
         device=arguments.device, quiet=arguments.json,

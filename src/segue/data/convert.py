@@ -18,6 +18,7 @@ from segue.data.archive import check_path
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import Outline, Segment, draw, segment_ids
+from segue.data.packed import copy_file
 from segue.data.sample import (
     IGNORE,
     IMAGE_SUFFIXES,
@@ -149,13 +150,13 @@ def _copy(pair: Pair, kind: str, target: Path) -> None:
     if any(name == kind for name, _, _ in pair.tones):
         read_eight_bit(pair.image, pair.tones).save(_ready(target.with_name(f"{target.name}.png")))
     else:
-        shutil.copyfile(pair.image, _ready(target.with_name(target.name + pair.image.suffix.lower())))
+        copy_file(pair.image, _ready(target.with_name(target.name + pair.image.suffix.lower())))
 
 
 def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
     """Ids of single things uint16 (H, W), from 1 on and 0 elsewhere; None where the annotation tells none apart."""
-    kept = listing.root / "instances" / f"{pair.name}.png"
-    if listing.layout == "folder" and kept.is_file():
+    kept = None if listing.layout == "cityscapes" else listing.instance_path(pair)  # its ids say the class too
+    if kept is not None:
         return np.asarray(open_image(kept)).astype(np.uint16)
     parts: Sequence[Segment | Outline] = pair.segments or pair.outlines or ()
     if not parts or not listing.things or pair.mask is None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageFile
 
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
+from segue.data.packed import content
 from segue.data.sample import FORMATS, UNREADABLE, Array, Color, DataError, open_image, picture_size
 
 UNKNOWN = -1
@@ -109,7 +110,7 @@ def class_ids(path: Path) -> Image.Image:
         DataError: the file is missing, no image or cut short.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(content(path), formats=FORMATS) as image:
             if isinstance(image, ImageFile.ImageFile) and [tile.args for tile in image.tile] == ["RGB;16B"]:
                 image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
                 return image.getchannel(0)

@@ -9,7 +9,6 @@ classes of the increment alone; to validate, all classes seen so far, and what c
 import itertools
 import json
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 
 from segue.data.archive import check_path
 from segue.data.listing import Listing, Pair
+from segue.data.packed import copy_file
 from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE, DataError, write_label_map
 from segue.panoptic.maps import PanopticMap
@@ -213,7 +213,7 @@ def write_pair(folder: Path, pair: Pair, found: PanopticMap, labels: Mapping[int
     mask, numbers = (folder / kind / f"{pair.name}.png" for kind in ("labels", "instances"))
     for path in (image, mask, numbers):
         path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(pair.image, image)
+    copy_file(pair.image, image)
     kept = [labels.get(i, IGNORE) for i in range(len(listing.classes))]
     colors = {number: listing.colors[i] for i, number in enumerate(kept) if number != IGNORE}
     write_label_map(mask, classes[found.ids], [colors.get(i, (0, 0, 0)) for i in range(max(colors, default=-1) + 1)])

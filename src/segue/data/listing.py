@@ -29,6 +29,7 @@ class Pair:
         outlines: ``mask`` is an annotation file that gives these objects; class 0 is all that they leave free.
         is_wide: ``mask`` is a PNG of three 16-bit channels, the first of which holds class ids.
         tones: how ``image`` becomes 8-bit, where it is deeper.
+        instances: the file that numbers its objects, where it lies elsewhere than the layout says.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Pair:
     outlines: tuple[Outline, ...] | None = None
     is_wide: bool = False
     tones: Tones = ()
+    instances: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,15 @@ class Listing:
         return self.splits[name]
 
     def instance_path(self, pair: Pair) -> Path | None:
-        """The file beside the mask that numbers the objects of ``pair``, if there is one."""
+        """The file that numbers the objects of ``pair``, if there is one."""
+        if pair.instances is not None:
+            return pair.instances
         if pair.mask is not None and self.layout == "cityscapes":
             path = pair.mask.with_name(f"{pair.mask.name.split('_gtFine_')[0]}{INSTANCE_IDS}")
-        else:
+        elif self.layout == "folder":
             path = self.root / "instances" / f"{pair.name}.png"
+        else:
+            return None
         return path if path.is_file() else None
 
     def extended(self, ids: Mapping[int, int]) -> "Listing":

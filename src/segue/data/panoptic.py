@@ -78,8 +78,8 @@ class Annotation:
         if self.listing.layout == "cityscapes":
             return _of_cityscapes(pair)
         classes = Decoder.of(self.listing).known(np.asarray(mask_image(pair)), pair.mask)
-        path = self.listing.root / "instances" / f"{pair.name}.png"
-        if self.listing.layout == "folder" and path.is_file():
+        path = self.listing.instance_path(pair)
+        if path is not None:
             objects = np.asarray(open_image(path)).astype(np.int64)
             if objects.shape != classes.shape:
                 raise DataError(f"E108 {path} is {objects.shape[::-1]}, {pair.mask} is {classes.shape[::-1]}")
@@ -88,7 +88,8 @@ class Annotation:
             return classes, np.zeros_like(classes, np.int64), ()
         if not self.by_region:
             raise DataError(
-                f"{pair.mask} does not tell objects apart and there is no {path}; give instances, or --by_region true "
+                f"{pair.mask} does not tell objects apart and there is no "
+                f"{self.listing.root / 'instances' / f'{pair.name}.png'}; give instances, or --by_region true "
                 "to take connected regions as objects (outlines: segue data convert writes instances/)"
             )
         return classes, regions(classes, self.listing.things), ()

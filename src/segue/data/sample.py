@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
+from segue.data.errors import DataError as DataError  # noqa: PLC0414  every other file takes it from here
+from segue.data.packed import content
+
 IGNORE = 255
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -35,10 +38,6 @@ UNREADABLE = (
 )
 
 
-class DataError(ValueError):
-    """Something about the data that a person has to mend; the message names the file, the value and what to do."""
-
-
 def open_image(path: Path) -> Image.Image:
     """The image at ``path``, fully decoded and turned upright by its EXIF tag, in the mode of the file.
 
@@ -56,7 +55,7 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
     """
     _refuse_special(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(content(path), formats=FORMATS) as image:
             kind = kind_of(image)
             image.load()
             is_upright = image.getexif().get(ORIENTATION, 1) == 1
@@ -108,7 +107,7 @@ def orientation(header: Image.Image) -> int:
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of the upright picture, by its header alone."""
     _refuse_special(path)
-    with Image.open(path, formats=FORMATS) as header:
+    with Image.open(content(path), formats=FORMATS) as header:
         return (header.height, header.width) if orientation(header) >= 5 else header.size
 
 

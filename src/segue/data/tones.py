@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from segue.data.packed import content
 from segue.data.sample import FORMATS, UNREADABLE, Array, DataError, Tones, eight_bit, open_with_kind
 
 Ranges = tuple[tuple[float, ...], ...]
@@ -53,7 +54,7 @@ def deep_pixels(path: Path) -> Array:
 def _lower_bytes(path: Path) -> Array:
     """The image at ``path``, upright, its decoder told to keep the byte of each 16-bit value that it drops."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(content(path), formats=FORMATS) as image:
             if isinstance(image, ImageFile.ImageFile):
                 image.tile = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
             image.load()

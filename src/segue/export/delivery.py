@@ -13,7 +13,7 @@ import segue
 from segue.config import UsageError
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
-from segue.data.layouts import open_listing, split_address
+from segue.data.layouts import is_set, open_listing, split_address
 from segue.data.sample import DataError
 from segue.disk import ROOM, naming_a_full_disk
 from segue.evaluation import Samples
@@ -85,7 +85,7 @@ def open_check(address: str, classes: Sequence[str], *, limit: int) -> Whole:
         DataError: nothing there, or other classes than the model's.
     """
     root, split = split_address(address)
-    if not root.is_dir() or (split is None and not (root / "images").is_dir() and not (root / "dataset.json").exists()):
+    if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
         pairs = find_images([address])
         return Whole(pairs[:limit], Decoder({}, (), False))
     listing = open_listing(address)

@@ -23,6 +23,7 @@ from segue.data.check.inspection import MANY_VALUES, Inspector, size_or_fault
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, merged
 from segue.data.listing import Listing, Pair
+from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError
 from segue.data.tones import drops_bands
 
@@ -298,7 +299,7 @@ def _palette(listing: Listing, pairs: Sequence[Pair]) -> list[Finding]:
     if first is None or not listing.colors or isinstance(size_or_fault(first), Finding):
         return []
     try:
-        with Image.open(first, formats=FORMATS) as mask:
+        with Image.open(content(first), formats=FORMATS) as mask:
             flat = mask.getpalette() or [] if mask.mode == "P" else []
     except UNREADABLE:
         return []  # said already

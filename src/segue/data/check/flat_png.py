@@ -36,7 +36,7 @@ def flat_histogram(path: Path, size: int) -> tuple[tuple[int, int], Array] | Non
     """
     if size > LARGEST:
         return None
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         data = file.read(size)
     if data[:8] != SIGNATURE or len(data) < 33 or data[24] != 8 or data[25] not in COLOR_TYPES or any(data[26:29]):
         return None

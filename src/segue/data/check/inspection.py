@@ -18,6 +18,7 @@ from segue.data.decoder import UNKNOWN, Decoder, first_unknown, mask_image
 from segue.data.finding import Finding
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
+from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation
 from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
@@ -90,7 +91,7 @@ class Inspector:
                 if self._fits(seen, flat[0]):
                     self._ids(seen, flat[1], self.decoder.table)
                 return seen
-            with Image.open(pair.mask, formats=FORMATS) as mask:
+            with Image.open(content(pair.mask), formats=FORMATS) as mask:
                 self._lossless(seen, mask)
                 if self._fits(seen, mask.size[::-1] if orientation(mask) >= 5 else mask.size) and pixels:
                     self._mask(seen, mask)
@@ -106,7 +107,7 @@ class Inspector:
         """Header and end of an image of ``size`` bytes, and the range of a deep one; whether the file is sound."""
         path = seen.pair.image
         try:
-            with Image.open(path, formats=FORMATS) as header:
+            with Image.open(content(path), formats=FORMATS) as header:
                 turn = orientation(header)
                 seen.size = header.size[::-1] if turn >= 5 else header.size
                 seen.mode, seen.is_turned = kind_of(header), turn != 1

@@ -12,6 +12,7 @@ from segue.data.check.facts import Facts
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair
+from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, DataError, orientation, picture_size
 from segue.data.splits import choose
 
@@ -151,7 +152,7 @@ def _turn_of(image: Path) -> Image.Transpose:
     Raises:
         DataError: it asks for none.
     """
-    with Image.open(image, formats=FORMATS) as header:
+    with Image.open(content(image), formats=FORMATS) as header:
         turn = orientation(header)
     turns = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
              8: Image.Transpose.ROTATE_90}  # fmt: skip

@@ -17,6 +17,7 @@ from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
 from segue.data.layouts.folder import Folder
 from segue.data.layouts.gta5 import Gta5
 from segue.data.layouts.mapillary import Mapillary
+from segue.data.layouts.shards import Shards, all_images
 from segue.data.layouts.synthia import Synthia
 from segue.data.layouts.voc import Voc
 from segue.data.listing import Listing, Pair, images_in
@@ -37,6 +38,7 @@ class Layout(Protocol):
 
 # The most particular first: the first that matches is taken.
 LAYOUTS: dict[str, type[Layout]] = {
+    "shards": Shards,
     "cityscapes": Cityscapes,
     "voc": Voc,
     "camvid": CamVid,
@@ -86,6 +88,11 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
     return replace(listing, splits={split: listing.split(split)}) if split else listing
 
 
+def is_set(root: Path) -> bool:
+    """Whether the folder holds its images in a place of their own, not beside each other in itself."""
+    return (root / "images").is_dir() or Shards.matches(root)
+
+
 def open_images(address: str) -> tuple[Pair, ...]:
     """An unlabelled set: every image of a plain folder, or of a data set's split; masks are left alone.
 
@@ -97,6 +104,8 @@ def open_images(address: str) -> tuple[Pair, ...]:
         raise DataError(f"{root} does not exist or is no folder; name a folder of images")
     if split is not None:
         return tuple(Pair(pair.name, pair.image) for pair in open_listing(address).split(split))
+    if Shards.matches(root):
+        return all_images(root)
     folder = root / "images" if (root / "images").is_dir() else root
     pairs = tuple(Pair(name, path) for name, path in images_in(folder).items())
     if not pairs:
