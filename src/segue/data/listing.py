@@ -17,7 +17,7 @@ from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, Tones, p
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """An image and the label map that belongs to it.
 

@@ -47,8 +47,8 @@ def look_again() -> None:
 class Packed(type(Path())):  # type: ignore[misc]  # the class of this system's paths
     """``SHARD.tar/NAME``, which no other program can open by that path."""
 
+    __slots__ = ("offset", "shard", "size")  # there may be millions of them
     shard: Path
-    member: str
     offset: int
     size: int
 
@@ -56,8 +56,13 @@ class Packed(type(Path())):  # type: ignore[misc]  # the class of this system's 
     def at(cls, shard: Path, member: str, offset: int, size: int) -> "Packed":
         """The file whose content begins at byte ``offset`` of the tar and has ``size`` bytes."""
         found = cls(shard, member)
-        found.shard, found.member, found.offset, found.size = shard, member, offset, size
+        found.shard, found.offset, found.size = shard, offset, size
         return found
+
+    @property
+    def member(self) -> str:
+        """Its name in the tar."""
+        return "/".join(self.parts[len(self.shard.parts) :])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Packed.at, (self.shard, self.member, self.offset, self.size)
