@@ -1,13 +1,17 @@
 """Parts of the report that a method writes itself: the page knows no method, and a new one needs no change there.
 
 A method, or a verb when it concludes, calls `write_section`; the report shows every section of the run folder in the
-order of its file names. A section is a title and blocks of five kinds, each a plain dict:
+order of its file names. A section is a title and blocks of seven kinds, each a plain dict:
 
     {"text": "one paragraph"}
     {"warning": "a paragraph that must not be missed"}
     {"table": {"head": ["Class", "IoU, %"], "rows": [["road", "91.2"]]}}
     {"lines": {"title": "credible share", "x": "step", "y": "%", "series": {"road": [[0, 12.5], [50, 80.0]]}}}
     {"pictures": [["panels/000.jpg", "what it shows"]]}      paths within the run folder, shown in rows
+    {"points": {"title": "accuracy and time", "x": "ms", "y": "mIoU, %", "groups": {"teacher": [[310, 74.1, 350]]}}}
+        (x, y) of each, and how far x reaches where that is known; x on a logarithmic scale
+    {"graph": {"title": "the cell", "nodes": [["input", 0, 0], ["sum", 0, 1]], "edges": [[0, 1]]}}
+        (name, column, row) of each node, rows from the top; an edge goes from one node's number to another's
 """
 
 import json
@@ -17,7 +21,7 @@ from typing import Any
 
 from segue.run import Run, write_atomically
 
-KINDS = ("text", "warning", "table", "lines", "pictures")
+KINDS = ("text", "warning", "table", "lines", "pictures", "points", "graph")
 FOLDER = "sections"
 HEADLINE = "headline.json"
 

@@ -23,7 +23,7 @@ from segue.metrics import Confusion
 from segue.prediction import overlay, predict_image
 from segue.report.arm import Arm, read_json
 from segue.report.pictures import jpeg, picture_of
-from segue.report.plots import curves, lines, reliability, tsne
+from segue.report.plots import curves, graph, lines, points_of, reliability, tsne
 from segue.run import BASELINE, REJECTED
 from segue.sections import read_headline, read_sections
 from segue.weights import describe, load_model
@@ -84,6 +84,12 @@ def section_view(out: Path, name: str, section: Mapping[str, Any]) -> dict[str, 
         if kind == "lines":
             plot = lines(content["x"], content["y"], content["series"])
             blocks.append((kind, {"title": content["title"], "plot": plot}))
+        elif kind == "points":
+            plot = points_of(content["x"], content["y"], content["groups"])
+            blocks.append(("lines", {"title": content["title"], "plot": plot}))
+        elif kind == "graph":
+            plot = graph(content["nodes"], content["edges"])
+            blocks.append(("lines", {"title": content["title"], "plot": plot}))
         elif kind == "pictures":
             shown = []
             for path, caption in content:

@@ -144,3 +144,54 @@ def lines(x: str, y: str, series: Mapping[str, Sequence[Sequence[float]]]) -> st
             axes.legend(loc="best", fontsize=8)
 
     return svg(paint)
+
+
+MARKERS = "osD^vPX*<>"
+
+
+def points_of(x: str, y: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Named groups of points (x, y) or (x, y, reach of x), x logarithmic, as SVG; each group with a mark of its own."""
+
+    def paint(axes: Any) -> None:
+        for i, (name, points) in enumerate(groups.items()):
+            color, marker = f"C{i % 10}", MARKERS[i % len(MARKERS)]
+            for along, up, *reach in points:
+                if reach:
+                    axes.plot([along, reach[0]], [up, up], "-", color=color, linewidth=1, alpha=0.6)
+            axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=color, markersize=5, label=name)
+        axes.set(xlabel=x, ylabel=y, xscale="log")
+        ends = [value for points in groups.values() for point in points for value in (point[0], *point[2:])]
+        axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+        axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+
+    return svg(paint, height=2.8 + 0.16 * len(groups))
+
+
+def graph(nodes: Sequence[tuple[str, float, float]], edges: Sequence[tuple[int, int]]) -> str:
+    """Boxes (name, column, row) joined by arrows, as SVG; an arrow that passes a row goes round at the side."""
+
+    def paint(axes: Any) -> None:
+        columns, rows = [node[1] for node in nodes], [node[2] for node in nodes]
+        for start, end in edges:
+            (_, x0, y0), (_, x1, y1) = nodes[start], nodes[end]
+            is_long = y1 - y0 > 1
+            side = -1 if x1 < (min(columns) + max(columns)) / 2 else 1
+            bend = side * min(0.5, 0.12 * (y1 - y0)) if is_long else 0.0
+            axes.annotate(
+                "", (x1, y1 - 0.22), (x0, y0 + 0.22),
+                arrowprops={
+                    "arrowstyle": "-|>", "color": INK, "linewidth": 0.8, "alpha": 0.55 if is_long else 1.0,
+                    "connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0,
+                },
+            )  # fmt: skip
+        box = {"boxstyle": "round,pad=0.3", "facecolor": PAPER, "edgecolor": LINE, "linewidth": 0.8}
+        for name, column, row in nodes:
+            axes.text(column, row, name, ha="center", va="center", fontsize=7, bbox=box)
+        axes.set(xlim=(min(columns) - 0.75, max(columns) + 0.75), ylim=(max(rows) + 0.5, min(rows) - 0.5))
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+    return svg(paint, height=0.5 * (max(node[2] for node in nodes) + 1))
