@@ -186,7 +186,7 @@ def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Re
     whole = search(config, run, cache, recipe, Cost())
     part = Run(tmp_path / "part", quiet=True)
     part.open()
-    identity = repr((config.search, recipe, cache.encoder, config.teacher))
+    identity = repr((config.search, recipe, cache.encoder, cache.source, config.teacher))
     ledger = Trials(part.out / "trials.sqlite", identity)
     for trial in (whole[0], whole[2], whole[5]):  # what two processes may leave behind
         ledger.add(trial)

@@ -2,9 +2,12 @@
 
 import math
 import random
+import resource
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -186,6 +189,38 @@ def test_a_ledger_of_another_search_and_a_file_that_is_none_are_refused(tmp_path
     (tmp_path / "other.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(DataError, match="is no ledger"):
         Trials(tmp_path / "other.sqlite", "a")
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
+    Trials(tmp_path / "trials.sqlite", "a")
+    with closing(sqlite3.connect(tmp_path / "trials.sqlite")) as ledger, ledger:
+        ledger.execute("ALTER TABLE trials DROP COLUMN verdict")
+    with pytest.raises(DataError, match="another version of Segue"):
+        Trials(tmp_path / "trials.sqlite", "a")
+
+
+def fill_the_disk(path: Path) -> None:
+    ledger = Trials(path, "a")
+    ledger.add(Trial(0, SOUND, "done", reward1=0.5))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # what a full disk does, for this process alone
+    try:
+        for number in range(1, 1000):
+            ledger.add(Trial(number, SOUND, "failed", error="x" * 500))
+    except DataError as error:
+        path.with_suffix(".told").write_text(str(error))
+
+
+def test_a_full_disk_is_told_and_costs_no_candidate_before(tmp_path: Path) -> None:
+    path = tmp_path / "trials.sqlite"
+    child = Child(fill_the_disk, path)
+    assert child.status() == 0
+    told = path.with_suffix(".told").read_text()
+    assert "cannot be written" in told
+    assert "give the same command again" in told
+    found = Trials(path, "a").all()
+    assert f"candidate {len(found)} " in told
+    assert list(found) == list(range(len(found)))
+    assert found[0].reward1 == 0.5
 
 
 def write_without_end(path: Path) -> None:

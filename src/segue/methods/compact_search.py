@@ -206,7 +206,8 @@ def cost_of(config: Config, run: Run, cache: Cache, classes: int) -> Cost:
 def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -> list[Trial]:
     """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
     same = replace(config.search, parallel=1)  # however many are tried at once, the trials are the same
-    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, config.teacher)))
+    about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
+    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source, config.teacher)), about)
     known, settings = ledger.all(), config.search
     found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
     run.rewind("search", settings.candidates)

@@ -65,6 +65,7 @@ class Cache:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    source: str = ""
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -73,7 +74,8 @@ class Cache:
             described = read_json(folder / "cache.json", "the description of a cache")
             train, val = (_open_part(folder / name) for name in ("train", "val"))
             mean, std = tuple(described["mean"]), tuple(described["std"])
-            return cls(folder, train, val, described["encoder"], described["classes"], mean, std)
+            told = (described[name] for name in ("encoder", "classes"))
+            return cls(folder, train, val, *told, mean, std, described["source"])
 
     def new_encoder(self) -> tuple[nn.Module, Normalise]:
         """The encoder as it was cached, and what comes before it."""

@@ -1,6 +1,7 @@
 """Trying one candidate: a short training of its decoder on cached maps, the gate, and training end to end."""
 
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -97,37 +98,60 @@ def opened(folder: Path) -> Cache:
 def try_candidate(job: Job) -> Trial:
     """The candidate with its rewards, the gate's verdict, its size; or with the error that it failed by."""
     known = opened(job.cache)
-    found = Trial(job.trial, job.genotype, "failed", job.log_probability)
+    found = Trial(
+        job.trial, job.genotype, "failed", job.log_probability, policy_version=len(job.before),
+        host=platform.node(), started=time.time(),
+    )  # fmt: skip
     # One thread: the same numbers however many candidates are tried at once.
     with threads_of_torch(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
         try:
             genotype = Genotype.parse(job.genotype)
+            found = replace(found, tokens=genotype.tokens())
             channels = [feature.shape[1] for feature in known.train.features]
             decoder = CompactDecoder(genotype, channels, known.classes, channels=job.recipe.channels, repeats=1)
             decoder.to(memory_format=torch.channels_last)
             found = replace(found, parameters=sum(p.numel() for p in decoder.parameters()), macs=macs(decoder, known))
-            started = time.monotonic()
+            started = Clock()
             first = train_decoder(decoder, known, job.recipe)
-            found = replace(found, reward1=first.value, parts1=first.parts, seconds1=time.monotonic() - started)
+            found = replace(
+                found, reward1=first.value, parts1=first.parts, seconds1=started.seconds(), cpu1=started.cpu()
+            )
             verdict = decide(
                 job.recipe.gate, first.value, job.before,
                 trial=job.trial, planned=job.recipe.planned, seed=job.recipe.seed,
             )  # fmt: skip
             found = replace(
-                found, state="stopped", mu=verdict.mu, s=verdict.s, temperature=verdict.temperature, u=verdict.u
-            )
+                found, state="stopped", mu=verdict.mu, s=verdict.s, temperature=verdict.temperature, u=verdict.u,
+                verdict="accepted" if verdict.accepted else "stopped",
+            )  # fmt: skip
             if verdict.accepted:
-                started = time.monotonic()
+                started = Clock()
                 second = train_end_to_end(decoder, known, job.recipe)
                 found = replace(
-                    found, state="done", reward2=second.value, parts2=second.parts,
-                    seconds2=time.monotonic() - started,
+                    found, state="done", reward2=second.value, parts2=second.parts, seconds2=started.seconds(),
+                    cpu2=started.cpu(),
                 )  # fmt: skip
         except (RuntimeError, MemoryError, FloatingPointError) as error:
             first_line = str(error).splitlines()[0] if str(error) else ""
-            return replace(found, state="failed", error=f"{type(error).__name__}: {first_line}", reward1=None)
-    return found
+            kind = type(error).__name__
+            found = replace(found, state="failed", error=f"{kind}: {first_line}", error_type=kind, reward1=None)
+    return replace(found, finished=time.time())
+
+
+class Clock:
+    """Seconds since it was made, on the wall and of this process's computing."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def seconds(self) -> float:
+        """On the wall."""
+        return time.monotonic() - self._wall
+
+    def cpu(self) -> float:
+        """Of computing."""
+        return time.process_time() - self._cpu
 
 
 def macs(decoder: nn.Module, known: Cache) -> int:

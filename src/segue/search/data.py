@@ -68,6 +68,11 @@ def open_compression(teacher: str, config: Data, *, seed: int) -> Compression:
             f"{teacher} knows the classes {', '.join(model.spec.classes)}; {config.data} has "
             f"{', '.join(training.classes)}: a teacher needs the same names in the same order"
         )
+    if len(training.classes) < 2:
+        raise DataError(
+            f"{config.data} has one class, {training.classes[0]}: every decoder is right everywhere, and no search can "
+            "tell them apart; label what it is to be told from as a second class"
+        )
     if len(training.labelled) < 2:
         raise DataError(f"{config.data}: the search divides the labelled images in two parts; it needs at least 2")
     return Compression(training, model, teacher)

@@ -1,6 +1,7 @@
 """Candidates in this process, or in several: the same results, in the order they finish."""
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,4 +37,12 @@ def tried(jobs: Sequence[Job], parallel: int, work: Callable[[Job], Trial] = try
                 continue
         break
     for job in left.values():
-        yield Trial(job.trial, job.genotype, "failed", job.log_probability, error="ProcessDied: killed by the system")
+        yield died(job)
+
+
+def died(job: Job) -> Trial:
+    """A candidate whose process died every time."""
+    return Trial(
+        job.trial, job.genotype, "failed", job.log_probability, error="ProcessDied: killed by the system",
+        error_type="ProcessDied", policy_version=len(job.before), finished=time.time(),
+    )  # fmt: skip

@@ -6,12 +6,14 @@ nothing else. A candidate that failed has an error and no reward: a reward of 0 
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import segue
 from segue.data.sample import DataError
 from segue.records import expecting
 
@@ -28,9 +30,11 @@ class Trial:
         state: ``stopped`` by the gate, ``done`` after training end to end, or ``failed``.
         log_probability: by the policy that proposed it; None for strategies without one.
         error: type and message of what made it fail; empty otherwise.
+        error_type: its type alone.
         reward1: after the short training of its decoder; None if that failed.
         parts1: the parts of that reward, by name.
         mu, s, temperature, u: what the gate decided by.
+        verdict: ``accepted`` or ``stopped`` by the gate; empty for one that failed before.
         reward2: after training end to end; None where the gate stopped it.
         parts2: the parts of that reward, by name.
         parameters: of encoder and decoder.
@@ -38,6 +42,13 @@ class Trial:
         latency: estimated milliseconds at the target's size; None without a target.
         seconds1: of the short training.
         seconds2: of the training end to end.
+        cpu1: CPU seconds of the short training.
+        cpu2: CPU seconds of the training end to end.
+        tokens: the decisions that the genotype consists of, in their order.
+        policy_version: rewards that the strategy had been told when it proposed it.
+        host: name of the machine that tried it.
+        started: seconds since 1970.
+        finished: seconds since 1970.
     """
 
     trial: int
@@ -45,12 +56,14 @@ class Trial:
     state: str
     log_probability: float | None = None
     error: str = ""
+    error_type: str = ""
     reward1: float | None = None
     parts1: Mapping[str, float] = field(default_factory=dict)
     mu: float = 0.0
     s: float = 0.0
     temperature: float = 0.0
     u: float = 0.0
+    verdict: str = ""
     reward2: float | None = None
     parts2: Mapping[str, float] = field(default_factory=dict)
     parameters: int = 0
@@ -58,10 +71,17 @@ class Trial:
     latency: float | None = None
     seconds1: float = 0.0
     seconds2: float = 0.0
+    cpu1: float = 0.0
+    cpu2: float = 0.0
+    tokens: tuple[int, ...] = ()
+    policy_version: int = 0
+    host: str = ""
+    started: float = 0.0
+    finished: float = 0.0
 
 
 _COLUMNS = [f.name for f in fields(Trial)]
-_JSON = {"parts1", "parts2"}
+_JSON = {"parts1", "parts2", "tokens"}
 
 
 class Trials:
@@ -70,23 +90,28 @@ class Trials:
     Args:
         path: of the SQLite file; made if missing.
         identity: what the search is of: settings and fingerprint of its data.
+        about: what all its trials have in common, by name: seed, strategy, fingerprint of the data and the like.
 
     Raises:
         DataError: the file is of another search, or no ledger.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(self, path: Path, identity: str, about: Mapping[str, object] | None = None) -> None:
         self.path = path
         try:
             with self._open() as ledger:
-                ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL)")
+                ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL, about TEXT, started REAL)")
                 columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
                 ledger.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
+                there = [row[1] for row in ledger.execute("PRAGMA table_info(trials)")]
                 known = ledger.execute("SELECT identity FROM search").fetchone()
                 if known is None:
-                    ledger.execute("INSERT INTO search VALUES (?)", (identity,))
+                    of_all = json.dumps({"segue": segue.__version__, **(about or {})})
+                    ledger.execute("INSERT INTO search VALUES (?, ?, ?)", (identity, of_all, time.time()))
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path} is no ledger of a search ({error}); name another folder for --out") from None
+        if there != _COLUMNS:
+            raise DataError(f"{path} was written by another version of Segue; name another folder for --out")
         if known is not None and known[0] != identity:
             raise DataError(f"{path} is the ledger of another search or of other data; name another folder for --out")
 
@@ -102,11 +127,21 @@ class Trials:
             ledger.close()
 
     def add(self, trial: Trial) -> None:
-        """Writes a candidate; a second time it changes nothing."""
+        """Writes a candidate; a second time it changes nothing.
+
+        Raises:
+            DataError: the disk is full, or the file cannot be written.
+        """
         row = [json.dumps(value) if name in _JSON else value for name, value in asdict(trial).items()]
         marks = ", ".join("?" * len(_COLUMNS))
-        with self._open() as ledger:
-            ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
+        try:
+            with self._open() as ledger:
+                ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
+        except sqlite3.OperationalError as error:
+            raise DataError(
+                f"{self.path}: candidate {trial.trial} cannot be written ({error}). The others are kept: make "
+                "room on the disk and give the same command again"
+            ) from None
 
     def all(self) -> dict[int, Trial]:
         """The candidates by number, in their order."""
@@ -122,4 +157,5 @@ class Trials:
 
 def _read(name: str, value: Any) -> Any:
     """A stored value as the field of a `Trial`."""
-    return json.loads(value) if name in _JSON else value
+    found = json.loads(value) if name in _JSON else value
+    return tuple(found) if name == "tokens" else found
