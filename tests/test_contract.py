@@ -49,6 +49,7 @@ METHODS = [name for verb in OPENERS for name in methods.names(verb)]
 SEARCH = {
     "candidates": 10, "decoder_steps": 2, "decoder_batch": 4, "end_steps": 1, "end_batch": 2, "search_crop": 64,
     "search_channels": 8, "channels": 8, "draws": 1, "reliable": False,
+    "finalists": 1,
 }  # fmt: skip
 
 

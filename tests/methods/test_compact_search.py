@@ -3,7 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, write_set
 from PIL import Image
-from test_contract import SEARCH, semantic_teacher
+from test_contract import SEARCH, CutError, CutRun, semantic_teacher
 
 import segue
 from segue.cli.learning import device_and_threads, minutes
 from segue.config import UsageError, build
 from segue.data.sample import DataError
 from segue.engine import Run
-from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search
+from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
     OPERATIONS,
@@ -32,14 +36,17 @@ from segue.models.compact import (
     Genotype,
     operation,
 )
+from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.search import pool
 from segue.search.cache import Cache
 from segue.search.candidates import Job, Recipe, measured_reliability, reliability, try_candidate
 from segue.search.data import open_compression
+from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
 from segue.search.runtime import part_runner
 from segue.search.trials import Trial, Trials
+from segue.weights import save_model
 
 ARCH1 = "[[2,[1,0,3,6],[0,1,2,8],[2,0,6,1]],[[2,3],[3,1]]]"
 
@@ -151,6 +158,7 @@ def test_a_candidate_that_fails_has_an_error_and_no_reward(
     monkeypatch.setattr("segue.search.candidates.train_decoder", full)
     trial = try_candidate(Job(cache.folder, recipe, 0, ARCH1))
     assert (trial.state, trial.reward1, trial.error) == ("failed", None, "OutOfMemoryError: no room")
+    assert (trial.error_type, trial.verdict) == ("OutOfMemoryError", "")
 
 
 @pytest.mark.slow
@@ -265,12 +273,22 @@ def test_from_teacher_to_a_small_model(segue: Callable[..., tuple[int, str, str]
     teacher, out = semantic_teacher(tmp_path / "teacher"), tmp_path / "run"
     fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in {**TINY, **SEARCH}.items()]
     given = ["compress", teacher, "--data", root, "--out", out, "--device", "cpu", "--precision", "fp32", *fields]
-    status, output, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", "--compare", "--json")
+    more = ("--finalists", 2, "--finalist-seeds", 2, "--controls", 2, "--lr-aspp", "true", "--compare")
+    status, output, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", *more, "--json")
     assert status == 0, errors
     assert "search 10/10" in errors
     assert json.loads(output)["model"] == str(out / "model")
     numbers = json.loads((out / "compression.json").read_text())
-    assert set(numbers) == {"teacher", "found", "DeepLabV3+ on the same encoder"}
+    controls = {"DeepLabV3+ on the same encoder", "LR-ASPP", "random 1", "random 2"}
+    assert set(numbers) == {"teacher", "found", "finalist 1", "finalist 2", *controls}
+    outcomes, chosen = read_outcomes(out)
+    assert len(outcomes) == 7  # two finalists twice, and three controls
+    mine = [o for o in outcomes if o.name == chosen]
+    assert max(o.miou for o in mine) == pytest.approx(
+        json.loads((out / "evaluation.json").read_text())["scores"]["miou"]
+    )
+    assert numbers[chosen]["miou"] == pytest.approx(sum(o.miou for o in mine) / 2)
+    assert all(row["memory"] > 1 for row in numbers.values())
     assert numbers["found"]["milliseconds"] < 400
     page = (out / "report.html").read_text()
     assert "What was won and lost" in page
@@ -279,9 +297,25 @@ def test_from_teacher_to_a_small_model(segue: Callable[..., tuple[int, str, str]
     assert status == 0
     with Image.open(tmp_path / "found" / "labels" / "test_012.png") as image:
         assert image.size == (64, 64)
-    status, _, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", "--compare")
+    assert all(name in page for name in ("Accuracy against time", "their mean", "The cell that was found", "LR-ASPP"))
+    status, _, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", *more)
     assert status == 0
     assert errors.count("finished before") == 2
+
+
+@pytest.mark.slow
+def test_finalists_cut_short_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    config = config_for(write_set(tmp_path / "set", train=10, size=64), finalists=2, steps=6, end_steps=0)
+    data = open_compression(config.teacher, config.data, seed=0)
+    whole = train(config, Run(tmp_path / "whole", quiet=True), data).state_dict()
+    total = len(Run(tmp_path / "whole").read_log())
+    for lines in (5, config.search.candidates + 2, total - 1):
+        with pytest.raises(CutError):
+            train(config, CutRun(tmp_path / "cut", quiet=True, lines=lines), data)
+    resumed = train(config, Run(tmp_path / "cut", quiet=True), data).state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    steps = [[(line["stage"], line["step"]) for line in Run(tmp_path / n).read_log()] for n in ("whole", "cut")]
+    assert steps[0] == steps[1]
 
 
 def test_what_cannot_be_searched_is_one_line(
@@ -300,6 +334,8 @@ def test_what_cannot_be_searched_is_one_line(
     assert "comes below" in refused("--target", "0.1ms@512x512")
     assert "is no genotype" in refused("--genotype", "[[1]]")
     assert "give at least 1" in refused("--candidates", "0")
+    assert "--finalists 0: give at least 1" in refused("--finalists", "0")
+    assert "leave out --controls or --genotype" in refused("--genotype", ARCH1, "--controls", "1")
     assert "write milliseconds" in refused("--target", "fast")
     assert "holds no model" in refused(teacher=dataset)
     assert "multiple of 32" in refused("--search_crop", "50")
@@ -350,3 +386,67 @@ def test_a_search_does_not_go_on_with_other_data(prepared: tuple[Config, Run, Ca
     data = open_compression(config.teacher, config.data, seed=0)
     with pytest.raises(DataError, match="the data or the teacher changed since this search began"):
         cached(config, run, data, None)
+
+
+def test_a_ledger_does_not_go_on_with_other_data_though_its_cache_is_gone(
+    prepared: tuple[Config, Run, Cache, Recipe],
+) -> None:
+    config, run, cache, recipe = prepared
+    search(config, run, cache, recipe, Cost())
+    with pytest.raises(DataError, match="ledger of another search or of other data"):
+        search(config, run, replace(cache, source="other pixels"), recipe, Cost())
+
+
+def test_the_ledger_says_how_every_candidate_came_about(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    config, run, cache, recipe = prepared
+    before = time.time()
+    trials = search(config, run, cache, recipe, Cost())
+    for trial in trials:
+        assert trial.tokens == Genotype.parse(trial.genotype).tokens()
+        assert trial.policy_version == 8 * (trial.trial // 8)  # asked for in groups of 8
+        assert trial.verdict == {"done": "accepted", "stopped": "stopped"}[trial.state]
+        assert before < trial.started < trial.finished < time.time()
+        assert trial.cpu1 > 0
+        assert trial.host
+    with closing(sqlite3.connect(run.out / "trials.sqlite")) as ledger:
+        about = json.loads(ledger.execute("SELECT about FROM search").fetchone()[0])
+    assert about["strategy"] == "evolution"
+    assert about["data"] == cache.source != ""
+    assert about["segue"] == segue.__version__
+
+
+def test_a_target_that_cannot_be_met_is_said_before_a_candidate_is_tried(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(*_: Any) -> None:
+        raise AssertionError("a candidate was tried")
+
+    monkeypatch.setattr("segue.search.candidates.train_decoder", tried)
+    config = config_for(dataset, target="0.01ms@64x64", reliable=True)
+    data = open_compression(config.teacher, config.data, seed=0)
+    with pytest.raises(UsageError, match="comes below"):
+        train(config, Run(tmp_path / "run", quiet=True), data)
+
+
+def test_fewer_images_than_a_batch_are_searched_and_trained_on(tmp_path: Path) -> None:
+    config = config_for(write_set(tmp_path / "set", train=3, size=64), batch=8, decoder_batch=16, candidates=2, steps=3)
+    run = Run(tmp_path / "run", quiet=True)
+    train(config, run, open_compression(config.teacher, config.data, seed=0))
+    assert [line["step"] for line in run.read_log() if line["stage"] != "search"] == [1, 1, 1]
+    assert {line["step"] for line in run.read_log() if "reward1" in line} == {1, 2}
+
+
+def test_one_class_is_refused_in_a_line(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=4, size=64)
+    described = json.loads((root / "dataset.json").read_text())
+    described |= {"classes": ["ground"], "colors": [[0, 0, 0]]}
+    (root / "dataset.json").write_text(json.dumps(described))
+    for path in (root / "labels").iterdir():
+        with Image.open(path) as image:
+            pixels = np.array(image)
+        Image.fromarray(np.where(pixels > 0, 255, 0).astype(np.uint8)).save(path)
+    torch.manual_seed(0)
+    spec = SegmenterSpec("test_efficientnet", ("ground",), ((0, 0, 0),), decoder_channels=16)
+    save_model(Segmenter(spec), tmp_path / "teacher", method="none", metrics={})
+    with pytest.raises(DataError, match="has one class, ground: every decoder is right everywhere"):
+        open_compression(str(tmp_path / "teacher"), build(Config, {"data": str(root)}).data, seed=0)

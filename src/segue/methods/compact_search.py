@@ -44,8 +44,9 @@ from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_reliability
 from segue.search.controller import Feedback
 from segue.search.data import Compression
+from segue.search.finalists import Entry, best_genotypes, contest, entries, of_its_size
 from segue.search.gate import Rule
-from segue.search.latency import Cost, Table, Target
+from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, distilled, segmentation_loss
 from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
@@ -116,6 +117,10 @@ class Config:
     Args:
         teacher: run or model folder of the teacher.
         genotype: trains this one, in its text form, in place of a search.
+        finalists: best genotypes that are trained in full; the validation images choose among them.
+        finalist_seeds: trainings of each; 3 and more tell a difference from chance.
+        controls: random genotypes of the found one's size that are trained as well.
+        lr_aspp: trains LR-ASPP on the same encoder as well.
         objective: L_seg: ``dice+ce``, ``dice`` or ``ce``.
         distill: ``logits``, ``kl``, ``bounded`` or ``none``.
         distill_weight: coff; 0.3 in the source.
@@ -133,6 +138,10 @@ class Config:
     search: Search = field(default_factory=Search)
     teacher: str = ""
     genotype: str = ""
+    finalists: int = 2
+    finalist_seeds: int = 1
+    controls: int = 0
+    lr_aspp: bool = False
     objective: Objective = "dice+ce"
     distill: Distill = "logits"
     distill_weight: float = 0.3
@@ -170,37 +179,13 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
     if state is not None:
         fill_encoder(encoder, state, config.network.encoder, bands=3)
     mean, std = encoder_statistics(config.network.encoder, 3)
-    normalise = Normalise(mean, std, 255.0, 32)
     return build_cache(
         run.out / "cache",
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
-        encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, normalise=normalise.to(run.device),
-        statistics=(mean, std), teacher=data.teacher, classes=len(data.training.classes), seed=run.seed,
-        device=run.device, source=data.digest(),
+        encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=(mean, std),
+        normalise=Normalise(mean, std, 255.0, 32).to(run.device), teacher=data.teacher, seed=run.seed,
+        classes=len(data.training.classes), device=run.device, source=data.digest(),
     )  # fmt: skip
-
-
-def cost_of(config: Config, run: Run, cache: Cache, classes: int) -> Cost:
-    """The second factor of eq. 5, its table measured now unless it was before.
-
-    Raises:
-        UsageError: no genotype can meet the target.
-    """
-    if not config.search.target:
-        return Cost()
-    target = Target.parse(config.search.target)
-    table = Table.made(
-        run.out / "latency.json", cache.new_encoder()[0], height=target.height, width=target.width,
-        channels=config.channels, repeats=config.repeats, classes=classes, threads=config.search.threads,
-    )  # fmt: skip
-    fastest = table.fastest(config.search.blocks)
-    if fastest > target.milliseconds:
-        raise UsageError(
-            f"--target {config.search.target}: no model of {config.search.blocks} blocks on {config.network.encoder} "
-            f"comes below {fastest:.1f} ms here, {table.encoder:.1f} of them the encoder's; give more time, fewer "
-            "pixels or another --encoder"
-        )
-    return Cost(table, target.milliseconds, config.search.cost)
 
 
 def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -> list[Trial]:
@@ -297,7 +282,7 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
     learnt, classes, size = data.training, data.training.classes, config.views
     background = classes.index("background") if "background" in classes else -1
     auxiliary = AuxiliaryHeads(network.decoder)
-    both = nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
+    nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
     teacher = data.teacher.to(run.device).eval()
     views = RandomViews(learnt.labelled, learnt.decoder, size.crop, size.scale, paste=learnt.paste)
     val = Whole(learnt.val, learnt.decoder)
@@ -323,11 +308,9 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
 
         fit(
             method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage, schedule=poly, clip=3.0,
-            accumulate=config.views.accumulate,
+            accumulate=config.views.accumulate, evaluate_every=config.evaluate_every,
             evaluate=(lambda: semantic(network, val, classes)) if config.evaluate_every else None,
-            evaluate_every=config.evaluate_every,
         )  # fmt: skip
-    del both
     return network
 
 
@@ -338,13 +321,15 @@ def refuse(config: Config) -> None:
         UsageError: the first of them.
     """
     search = config.search
-    if search.target:
-        Target.parse(search.target)
+    Target.parse(search.target)
     if search.search_crop % 32 or search.search_crop < 64:
         raise UsageError(f"--search_crop {search.search_crop}: give a multiple of 32, at least 64")
-    for name in ("candidates", "blocks", "draws", "decoder_steps", "parallel"):
-        if getattr(search, name) < 1:
-            raise UsageError(f"--{name} {getattr(search, name)}: give at least 1")
+    counts = {name: getattr(search, name) for name in ("candidates", "blocks", "draws", "decoder_steps", "parallel")}
+    for name, count in {**counts, "finalists": config.finalists, "finalist_seeds": config.finalist_seeds}.items():
+        if count < 1:
+            raise UsageError(f"--{name} {count}: give at least 1")
+    if config.genotype and config.controls:
+        raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:
         try:
             Genotype.parse(config.genotype)
@@ -358,30 +343,53 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     torch.manual_seed(run.seed)
     state, origin = encoder_weights(config.network.init, config.network.encoder)
     run.say(f"encoder: {config.network.encoder} from {origin}")
-    trials: list[Trial] = []
-    text = config.genotype
-    if not text:
+    count, seeds, settings = config.finalists, config.finalist_seeds, config.search
+    if not data.training.val and (count, seeds) != (1, 1):
+        run.say("no validation images to choose among finalists by: the best candidate alone is trained")
+        count = seeds = 1
+    genotypes, controls, cost = [config.genotype and str(Genotype.parse(config.genotype))], list[str](), Cost()
+    if not config.genotype:
         data.teacher.to(run.device).eval()
         recipe = recipe_of(config, data.training.classes, run.seed)
         cache = cached(config, run, data, state)
-        share = (
-            measured_reliability(cache, recipe, config.search.blocks, run.say) if config.search.reliable else math.nan
-        )
-        cost = cost_of(config, run, cache, len(data.training.classes))
+        cost = Cost.made(
+            run.out / "latency.json", cache.new_encoder()[0], target=settings.target, power=settings.cost,
+            blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
+            classes=len(data.training.classes), threads=settings.threads,
+        )  # fmt: skip
+        share = measured_reliability(cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
         trials = search(config, run, cache, recipe, cost)
-        best = cost.best(trials)
-        assert best is not None
-        text = best.genotype
-        run.say(f"found: candidate {best.trial}, {text}, reward {cost.worth(best):.3f}")
-        tell(run, trials, best, share)
+        genotypes = best_genotypes(trials, cost, count)
+        best = next(trial for trial in trials if trial.genotype == genotypes[0])
+        tell(run, trials, best, share, cost)
+        controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
+    every = entries(genotypes, seeds, controls, lr_aspp=config.lr_aspp and bool(data.training.val))
+
+    def train_one(entry: Entry, part: Run) -> CompactSegmenter:
+        return train_model(config, part, data, new_network(config, data, state, entry, part.seed))
+
+    if len(every) == 1:
+        return train_one(every[0], run)
+    val = Whole(data.training.val, data.training.decoder)
+    goal = Target.parse(settings.target)
+    return contest(
+        every, run, cost, train=train_one, accuracy=lambda model: semantic(model, val, data.training.classes)["miou"],
+        speed=lambda model: of_model(model, goal.height, goal.width, settings.threads),
+    )  # fmt: skip
+
+
+def new_network(
+    config: Config, data: Compression, state: Mapping[str, Tensor] | None, entry: Entry, seed: int
+) -> CompactSegmenter:
+    """An entry's network at full width, before its training."""
     mean, std = encoder_statistics(config.network.encoder, 3)
     listing = data.training.listing
     spec = CompactSpec(
-        config.network.encoder, listing.classes, tuple(listing.colors), str(Genotype.parse(text)), mean=mean, std=std,
+        config.network.encoder, listing.classes, tuple(listing.colors), entry.genotype, mean=mean, std=std,
         channels=config.channels, repeats=config.repeats, tones=listing.tones,
     )  # fmt: skip
-    torch.manual_seed(mix(run.seed, "model"))
+    torch.manual_seed(mix(seed, "model"))
     network = CompactSegmenter(spec)
     if state is not None:
         fill_encoder(network.encoder, state, spec.encoder, bands=3)
-    return train_model(config, run, data, network)
+    return network

@@ -277,26 +277,62 @@ class CompactDecoder(nn.Module):
         return self.classify(self.block_outputs(features))
 
 
+LR_ASPP = "lr-aspp"  # in place of a genotype: the decoder that a found one is compared with
+
+
+class LiteDecoder(nn.Module):
+    """LR-ASPP (Howard et al., *Searching for MobileNetV3*, ICCV 2019) over the maps of stride 32 and 8.
+
+    Args:
+        feature_channels: of the four encoder outputs.
+        classes: how many.
+        channels: of the map within; 128 in the paper.
+    """
+
+    def __init__(self, feature_channels: Sequence[int], classes: int, *, channels: int = 128) -> None:
+        super().__init__()
+        self.channels, self.classes = channels, classes
+        self.project = conv_bn_relu(feature_channels[3], channels)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(feature_channels[3], channels, 1, bias=False))
+        self.deep = nn.Conv2d(channels, classes, 1)
+        self.fine = nn.Conv2d(feature_channels[1], classes, 1)
+
+    def block_outputs(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's outputs as they are."""
+        return list(features)
+
+    def classify(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Logits (B, K, h, w) at stride 8."""
+        _, fine, _, deep = blocks
+        gated = self.project(deep) * self.gate(deep).sigmoid()
+        logits: Tensor = self.deep(enlarged(gated, fine.shape[-2:])) + self.fine(fine)
+        return logits
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits (B, K, h, w) of the encoder's outputs."""
+        return self.classify(features)
+
+
 class AuxiliaryHeads(nn.Module):
     """A classifier for each block, for training only: it reads the blocks and never feeds the output.
 
     Args:
-        decoder: whose blocks are read.
+        decoder: whose blocks are read; a `LiteDecoder` has none.
         cells: a cell of the genotype, with weights of its own, before the 3 x 3 classifier.
     """
 
-    def __init__(self, decoder: CompactDecoder, *, cells: bool = True) -> None:
+    def __init__(self, decoder: "CompactDecoder | LiteDecoder", *, cells: bool = True) -> None:
         super().__init__()
-
-        def head() -> nn.Sequential:
+        self.heads = nn.ModuleList()
+        if not isinstance(decoder, CompactDecoder):
+            return
+        for _ in decoder.genotype.blocks:
             cell = Cell(decoder.genotype, decoder.channels, decoder.repeats) if cells else nn.Identity()
-            return nn.Sequential(cell, nn.Conv2d(decoder.channels, decoder.classes, 3, padding=1))
-
-        self.heads = nn.ModuleList(head() for _ in decoder.genotype.blocks)
+            self.heads.append(nn.Sequential(cell, nn.Conv2d(decoder.channels, decoder.classes, 3, padding=1)))
 
     def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Logits (B, K, h_b, w_b) of each block."""
-        return [head(block) for head, block in zip(self.heads, blocks, strict=True)]
+        return [head(block) for head, block in zip(self.heads, blocks, strict=bool(self.heads))]
 
 
 @dataclass(frozen=True)
@@ -307,7 +343,7 @@ class CompactSpec:
         encoder: name of a timm model with maps at strides 4, 8, 16 and 32.
         classes: names by id.
         colors: one RGB colour a class.
-        genotype: in its text form.
+        genotype: in its text form, or `LR_ASPP`.
         in_channels: bands of the input.
         value_range: what white is in the input.
         mean: of each band, with white at 1.
@@ -366,9 +402,13 @@ class CompactSegmenter(nn.Module):
         self.spec = spec
         self.encoder = feature_encoder(spec.encoder, spec.in_channels)
         channels = self.encoder.feature_info.channels()  # type: ignore[union-attr, operator]
-        self.decoder = CompactDecoder(
-            Genotype.parse(spec.genotype), channels, len(spec.classes), channels=spec.channels, repeats=spec.repeats
-        )
+        self.decoder: CompactDecoder | LiteDecoder
+        if spec.genotype == LR_ASPP:
+            self.decoder = LiteDecoder(channels, len(spec.classes))
+        else:
+            self.decoder = CompactDecoder(
+                Genotype.parse(spec.genotype), channels, len(spec.classes), channels=spec.channels, repeats=spec.repeats
+            )
         self.normalise = Normalise(spec.mean, spec.std, spec.value_range, STRIDE)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ by time. The table is measured once for a search; estimates from it are the same
 """
 
 import json
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +43,13 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """``25ms@512x512``: milliseconds, width and height.
+        """``25ms@512x512``: milliseconds, width and height; without any, no limit and a size to measure at.
 
         Raises:
             UsageError: it is no such thing.
         """
+        if not text:
+            return cls(math.inf, 512, 512)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)ms@(\d+)x(\d+)", text)
         if not found or not float(found[1]) or min(int(found[2]), int(found[3])) < 32:
             raise UsageError(f"--target {text!r}: write milliseconds at a size of at least 32, as 25ms@512x512")
@@ -65,10 +69,25 @@ def measured(work: Callable[[], object], *, runs: int = 7, seconds: float = 2.0)
     return found
 
 
-def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> tuple[float, float]:
-    """Median and 95th percentile of milliseconds for one picture, on so many threads of this CPU."""
-    times = sorted(measured(model_runner(model, height, width, threads), runs=runs, seconds=10.0))
-    return statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
+class Speed(NamedTuple):
+    """What a model takes for one picture.
+
+    Args:
+        median: milliseconds.
+        late: 95th percentile of them.
+        memory: MiB at the peak; NaN where it is not known.
+    """
+
+    median: float
+    late: float
+    memory: float
+
+
+def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> Speed:
+    """Time and memory of a model for one picture, on so many threads of this CPU."""
+    work, memory = model_runner(model, height, width, threads)
+    times = sorted(measured(work, runs=runs, seconds=10.0))
+    return Speed(statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))], memory)
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,31 @@ class Cost:
     target: float = 0.0
     power: float = 1.0
 
+    @classmethod
+    def made(
+        cls, path: Path, encoder: nn.Module, *, target: str, power: float, blocks: int, channels: int, repeats: int,
+        classes: int, threads: int,
+    ) -> "Cost":  # fmt: skip
+        """With the table in ``path``, measured now unless it was before; arguments as of `Table.made`.
+
+        Raises:
+            UsageError: no genotype of so many ``blocks`` can meet the target.
+        """
+        if not target:
+            return cls()
+        goal = Target.parse(target)
+        table = Table.made(
+            path, encoder, height=goal.height, width=goal.width, channels=channels, repeats=repeats, classes=classes,
+            threads=threads,
+        )  # fmt: skip
+        fastest = table.fastest(blocks)
+        if fastest > goal.milliseconds:
+            raise UsageError(
+                f"--target {target}: no model of {blocks} blocks on this encoder comes below {fastest:.1f} ms here, "
+                f"{table.encoder:.1f} of them the encoder's; give more time, fewer pixels or another --encoder"
+            )
+        return cls(table, goal.milliseconds, power)
+
     def latency(self, genotype: str) -> float | None:
         """t, in milliseconds."""
         return self.table.estimate(Genotype.parse(genotype)) if self.table else None
@@ -167,7 +211,11 @@ class Cost:
 
     def of(self, trial: Trial, reward: float) -> float:
         """A reward of a candidate, times what its time makes of it."""
-        return reward if trial.latency is None else float(reward * min(1.0, self.target / trial.latency) ** self.power)
+        return reward if trial.latency is None else self.charged(reward, trial.latency)
+
+    def charged(self, reward: float, milliseconds: float) -> float:
+        """A reward, times what so many milliseconds make of it."""
+        return float(reward * min(1.0, self.target / milliseconds) ** self.power) if self.table else reward
 
     def best(self, trials: Iterable[Trial]) -> Trial | None:
         """The best of those that were trained end to end, or of all that did not fail; None if all failed."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from segue.data.images import Whole
@@ -10,7 +11,9 @@ from segue.models.compact import CompactSpec, Genotype
 from segue.run import BASELINE, Run, write_atomically
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
+from segue.search.finalists import Outcome, by_name, read_outcomes
 from segue.search.latency import Cost, Table, Target, of_model
+from segue.search.picture import picture
 from segue.search.runtime import runtime
 from segue.search.trials import Trial
 from segue.sections import Block, write_headline, write_section
@@ -20,8 +23,9 @@ SHOWN = 10
 TOLD = 8  # candidates between two lines of progress
 
 
-def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float) -> None:
+def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cost: Cost) -> None:
     """Section ``20_search``: rewards over candidates, the best ones, what the gate did, what failed."""
+    run.say(f"found: candidate {best.trial}, {best.genotype}, reward {cost.worth(best):.3f}")
     done = [t for t in trials if t.reward1 is not None]
     states = {state: sum(t.state == state for t in trials) for state in ("done", "stopped", "failed")}
     first, second = (sum(getattr(t, name) for t in trials) / 60 for name in ("seconds1", "seconds2"))
@@ -82,47 +86,106 @@ def tell_candidate(trial: Trial, known: Mapping[int, Trial], planned: int, run: 
 
 
 def conclude_compression(run: Run, data: Compression, target: str, threads: int) -> None:
-    """Section ``10_compression`` and the headline: teacher, found model and control in accuracy, size and time."""
-    goal = Target.parse(target) if target else Target(0.0, 512, 512)
+    """Section ``10_compression`` and the headline: teacher, found model and controls in numbers."""
+    goal = Target.parse(target)
     models = {"teacher": data.teacher.cpu(), "found": load_model(str(run.out))}
     if (run.out / BASELINE / "model" / "model.yaml").is_file():
         models["DeepLabV3+ on the same encoder"] = load_model(str(run.out / BASELINE))
     val = Whole(data.training.val, data.training.decoder)
-    rows, numbers = [], {}
+    numbers: dict[str, dict[str, float]] = {}
     for name, model in models.items():
         miou = measure(model.eval(), val, data.training.classes).confusion.miou() if data.training.val else math.nan
-        median, late = of_model(model, goal.height, goal.width, threads)
+        speed = of_model(model, goal.height, goal.width, threads)
         parameters = sum(p.numel() for p in model.parameters())
-        numbers[name] = {"miou": miou, "milliseconds": median, "late": late, "parameters": parameters}
-        shown = "–" if math.isnan(miou) else f"{100 * miou:.1f}"
-        rows.append([name, shown, f"{parameters / 1e6:.2f}", f"{median:.0f}", f"{late:.0f}"])
+        numbers[name] = {
+            "miou": miou, "milliseconds": speed.median, "late": speed.late, "memory": speed.memory,
+            "parameters": parameters,
+        }  # fmt: skip
+    outcomes, chosen = read_outcomes(run.out)
+    for name, trainings in by_name(outcomes).items():
+        mean, first = statistics.fmean(o.miou for o in trainings), trainings[0]
+        numbers[name] = {
+            "miou": mean, "milliseconds": first.milliseconds, "late": first.late,
+            "memory": math.nan if first.memory is None else first.memory, "parameters": first.parameters,
+        }  # fmt: skip
     size = f"{goal.width} x {goal.height}"
-    head = ["Model", "Validation mIoU, %", "M parameters", f"ms at {size}, median", "95th percentile"]
-    on = "one thread" if threads == 1 else f"{threads} threads"
-    note = f"Time of one picture of {size} in {runtime()} on {on} of this CPU, with other work on it as it was."
-    blocks: list[Block] = [{"table": {"head": head, "rows": rows}}, {"text": note}]
-    found, teacher = numbers["found"], numbers["teacher"]
+    blocks = [*_table(numbers, outcomes, chosen, size, threads), *_pareto(numbers, size)]
+    found, spec = numbers["found"], models["found"].spec
     table = run.out / "latency.json"
-    spec = models["found"].spec
-    if target and table.is_file() and isinstance(spec, CompactSpec):
-        estimate = Table.read(table).estimate(Genotype.parse(spec.genotype))
-        gap = 100 * (estimate / found["milliseconds"] - 1)
-        blocks.append({"text": f"The table of parts says {estimate:.0f} ms: {gap:+.0f} % of what was measured."})
+    if isinstance(spec, CompactSpec):
+        genotype = Genotype.parse(spec.genotype)
+        if target and table.is_file():
+            estimate = Table.read(table).estimate(genotype)
+            gap = 100 * (estimate / found["milliseconds"] - 1)
+            blocks.append({"text": f"The table of parts says {estimate:.0f} ms: {gap:+.0f} % of what was measured."})
+        blocks += [{"text": f"The genotype: {spec.genotype}"}, *picture(genotype)]
     write_section(run, "10_compression", "What was won and lost", blocks)
     write_atomically(run.out / "compression.json", json.dumps({n: _plain(v) for n, v in numbers.items()}).encode())
+    _headline(run, numbers, goal, size)
+
+
+def _table(
+    numbers: Mapping[str, Mapping[str, float]], outcomes: Sequence[Outcome], chosen: str, size: str, threads: int
+) -> list[Block]:
+    """Every model in numbers, and how they came about."""
+    trainings, rows = by_name(outcomes), []
+    for name, row in numbers.items():
+        shown = [f"{100 * o.miou:.1f}" for o in trainings.get(name, [])]
+        cells = [f"{100 * row['miou']:.1f}", f"{row['milliseconds']:.0f}", f"{row['late']:.0f}"]
+        cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['memory']:.0f}"]
+        each = ", ".join(shown) if len(shown) > 1 else ""
+        rows.append([name, *("–" if cell == "nan" else cell for cell in cells), each])
+    head = ["Model", "Validation mIoU, %", f"ms at {size}, median", "95th percentile", "M parameters", "peak MiB"]
+    on = "one thread" if threads == 1 else f"{threads} threads"
+    note = f"Time of one picture of {size} in {runtime()} on {on} of this CPU, with other work on it as it was."
+    blocks: list[Block] = [{"table": {"head": [*head, "each training"], "rows": rows}}, {"text": note}]
+    if outcomes:
+        told = (
+            f"Found is {chosen}, the best of its trainings. The validation images chose among "
+            f"{sum(o.name.startswith('finalist') for o in outcomes)} trainings: its mIoU on them is a little too good."
+        )
+        blocks.append({"text": told})
+    random = [row for name, row in numbers.items() if name.startswith("random")]
+    if random:
+        mean, best = (100 * f(row["miou"] for row in random) for f in (statistics.fmean, max))
+        told = f"{len(random)} random genotypes of about its size, trained alike: mean {mean:.1f} %, best {best:.1f} %."
+        blocks.append({"text": told})
+    return blocks
+
+
+def _pareto(numbers: Mapping[str, Mapping[str, float]], size: str) -> list[Block]:
+    """Accuracy against time, from the median to the 95th percentile."""
+    groups: dict[str, list[list[float]]] = {}
+    for name, row in numbers.items():
+        if not math.isnan(row["miou"]):
+            group = next((f"{kind}s" for kind in ("finalist", "random") if name.startswith(kind)), name)
+            groups.setdefault(group, []).append([row["milliseconds"], 100 * row["miou"], row["late"]])
+    if "randoms" in groups:
+        drawn = groups.pop("randoms")
+        groups["random, of its size"] = drawn
+        groups["their mean"] = [[statistics.fmean(values) for values in zip(*drawn, strict=True)]]
+    if not groups:
+        return []
+    x, y = f"ms at {size}, median to 95th percentile", "validation mIoU (%)"
+    return [{"points": {"title": "Accuracy against time", "x": x, "y": y, "groups": groups}}]
+
+
+def _headline(run: Run, numbers: Mapping[str, Mapping[str, float]], goal: Target, size: str) -> None:
+    """What the report says first."""
+    found, teacher = numbers["found"], numbers["teacher"]
     told = (
         f"{found['parameters'] / 1e6:.2f} million parameters in place of {teacher['parameters'] / 1e6:.2f}, "
         f"{found['milliseconds']:.0f} ms in place of {teacher['milliseconds']:.0f} at {size}"
     )
     if not math.isnan(found["miou"]):
         told += f"; validation mIoU {100 * found['miou']:.1f} in place of {100 * teacher['miou']:.1f}"
-    missed = bool(target) and found["milliseconds"] > goal.milliseconds
+    missed = found["milliseconds"] > goal.milliseconds
     write_headline(
         run, f"{told}{f'. The target of {goal.milliseconds:g} ms is missed' if missed else ''}.", is_warning=missed
     )
     run.say(f"compress: {told}")
 
 
-def _plain(values: dict[str, float]) -> dict[str, float | None]:
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
     """NaN as null."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}

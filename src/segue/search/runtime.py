@@ -1,6 +1,9 @@
 """A network, or a part of one, as it runs on a device: in ONNX Runtime where the extra ``export`` is installed, else in
 torch. What a search aims at is measured here."""
 
+import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,8 +96,9 @@ def chain(part: nn.Module, shape: tuple[int, ...], *, adds: bool = False) -> byt
     return content
 
 
-def model_runner(model: nn.Module, height: int, width: int, threads: int) -> Callable[[], object]:
-    """Runs a whole model on one picture of a size, preprocessing and class map included where ONNX Runtime is there."""
+def model_runner(model: nn.Module, height: int, width: int, threads: int) -> tuple[Callable[[], object], float]:
+    """Runs a whole model on one picture of a size, and the MiB it takes at most (NaN in torch); preprocessing and class
+    map are included where ONNX Runtime is there."""
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     if runtime() == "torch":
 
@@ -102,15 +106,42 @@ def model_runner(model: nn.Module, height: int, width: int, threads: int) -> Cal
             with threads_of_torch(threads), torch.inference_mode():
                 model(image)
 
-        return in_torch
+        return in_torch, math.nan
     from segue.export.graph import onnx_classifier, write_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(model.eval(), path)
         run = onnx_classifier(path, threads=threads)
+        memory = peak_memory(path, height, width, threads)
     picture = image.permute(0, 2, 3, 1).contiguous().numpy()
-    return lambda: run(picture)
+    return lambda: run(picture), memory
+
+
+_ALONE = """
+import sys
+import numpy as np
+import onnxruntime
+
+def peak():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+path, height, width, threads = sys.argv[1], *map(int, sys.argv[2:])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+before = peak()
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+session.run(None, {session.get_inputs()[0].name: np.zeros((1, height, width, 3), np.uint8)})
+print(peak() - before)
+"""
+
+
+def peak_memory(path: Path, height: int, width: int, threads: int) -> float:
+    """MiB that loading and running an exported model add to a process of ONNX Runtime's own; NaN where none tells."""
+    words = [sys.executable, "-c", _ALONE, str(path), *map(str, (height, width, threads))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  this interpreter
+    return float(done.stdout) if done.returncode == 0 else math.nan
 
 
 def maps_runner(encoder: nn.Module, example: Tensor, threads: int) -> Callable[[], object]:

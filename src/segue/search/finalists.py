@@ -1,0 +1,216 @@
+"""Gate B: which genotypes are trained in full after a search, beside which controls, and which is the result."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from segue.batches import mix
+from segue.models.compact import LR_ASPP, CompactDecoder, CompactSegmenter, Genotype
+from segue.run import Run, only_first, write_atomically
+from segue.search.cache import Cache
+from segue.search.candidates import Recipe, macs
+from segue.search.latency import Cost, Speed
+from segue.search.strategies import strategy
+from segue.search.trials import Trial
+
+FILE = "finalists.json"
+DRAWS = 40  # random genotypes of which those of the found one's size are taken
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One full training.
+
+    Args:
+        name: ``finalist 1``, ``random 2`` or ``LR-ASPP``.
+        genotype: in its text form.
+        attempt: counts trainings of the same genotype with other seeds, from 0.
+    """
+
+    name: str
+    genotype: str
+    attempt: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Of its training, below the run folder."""
+        return f"finalists/{self.name.replace(' ', '_').lower()}_{self.attempt}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is there to be compared with."""
+        return not self.name.startswith("finalist")
+
+    def seed(self, seed: int) -> int:
+        """Of its training, in a run of this seed."""
+        return mix(seed, "finalist", self.attempt) if self.attempt else seed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a full training came to.
+
+    Args:
+        name: see `Entry`.
+        genotype: see `Entry`.
+        attempt: see `Entry`.
+        miou: on the validation images.
+        milliseconds: measured median of one picture.
+        late: 95th percentile.
+        memory: MiB at the peak; None where it is not known.
+        parameters: of encoder and decoder.
+    """
+
+    name: str
+    genotype: str
+    attempt: int
+    miou: float
+    milliseconds: float
+    late: float
+    memory: float | None
+    parameters: int
+
+    @classmethod
+    def of(cls, entry: Entry, miou: float, speed: "Speed | Outcome", parameters: int) -> "Outcome":
+        """The outcome of an entry; ``speed`` is measured, or of another training of the same genotype."""
+        if isinstance(speed, Speed):
+            memory = None if math.isnan(speed.memory) else speed.memory
+            times = (speed.median, speed.late, memory)
+        else:
+            times = (speed.milliseconds, speed.late, speed.memory)
+        return cls(entry.name, entry.genotype, entry.attempt, miou, *times, parameters)
+
+    def line(self) -> str:
+        """It in words."""
+        return f"validation mIoU {100 * self.miou:.1f} %, {self.milliseconds:.0f} ms"
+
+    def write(self, folder: Path) -> None:
+        """Keeps it, so that a resumed run decides by the same numbers."""
+        write_atomically(folder / "outcome.json", json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Outcome | None":
+        """What was kept."""
+        path = folder / "outcome.json"
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def best_genotypes(trials: Iterable[Trial], cost: Cost, count: int) -> list[str]:
+    """The best distinct ones, those that were trained end to end before all others."""
+    known = [trial for trial in trials if trial.state != "failed"]
+    ranked = sorted(known, key=lambda trial: (trial.state == "done", cost.worth(trial)), reverse=True)
+    return list(dict.fromkeys(trial.genotype for trial in ranked))[:count]
+
+
+def entries(genotypes: Sequence[str], seeds: int, controls: Sequence[str], *, lr_aspp: bool) -> list[Entry]:
+    """Every full training, finalists first."""
+    found = [Entry(f"finalist {n}", text, k) for n, text in enumerate(genotypes, 1) for k in range(seeds)]
+    found += [Entry(f"random {n}", text) for n, text in enumerate(controls, 1)]
+    return [*found, Entry("LR-ASPP", LR_ASPP)] if lr_aspp else found
+
+
+def of_its_size(genotype: str, count: int, known: Cache, recipe: Recipe) -> list[str]:
+    """Random genotypes whose decoders multiply about as much as that of ``genotype``."""
+    if not count:
+        return []
+    channels = [feature.shape[1] for feature in known.train.features]
+
+    def size(text: str) -> int:
+        decoder = CompactDecoder(Genotype.parse(text), channels, known.classes, channels=recipe.channels, repeats=1)
+        return macs(decoder, known)
+
+    blocks = len(Genotype.parse(genotype).blocks)
+    draws = strategy("random", blocks, mix(recipe.seed, "controls"))
+    drawn = {str(draws.ask().genotype) for _ in range(max(DRAWS, 4 * count))} - {genotype}
+    aim = size(genotype)
+    return sorted(drawn, key=lambda text: (abs(size(text) - aim), text))[:count]
+
+
+def by_name(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by name, in their order."""
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.name, []).append(outcome)
+    return found
+
+
+def winner(outcomes: Sequence[Outcome], cost: Cost) -> Outcome:
+    """Of the finalist that is worth most, by the mean over its trainings and its measured time, the best training."""
+    finalists = by_name(o for o in outcomes if o.name.startswith("finalist"))
+
+    def worth(found: list[Outcome]) -> float:
+        return cost.charged(statistics.fmean(o.miou for o in found), found[0].milliseconds)
+
+    best: list[Outcome] = max(finalists.values(), key=worth)
+    return max(best, key=lambda outcome: outcome.miou)
+
+
+def contest(
+    every: Sequence[Entry],
+    run: Run,
+    cost: Cost,
+    *,
+    train: Callable[[Entry, Run], CompactSegmenter],
+    accuracy: Callable[[CompactSegmenter], float],
+    speed: Callable[[CompactSegmenter], Speed],
+) -> CompactSegmenter:
+    """Every entry trained, each in a folder of its own; the best finalist, whose log becomes the run's.
+
+    Args:
+        every: see `entries`.
+        run: of all.
+        cost: what slower ones lose.
+        train: trains one in a run folder.
+        accuracy: mIoU on the validation images.
+        speed: measures time and memory.
+    """
+    outcomes: list[Outcome] = []
+    networks: list[CompactSegmenter] = []
+    for entry in every:
+        part = run.child(entry.folder)
+        part.seed = entry.seed(run.seed)
+        network = train(entry, part).eval()
+
+        def settle(entry: Entry = entry, network: CompactSegmenter = network, folder: Path = part.out) -> None:
+            if Outcome.read(folder) is None:
+                before = next((outcome for outcome in outcomes if outcome.genotype == entry.genotype), None)
+                size = sum(parameter.numel() for parameter in network.parameters())
+                Outcome.of(entry, accuracy(network), before or speed(network.cpu()), size).write(folder)
+
+        only_first(settle)  # the others read what it wrote: all must decide alike
+        known = Outcome.read(part.out)
+        assert known is not None
+        run.say(f"{known.name}, training {known.attempt + 1}: {known.line()}")
+        outcomes.append(known)
+        networks.append(network.cpu())
+    chosen = winner(outcomes, cost)
+    write_outcomes(run.out, outcomes, chosen)
+    place = outcomes.index(chosen)
+    take_log(run, run.child(every[place].folder))
+    return networks[place]
+
+
+def write_outcomes(out: Path, outcomes: Sequence[Outcome], chosen: Outcome) -> None:
+    """All of them, for the report."""
+    content = {"chosen": chosen.name, "attempt": chosen.attempt, "outcomes": [asdict(outcome) for outcome in outcomes]}
+    write_atomically(out / FILE, json.dumps(content, indent=1).encode())
+
+
+def read_outcomes(out: Path) -> tuple[list[Outcome], str]:
+    """The outcomes of a run and the name of the chosen one; none where one model alone was trained."""
+    if not (out / FILE).is_file():
+        return [], ""
+    content = json.loads((out / FILE).read_text(encoding="utf-8"))
+    return [Outcome(**outcome) for outcome in content["outcomes"]], content["chosen"]
+
+
+def take_log(run: Run, other: Run) -> None:
+    """The training of ``other`` as the run's own, once."""
+    lines = other.read_log()
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        run.rewind(stage, 0)
+    for line in lines:
+        run.log(line["stage"], line["step"], {k: v for k, v in line.items() if k not in ("stage", "step")})

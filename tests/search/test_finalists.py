@@ -1,0 +1,117 @@
+"""Gate B: who is trained in full, who wins, and how it is drawn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segue.engine import Run
+from segue.models.compact import (
+    LR_ASPP,
+    AuxiliaryHeads,
+    CompactSegmenter,
+    CompactSpec,
+    Genotype,
+    LiteDecoder,
+)
+from segue.report.plots import graph, points_of
+from segue.search.finalists import Entry, Outcome, best_genotypes, entries, take_log, winner
+from segue.search.latency import Cost, Table
+from segue.search.picture import picture
+from segue.search.trials import Trial
+
+ARCH1 = "[[2, [1, 0, 3, 6], [0, 1, 2, 8], [2, 0, 6, 1]], [[2, 3], [3, 1]]]"
+TABLE = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (2.0,) * 4)
+
+
+def test_finalists_are_distinct_and_those_trained_end_to_end_come_first() -> None:
+    texts = [ARCH1.replace("[[2, [", f"[[{n}, [", 1) for n in range(5)]
+    trials = [
+        Trial(0, texts[0], "stopped", reward1=0.9),
+        Trial(1, texts[1], "done", reward1=0.1, reward2=0.4),
+        Trial(2, texts[2], "done", reward1=0.1, reward2=0.5),
+        Trial(3, texts[2], "done", reward1=0.1, reward2=0.45),
+        Trial(4, texts[3], "failed", error="OutOfMemoryError: no"),
+        Trial(5, texts[4], "stopped", reward1=0.2),
+    ]
+    assert best_genotypes(trials, Cost(), 2) == [texts[2], texts[1]]
+    assert best_genotypes(trials, Cost(), 9) == [texts[2], texts[1], texts[0], texts[4]]
+
+
+def test_every_training_has_a_folder_and_a_seed_of_its_own() -> None:
+    found = entries(["a", "b"], 3, ["c"], lr_aspp=True)
+    assert [entry.name for entry in found] == ["finalist 1"] * 3 + ["finalist 2"] * 3 + ["random 1", "LR-ASPP"]
+    assert len({entry.folder for entry in found}) == 8
+    assert [entry.seed(5) for entry in found[:3]] == [5, found[1].seed(5), found[5].seed(5)]
+    assert len({entry.seed(5) for entry in found}) == 3
+
+
+def test_the_winner_is_the_best_mean_after_its_time_is_charged() -> None:
+    one = Outcome("finalist 1", "a", 0, 0.60, 20.0, 21.0, None, 1)
+    two = Outcome("finalist 2", "b", 0, 0.58, 20.0, 21.0, None, 1)
+    # means 0.52 and 0.57, though the best single training is finalist 1's
+    outcomes = [
+        one, replace(one, attempt=1, miou=0.44), two, replace(two, attempt=1, miou=0.56),
+        replace(one, name="random 1", miou=0.9),
+    ]  # fmt: skip
+    assert winner(outcomes, Cost()) == two
+    slow = [replace(o, milliseconds=40.0) if o.name == "finalist 2" else o for o in outcomes]
+    # a target of 20 ms halves 0.57
+    assert winner(slow, Cost(TABLE, target=20.0, power=1.0)) == one
+    assert winner(slow, Cost()).name == "finalist 2"
+
+
+def test_the_chosen_training_becomes_the_log_of_the_run_once(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", quiet=True)
+    run.log("search", 1, {"reward1": 0.5})
+    part = run.child(Entry("finalist 2", ARCH1).folder)
+    for step in (1, 2):
+        part.log("stage_1", step, {"distilled": 1.0 / step})
+    take_log(run, part)
+    take_log(run, part)
+    assert [(line["stage"], line["step"]) for line in run.read_log()] == [("search", 1), ("stage_1", 1), ("stage_1", 2)]
+
+
+def test_lr_aspp_by_hand() -> None:
+    torch.manual_seed(0)
+    decoder = LiteDecoder([2, 3, 4, 5], 2, channels=4).eval()
+    maps = [torch.rand(1, c, 16 >> i, 16 >> i) for i, c in enumerate((2, 3, 4, 5))]
+    deep = decoder.project(maps[3]) * torch.sigmoid(decoder.gate[1](maps[3].mean((2, 3), keepdim=True)))
+    grown = nn.functional.interpolate(deep, size=(8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(decoder(maps), decoder.deep(grown) + decoder.fine(maps[1]))
+    assert AuxiliaryHeads(decoder)(decoder.block_outputs(maps)) == []
+    spec = CompactSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), LR_ASPP)
+    assert CompactSegmenter(spec)(torch.zeros(2, 3, 40, 64, dtype=torch.uint8)).shape == (2, 2, 40, 64)
+
+
+def test_the_drawing_has_the_edges_of_the_genotype() -> None:
+    cell, decoder = (block["graph"] for block in picture(Genotype.parse(ARCH1)))
+    names = [name for name, *_ in cell["nodes"]]
+    assert names[:5] == ["input", "separable 3x3", "separable 5x5", "conv 3x3, dilation 12", "+"]
+    # first layer: p = 1 to its first operation, q = 0 to the second; both to their sum
+    assert {(1, 2), (0, 3), (2, 4), (3, 4)} <= set(cell["edges"])
+    last = len(names) - 1
+    assert {start for start, end in cell["edges"] if end == last} == set(Genotype.parse(ARCH1).collected())
+    joined = {(decoder["nodes"][a][0], decoder["nodes"][b][0]) for a, b in decoder["edges"]}
+    assert ("1/16", "block 1: cell + cell") in joined
+    assert ("block 2: cell + cell", "classes") in joined
+    assert graph(cell["nodes"], cell["edges"]).count("dilation 12") == 2
+
+
+def test_points_are_drawn_with_their_names_and_reach() -> None:
+    drawn = points_of("ms", "mIoU", {"teacher": [[310, 74.1, 350]], "found <b>": [[30, 70.0, 33], [40, 71.0, 41]]})
+    assert "found &lt;b&gt;" in drawn
+    assert "teacher" in drawn
+
+
+@pytest.mark.slow
+def test_memory_is_what_the_model_adds(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from segue.search.runtime import model_runner
+
+    spec = CompactSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), ARCH1, channels=16, repeats=1)
+    network = CompactSegmenter(spec).eval()
+    small, large = (model_runner(network, side, side, 1)[1] for side in (64, 512))
+    assert 0 < small < large < 2000
