@@ -85,7 +85,7 @@ def test_every_command_shown_is_understood(segue: Callable[..., tuple[int, str, 
     }
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        verbs = "train|pretrain|adapt|compress|extend|suggest|evaluate|predict|compare|demo"
+        verbs = "train|pretrain|adapt|compress|extend|suggest|evaluate|predict|compare|demo|serve"
         for line in re.findall(rf"segue (?:{verbs}) [^`\n|]*", text):
             for option in re.findall(r"--([a-z][a-z-]*)", line):
                 assert option in fields | own | {"config"}, f"{page.name}: --{option} in {line!r}"

@@ -1,13 +1,8 @@
 // The page: its tabs, and what the server has.
-import * as check from "./check.js";
 import { askJson, at, say } from "./core.js";
 import { choose } from "./colors.js";
 import * as look from "./look.js";
-import * as review from "./review.js";
-import * as runs from "./runs.js";
-import * as suggested from "./suggested.js";
 
-const views = { look, review, suggested, check, runs };
 const tabs = [...document.querySelectorAll("[role=tab]")];
 let about = null;
 
@@ -19,7 +14,8 @@ function open(name) {
     at(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
   say("");
-  if (about) views[name].show(about);
+  // A view's script is fetched when its tab is opened for the first time: most visits need one or two.
+  if (about) import(`./${name}.js`).then((view) => view.show(about)).catch((error) => say(error.message));
 }
 
 tabs.forEach((tab) => tab.addEventListener("click", () => open(tab.id.slice(4))));
@@ -55,10 +51,10 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   try {
     about = await askJson("/about");
     at("model").textContent = about.model + (about.against ? ` against ${about.against}` : "");
-    for (const name of Object.keys(views)) at(`tab-${name}`).hidden = !["look", ...about.views].includes(name);
+    for (const tab of tabs) tab.hidden = !["look", ...about.views].includes(tab.id.slice(4));
     choose(about.classes);
     open("look");
-    document.body.dataset.ready = "yes";
+    document.body.dataset.ready = performance.now().toFixed(); // milliseconds since the address was opened
   } catch (error) {
     say(error.message);
   }
