@@ -74,8 +74,8 @@ class Cache:
             described = read_json(folder / "cache.json", "the description of a cache")
             train, val = (_open_part(folder / name) for name in ("train", "val"))
             mean, std = tuple(described["mean"]), tuple(described["std"])
-            told = (described[name] for name in ("encoder", "classes"))
-            return cls(folder, train, val, *told, mean, std, described["source"])
+            encoder, classes, source = (described[name] for name in ("encoder", "classes", "source"))
+            return cls(folder, train, val, encoder, classes, mean, std, source)
 
     def new_encoder(self) -> tuple[nn.Module, Normalise]:
         """The encoder as it was cached, and what comes before it."""
