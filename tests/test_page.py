@@ -611,16 +611,25 @@ def test_training_obeys_a_ledger_and_counts_what_it_leaves_out(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_saved_model_is_served_with_its_review(tmp_path: Path, more: Path) -> None:
+def test_a_saved_model_is_served_with_its_review_runs_and_set(tmp_path: Path, more: Path, dataset: Path) -> None:
     """What the command opens, without listening."""
     from segue.cli import parser
     from segue.cli.serving import open_served
 
     source = save_model(made(0), tmp_path / "model", method="supervised", metrics={})
     call = ["serve", str(source), "--against", str(source), "--review", str(more), "--ledger", str(tmp_path / "l")]
-    served = open_served(parser().parse_args(call), "cpu")
+    write_run(tmp_path / "runs" / "a", [], 0.5)
+    further = ["--runs", str(tmp_path / "runs"), "--check", f"{dataset}:train"]
+    served = open_served(parser().parse_args([*call, *further]), "cpu")
     assert served.against is not None
-    assert served.runs is None
+    assert served.suggested is None
+    assert served.runs is not None
+    assert [row["name"] for row in served.runs.listing()["runs"]] == ["a"]
+    assert served.checked is not None
+    until = time.monotonic() + 30
+    while not (found := served.checked.view()["found"]):
+        assert time.monotonic() < until
+    assert found["splits"] == {"train": 6}
     assert served.review is not None
     listing = served.review.listing()
     assert len(listing["items"]) == 10
