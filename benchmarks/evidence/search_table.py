@@ -287,18 +287,19 @@ def measure_regret(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     world = landscape(Path(arguments.table), arguments.landscape)
     path = out / f"searches_{arguments.landscape}_{arguments.budget}.jsonl"
+    names = [name for name, (kind, _) in STRATEGIES.items() if kind in arguments.strategies]
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     runs = {(r["strategy"], r["seed"]): r for r in map(json.loads, filter(lambda line: line.endswith("}"), lines))}
     with path.open("a", encoding="utf-8") as file:
         for seed in range(arguments.seeds):
-            for name in STRATEGIES:
+            for name in names:
                 if (name, seed) not in runs:
                     run = {"strategy": name, "seed": seed, **searched(world, name, seed, arguments.budget)}
                     runs[name, seed] = run
                     file.write(json.dumps(run) + "\n")
                     file.flush()
     reference = max(max(run["picked"]) for run in runs.values())
-    curves = {name: np.array([runs[name, s]["picked"] for s in range(arguments.seeds)]) for name in STRATEGIES}
+    curves = {name: np.array([runs[name, s]["picked"] for s in range(arguments.seeds)]) for name in names}
     regret = {name: (reference - curve) / world.spread for name, curve in curves.items()}
     marks = [mark for mark in MARKS if mark <= arguments.budget]
     print(f"regret in sd between random genotypes, mean ± standard error over {arguments.seeds} seeds")
@@ -308,8 +309,8 @@ def measure_regret(arguments: argparse.Namespace) -> None:
         cells = [f"{found[:, m - 1].mean():.2f} ± {found[:, m - 1].std(ddof=1) / len(found) ** 0.5:.2f}" for m in marks]
         hours = np.mean([runs[name, s]["seconds"][-1] for s in range(arguments.seeds)]) / 3600
         print(f"| {name} | " + " | ".join(cells) + f" | {hours:.2f} |")
-    spent = {name: np.array([runs[name, s]["seconds"] for s in range(arguments.seeds)]) for name in STRATEGIES}
-    print(f"plot: {plot(regret, spent, out / f'regret_{arguments.landscape}.svg')}")
+    spent = {name: np.array([runs[name, s]["seconds"] for s in range(arguments.seeds)]) for name in names}
+    print(f"plot: {plot(regret, spent, out / f'regret_{arguments.landscape}_{arguments.budget}.svg')}")
 
 
 def plot(regret: dict[str, np.ndarray], spent: dict[str, np.ndarray], path: Path) -> Path:
@@ -357,6 +358,8 @@ def main() -> None:
     regret.add_argument("--landscape", choices=("forest", "nearest"), default="forest")
     regret.add_argument("--seeds", type=int, default=100)
     regret.add_argument("--budget", type=int, default=200)
+    regret.add_argument("--strategies", nargs="+", choices=("controller", "evolution", "random"),
+                        default=("controller", "evolution", "random"))  # fmt: skip
     regret.set_defaults(run=measure_regret)
     arguments = parser.parse_args()
     arguments.run(arguments)
