@@ -48,6 +48,10 @@ def add_commands(command: Command) -> None:
     compress.add_argument(
         "--compare", action="store_true", help="also train DeepLabV3+ on the same encoder with the same steps and seed"
     )
+    compress.add_argument(
+        "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
+        help="try candidates over a Ray cluster, host:port; without an address that of this machine",
+    )  # fmt: skip
     compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
     add_surroundings(compress)
     compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
@@ -131,9 +135,10 @@ def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.method
     kind = method_module(name, "compress").Config
     budget = [f"--minutes={minutes(arguments.budget)}"] if arguments.budget else []
+    cluster = [f"--ray={arguments.ray}"] if arguments.ray else []
     device, threads = device_and_threads(arguments.device)
     arguments.device = device
-    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *threads, *budget, *rest]
+    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *threads, *budget, *cluster, *rest]
     config = parse_fields(kind, given, f"segue compress --method {name}", data=arguments.data)
     out = run_compression(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
     if arguments.json:

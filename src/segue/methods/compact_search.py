@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.batches import mix
+from segue.cluster import connect
 from segue.config import Data, Network, UsageError, Views
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
@@ -84,6 +85,7 @@ class Search:
         end_lr: of SGD for the encoder in eq. 4.
         aux_weight: of eq. 2.
         parallel: candidates tried at once, each in a process with one thread.
+        ray: address of a Ray cluster whose CPUs try the candidates, or ``auto``; then ``parallel`` says nothing.
         reliable: first measure how much of the reward is the genotype's and not chance's, by 3 genotypes x 3 seeds.
     """
 
@@ -107,6 +109,7 @@ class Search:
     end_lr: float = 1e-3
     aux_weight: float = 0.15
     parallel: int = 1
+    ray: str = ""
     reliable: bool = True
 
 
@@ -190,7 +193,7 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
 
 def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -> list[Trial]:
     """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
-    same = replace(config.search, parallel=1)  # however many are tried at once, the trials are the same
+    same = replace(config.search, parallel=1, ray="")  # wherever and however many at once, the trials are the same
     about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
     ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source, config.teacher)), about)
     known, settings = ledger.all(), config.search
@@ -210,7 +213,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 for n, p in proposals.items()
                 if n not in known
             ]
-            for trial in tried(jobs, settings.parallel):
+            for trial in tried(jobs, settings.parallel, ray=settings.ray):
                 trial = replace(trial, latency=cost.latency(trial.genotype))
                 ledger.add(trial)
                 known[trial.trial] = trial
@@ -335,6 +338,8 @@ def refuse(config: Config) -> None:
             Genotype.parse(config.genotype)
         except ValueError as error:
             raise UsageError(f"--genotype {error}") from None
+    elif search.ray:
+        connect(search.ray)
 
 
 def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:

@@ -1,25 +1,38 @@
-"""Candidates in this process, or in several: the same results, in the order they finish."""
+"""Candidates in this process, in several, or over a Ray cluster: the same results, in the order they finish."""
 
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
+from segue.cluster import connect
+from segue.data.sample import DataError
 from segue.search.candidates import Job, try_candidate
 from segue.search.trials import Trial
 
 TRIES = 3  # how often a candidate is tried whose process dies
 
 
-def tried(jobs: Sequence[Job], parallel: int, work: Callable[[Job], Trial] = try_candidate) -> Iterator[Trial]:
+def tried(
+    jobs: Sequence[Job], parallel: int, work: Callable[[Job], Trial] = try_candidate, *, ray: str = ""
+) -> Iterator[Trial]:
     """Every candidate, tried; one whose process dies is tried again, and fails the third time.
 
     Args:
         jobs: what to try.
         parallel: processes; 1 takes this one.
         work: tries one.
+        ray: address of a Ray cluster, which then takes the place of processes; see `segue.cluster.connect`.
+
+    Raises:
+        DataError: a machine of the cluster does not see the cache, or has no Segue.
+        UsageError: no cluster answers.
     """
+    if ray:
+        yield from _over_cluster(jobs, connect(ray), work)
+        return
     if parallel == 1:
         yield from map(work, jobs)
         return
@@ -38,6 +51,28 @@ def tried(jobs: Sequence[Job], parallel: int, work: Callable[[Job], Trial] = try
         break
     for job in left.values():
         yield died(job)
+
+
+def _over_cluster(jobs: Sequence[Job], ray: Any, work: Callable[[Job], Trial]) -> Iterator[Trial]:
+    """One task a candidate, on one CPU each; Ray tries again where a worker died, not where ``work`` failed."""
+    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(work)
+    left = {task.remote(job): job for job in jobs}
+    while left:
+        (reference, *_), _ = ray.wait(list(left))
+        job = left.pop(reference)
+        try:
+            trial: Trial = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FileNotFoundError):
+                raise DataError(
+                    f"a machine of the cluster does not see {job.cache}; put --out on a disk that all of them share"
+                ) from None
+            if "failed to import" in str(error):
+                raise DataError(f"a machine of the cluster lacks this Segue: {str(error).splitlines()[-1]}") from None
+            raise
+        except ray.exceptions.RayError:
+            trial = died(job)
+        yield trial
 
 
 def died(job: Job) -> Trial:
