@@ -89,9 +89,10 @@ def options(**changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in {**TINY, **changes}.items()]
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     """Two processes on this machine; one such launch at a time, so that launches do not take each other's port."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
+    command = [*launcher, "--nproc-per-node=2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (Path(tempfile.gettempdir()) / "segue-torchrun.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -105,7 +106,8 @@ class Child:
     """
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_checkpoints", "test_contract", "segue.search.trials"])
+    # The last is what torch imports, for a second or more, as soon as there are several processes.
+    context.set_forkserver_preload(["test_checkpoints", "test_contract", "segue.search.trials", "torch._dynamo"])
 
     def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
         self.process = self.context.Process(target=_alone, args=(work, arguments))

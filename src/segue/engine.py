@@ -7,20 +7,22 @@ checkpoint holds no random state, and neither the number of workers nor a restar
 import contextlib
 import itertools
 import math
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.batches import count, endless, mix, names_of, split, to_device
 from segue.progress import StageBar
-from segue.run import Run, only_first, rank_and_world, write_atomically
+from segue.ranks import RankError, all_agree, as_on_first, bound_to_others, largest, only_first, rank_and_world
+from segue.run import Run, write_atomically
 
 __all__ = [
     "Losses",
@@ -44,6 +46,7 @@ Losses = dict[str, Tensor]
 Batch = Any
 PREEMPTED = 75
 _REHEARSED = ("cuda",)  # where running out of memory can be met; elsewhere the system kills the process
+ECHO = 2.0  # seconds
 PATIENCE = 5  # steps in a row whose loss or gradient may be NaN or infinite before the run stops
 
 
@@ -89,10 +92,15 @@ def hold_statistics(module: nn.Module) -> None:
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
-    """Notes SIGTERM and SIGINT, so that the loop can save first; a second signal acts at once."""
+    """Notes SIGTERM and SIGINT, so that the loop can save first; a second signal acts at once.
+
+    One of several processes gets a signal more than once, from whoever ends the job and from ``torchrun``: there those
+    that come within `ECHO` of the first are the same one.
+    """
 
     def __init__(self) -> None:
         self.seen = False
+        self.at = 0.0
         self.old: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -100,9 +108,14 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
             self.old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _note(self, *_: object) -> None:
-        self.seen = True
-        self._restore()
+    def _note(self, number: int, _: object) -> None:
+        if not self.seen:
+            self.seen, self.at = True, time.monotonic()
+            if rank_and_world()[1] == 1:
+                self._restore()
+        elif time.monotonic() - self.at > ECHO:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self.old.items():
@@ -120,24 +133,14 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _largest(number: int, device: torch.device) -> int:
-    """The largest of the numbers that the processes hold."""
-    if not dist.is_initialized():
-        return number
-    found = torch.tensor(number, device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found)
+def _together(method: Method) -> nn.Module:
+    """The method, its gradients averaged over the processes; `_Loop.update` sees to the buffers, after each step."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the option has another name since torch 2.14
+        return DistributedDataParallel(method, find_unused_parameters=True, broadcast_buffers=False)
 
 
-def _all_agree(claim: bool, device: torch.device) -> bool:
-    """Whether ``claim`` holds on every process."""
-    if not dist.is_initialized():
-        return claim
-    flag = torch.tensor(float(claim), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
-
-
+@bound_to_others()
 def fit(
     method: Method,
     batches: Callable[[int], Iterator[Batch]],
@@ -173,28 +176,33 @@ def fit(
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
         MemoryError: not even two images fit in memory; a batch that does not is taken in parts.
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
+        RankError: another process of the run was lost.
     """
     run.open()
     loop = _Loop(method.to(run.device), optimizer, run, stage, steps, schedule)
     if loop.resume():
         return
     world = rank_and_world()[1]
-    module: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if world > 1 else method
+    module: nn.Module = method
+    if world > 1:
+        module = _together(method)
+        as_on_first(loop.held())
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
         with Signals() as signals:
             method.train()
-            while loop.step < steps and not _all_agree(converged(), run.device):
+            while loop.step < steps and not all_agree(converged(), run.device):
                 losses, images, taken = loop.gradients(module, stream, accumulate)
                 loop.update(losses, taken, clip)
                 bar.update(loop.step, losses["loss"], images * world)
                 if evaluate is not None and loop.is_due(evaluate_every):
                     run.log(stage, loop.step, {f"val/{name}": value for name, value in evaluate().items()})
                     method.train()
-                stopping = not _all_agree(not signals.seen, run.device) and loop.step < steps
+                stopping = not all_agree(not signals.seen, run.device) and loop.step < steps
                 loop.save(now=stopping)
                 if stopping:
+                    only_first(lambda: None)  # the first has written: whoever started them ends all with one that goes
                     run.say(f"stopped by a signal at step {loop.step} of {stage}; the same command goes on from there")
                     raise Preempted
     finally:
@@ -231,6 +239,12 @@ class _Loop:
     def resume(self) -> bool:
         """Takes the checkpoint if there is one; whether the stage was finished already."""
         state = self.run.checkpoint(self.stage)
+        found = -1 if state is None else int(state["step"])
+        if largest(found, self.run.device) != -largest(-found, self.run.device):
+            raise RankError(
+                f"the processes of this run find different checkpoints of {self.stage}, this one at step {found}: "
+                f"{self.run.out} must lie on a disk that all machines share"
+            )
         if state is not None:
             self.method.load_state_dict(state["method"])
             if state["done"]:
@@ -240,6 +254,10 @@ class _Loop:
             kept = ("step", "bad", "meter", "metered", "parts")
             self.step, self.bad, self.meter, self.metered, self.parts = (state[name] for name in kept)
             self.run.say(f"{self.stage}: resumed at step {self.step} of {self.steps}")
+            world, before = rank_and_world()[1], state.get("world", 1)
+            if world != before:
+                told = f"{before} processes before and {world} now, so a step takes {world / before:g} times the images"
+                self.run.say(f"warning: {self.stage}: {told}; it does not end as it would have with {before}")
         self.run.rewind(self.stage, self.step)
         return False
 
@@ -266,7 +284,7 @@ class _Loop:
                 self.parts *= 2
             finally:
                 self.restore_buffers()
-        parts = _largest(self.parts, self.run.device)
+        parts = largest(self.parts, self.run.device)
         if parts > 1:
             told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, with the same step"
             self.run.say(f"{self.stage}: {told} (batch normalisation sees {images // parts} images)")
@@ -324,8 +342,9 @@ class _Loop:
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, total, foreach=True)
         norm = float(total)
-        if _all_agree(math.isfinite(losses["loss"]) and math.isfinite(norm), self.run.device):
+        if all_agree(math.isfinite(losses["loss"]) and math.isfinite(norm), self.run.device):
             self.optimizer.step()
+            as_on_first(self.held())
             self.method.after_step(self.step)
             for name, value in {**losses, "gradient_norm": norm}.items():
                 self.meter[name] = self.meter.get(name, 0.0) + value
@@ -380,7 +399,7 @@ class _Loop:
     def _write(self, *, done: bool) -> None:
         state = {
             "step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "parts": self.parts,
-            "done": done,
+            "done": done, "world": rank_and_world()[1],
         }  # fmt: skip
         optimizer = {} if done else self.optimizer.state_dict()
         self.run.save(self.stage, {**state, "method": self.method.state_dict(), "optimizer": optimizer})

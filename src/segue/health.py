@@ -15,7 +15,8 @@ from torch import Tensor
 
 from segue.losses import ranking_loss
 from segue.metrics import effective_rank, rank_agreement, spread
-from segue.run import Run, rank_and_world
+from segue.ranks import rank_and_world
+from segue.run import Run
 from segue.sections import Block, write_headline, write_section
 
 METERS = ("spread", "effective_rank", "agreement", "ranking", "floor", "constant")

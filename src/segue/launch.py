@@ -19,11 +19,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 import segue
 from segue import methods
 from segue.config import UsageError, Views, did_you_mean, flat
 from segue.engine import Run, only_first, rank_and_world, write_atomically
+from segue.ranks import STEP
 from segue.tuning import tune
 from segue.weights import Saved, save_model
 
@@ -147,7 +150,15 @@ def join_processes(device: str) -> str:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one machine torchrun keeps its store when it starts the processes again: they would read the addresses of
+        # those before. On several each counts its own restarts: there docs/many_machines.md sets a variable of torch.
+        store, rank, world = next(iter(rendezvous("env://")))
+        own = PrefixStore(f"segue_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=STEP)
+    else:
+        dist.init_process_group(backend, timeout=STEP)
     return device
 
 
@@ -243,8 +254,7 @@ def _train(arm: Arm[Any], run: Run) -> bool:
         return False
     started = time.monotonic()
     model = methods.load(arm.method).train(arm.config, run, arm.data)
-    if rank_and_world()[0] == 0:
-        _finish(arm, model.eval(), run, time.monotonic() - started)
+    only_first(lambda: _finish(arm, model.eval(), run, time.monotonic() - started))
     return True
 
 

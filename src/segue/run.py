@@ -1,4 +1,4 @@
-"""The run folder: what a run writes, atomically, and what several processes must agree on."""
+"""The run folder: what a run writes, atomically."""
 
 import contextlib
 import hashlib
@@ -6,33 +6,19 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 
 from segue.data.sample import DataError
+from segue.ranks import rank_and_world
 
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes: (0, 1) unless ``torchrun`` started several."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def only_first(work: Callable[[], None]) -> None:
-    """Does ``work`` on the first process while the others wait."""
-    rank, world = rank_and_world()
-    if rank == 0:
-        work()
-    if world > 1:
-        dist.barrier()
 
 
 class Run:

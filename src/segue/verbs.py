@@ -23,6 +23,7 @@ from segue.forgetting import conclude, measure_extension
 from segue.launch import Arm, Surroundings, launch, method_module, refuse_impossible
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
+from segue.ranks import rank_and_world
 from segue.run import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
@@ -284,7 +285,10 @@ def compress(
 def run_compression(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `compress` does, from a built config."""
     refuse_impossible(config.steps, config.views)
-
+    if rank_and_world()[1] > 1:
+        raise UsageError(
+            "segue compress does not run under torchrun: start it by itself, with --parallel N or --ray for its candidates"
+        )
     methods.load(method).refuse(config)
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
 

@@ -162,7 +162,7 @@ def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def report_decision(out: Path, *, as_json: bool) -> int:
     """The exit status that ``decision.json`` asks for; prints the result as JSON on demand."""
-    from segue.run import rank_and_world
+    from segue.ranks import rank_and_world
 
     if rank_and_world()[0]:
         return 0  # the first process decides, and may still be measuring

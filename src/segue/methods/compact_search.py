@@ -277,7 +277,7 @@ class Distilled(Method):
             segmentation_loss(full(logits), labels, config.objective, self.background)
             for logits in self.auxiliary(blocks)
         ]
-        return {"distilled": loss, "auxiliary": self.aux_weight * torch.stack(extra).sum()}
+        return {"distilled": loss, "auxiliary": self.aux_weight * sum(extra, torch.zeros((), device=pixels.device))}
 
 
 def train_model(config: Config, run: Run, data: Compression, network: CompactSegmenter) -> CompactSegmenter:

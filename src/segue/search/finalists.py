@@ -9,7 +9,8 @@ from pathlib import Path
 
 from segue.batches import mix
 from segue.models.compact import LR_ASPP, CompactDecoder, CompactSegmenter, Genotype
-from segue.run import Run, only_first, write_atomically
+from segue.ranks import only_first
+from segue.run import Run, write_atomically
 from segue.search.cache import Cache
 from segue.search.candidates import Recipe, macs
 from segue.search.latency import Cost, Speed
