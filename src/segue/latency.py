@@ -16,6 +16,7 @@ import numpy as np
 from segue.config import UsageError
 from segue.data.sample import Array, DataError
 from segue.export.graph import Classify, onnx_classifier, openvino_classifier, torch_classifier
+from segue.records import MISREAD
 
 WARM = 2  # calls before the first that counts
 
@@ -205,7 +206,7 @@ def known_accuracy(model: str) -> float | None:
     """mIoU of a run (``model.yaml``) or of an exported file (``parity.json`` beside it); None where it is not known."""
     path = Path(model)
     if path.suffix in (".onnx", ".xml"):
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, *MISREAD):
             entry = json.loads((path.parent / "parity.json").read_text(encoding="utf-8"))[path.name]
             return float(entry["after"]) if entry["labelled"] else None
         return None

@@ -337,6 +337,20 @@ def test_a_model_that_claims_to_be_huge_takes_no_memory(field: str, tmp_path: Pa
     assert done
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plan.json", '{"protocol": "overlap", "increments": [[[], "a"], ["b"]], "images": [["a"], ["c"]]}'),
+        ("parity.json", '{"model.onnx": []}'),
+        ("ledger", '{"image": [], "decision": "accept"}\n'),
+        ("log.jsonl", '{"stage": "train"}\n'),
+    ],
+)
+def test_what_the_long_run_found_stays_mended(name: str, content: str, tmp_path: Path) -> None:
+    path = FILES[name][0](tmp_path)
+    survives(name, path, path.read_bytes(), content.encode())
+
+
 def test_a_payload_in_any_numpy_file_is_not_unpickled(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
 

@@ -69,10 +69,10 @@ class Plan:
             held = json.loads(path.read_text(encoding="utf-8"))
             plan = cls(held["protocol"], *(tuple(map(tuple, held[name])) for name in ("increments", "images")))
             names = [name for part in (*plan.increments, *plan.images) for name in part]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            seen = plan.seen(len(plan.increments))
+            is_sound = len(plan.increments) == len(plan.images) and len(set(seen)) == len(seen)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(f"{path} is no plan of increments ({type(error).__name__}: {error})") from None
-        seen = plan.seen(len(plan.increments))
-        is_sound = len(plan.increments) == len(plan.images) and len(set(seen)) == len(seen)
         if plan.protocol not in PROTOCOLS or not is_sound or not all(isinstance(name, str) for name in names):
             raise DataError(f"{path} is no plan of increments; write one with segue data increments")
         return plan
