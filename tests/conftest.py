@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))  # of `Child`
 
+pytest.register_assert_rewrite("browsing")  # helpers and fixtures of the tests of the page
 CLASSES = ("ground", "disc", "bar")
 COLORS = ((90, 90, 90), (200, 40, 40), (40, 40, 200))
 # How often a run is killed in the test of each method; SEGUE_KILLS=50 is the long version.
