@@ -26,7 +26,7 @@ from torch import nn
 
 from segue import methods
 from segue.cli import main, parser
-from segue.config import leaves
+from segue.config import UsageError, leaves
 from segue.engine import Losses, Method, Run, endless, fit
 from segue.launch import join_processes
 from segue.ranks import RankError, only_first
@@ -287,3 +287,12 @@ def test_the_commands_of_the_page_are_those_of_the_command_line() -> None:
         assert known.command == "train", line
         fields = [word[2:].replace("-", "_") for word in rest if word.startswith("--")]
         assert set(fields) <= set(leaves(methods.load("pixel_contrast").Config)), line
+
+
+def test_compress_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from segue import verbs
+
+    monkeypatch.setattr(verbs, "rank_and_world", lambda: (0, 2))
+    with pytest.raises(UsageError, match="does not run under torchrun"):
+        verbs.compress("model", "data", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
