@@ -287,7 +287,7 @@ def run_compression(method: str, config: Any, out: Path, around: Surroundings, *
     refuse_impossible(config.steps, config.views)
     if rank_and_world()[1] > 1:
         raise UsageError(
-            "segue compress does not run under torchrun: start it by itself, with --parallel N or --ray for its candidates"
+            "segue compress does not run under torchrun: start it by itself, with --parallel or --ray for several"
         )
     methods.load(method).refuse(config)
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))

@@ -135,7 +135,7 @@ def plan(root: Path) -> Path:
 def trials(root: Path) -> Path:
     found = Trials(root / "trials.sqlite", "a search")
     for i in range(20):
-        found.add(Trial(i, "[[0, [1, 2, 0, 1]], [[0, 1]]]", "done", -1.5, "", 0.5, {"miou": 0.5}))
+        found.add(Trial(i, "[[0, [1, 2, 0, 1]], [[0, 1]]]", "done", -1.5, reward1=0.5, parts1={"miou": 0.5}))
     with sqlite3.connect(found.path) as opened:  # all of it in the one file
         opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         opened.execute("PRAGMA journal_mode = DELETE")
