@@ -1,6 +1,7 @@
 """``segue predict`` on scenes and large pictures: files that other programs read, and nothing lost on the way."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from segue.calibration import calibrate, fit_temperature
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import How, predict_image, probabilities
+from segue.scenes import entropy, most_probable, open_scene
 from segue.shapes import run_lengths
 from segue.tiling import Grid
 from segue.weights import save_model
@@ -98,6 +100,41 @@ def test_pixels_without_data_get_no_class(segue: Segue, source: Path, tmp_path: 
         found = file.read(1)
     assert (found[:10] == 255).all()
     assert (found[10:] < 3).all()
+
+
+def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 9000), np.uint8)
+    path, grid = write_geotiff(tmp_path / "strips.tif", pixels, compress="deflate"), Grid(128, 0)
+    with open_scene(path, 3, grid) as source:
+        assert source.block_shapes[0][1] == 9000
+        took = []
+        for left in range(0, 1280, 128):
+            started = time.process_time()
+            source.read([1, 2, 3], window=rasterio.windows.Window(left, 0, 128, 128))
+            took.append(time.process_time() - started)
+    assert sorted(took[1:])[4] < took[0] / 5
+
+
+def test_a_scene_in_one_huge_tile_is_refused_before_it_is_read(segue: Segue, source: Path, tmp_path: Path) -> None:
+    huge = {"tiled": True, "blockxsize": 9_600, "blockysize": 9_600, "interleave": "pixel", "sparse_ok": True}
+    write_geotiff(tmp_path / "small.tif", picture(32, 32))
+    with rasterio.open(tmp_path / "small.tif") as small:
+        profile = {**small.profile, **huge, "width": 9_400, "height": 9_400}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile):
+        pass
+    status, _, errors = segue("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "stored in tiles of 9600 x 9600 pixels" in errors
+    assert "TILED=YES" in errors
+
+
+def test_classes_and_entropy_of_a_window_by_hand() -> None:
+    found = np.array([[0.5, 0.2, 1.0], [0.5, 0.5, 0.0], [0.0, 0.3, 0.0]], np.float32)[:, None]  # (K, 1, 3)
+    np.testing.assert_array_equal(most_probable(found), [[0, 1, 0]])  # of equals the first
+    expected = -np.array([2 * 0.5 * np.log(0.5), sum(p * np.log(p) for p in (0.2, 0.5, 0.3)), 0]) / np.log(3)
+    np.testing.assert_allclose(entropy(found)[0], expected, atol=1e-6)
+    random = np.random.default_rng(0).random((5, 40, 30), np.float32)
+    np.testing.assert_array_equal(most_probable(random), random.argmax(0))
 
 
 def test_bad_scenes_are_named_the_rest_is_written_and_nothing_half_done_stays(

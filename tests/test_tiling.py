@@ -47,7 +47,7 @@ def test_windows_cover_a_picture_once_and_are_what_the_dense_form_gives(
         result[:, top : top + found.shape[1], left : left + found.shape[2]] = found
         seen[top : top + found.shape[1], left : left + found.shape[2]] += 1
     assert (seen == 1).all()
-    np.testing.assert_allclose(result, dense(predict, height, width, Grid(*grid)), atol=1e-6)
+    np.testing.assert_allclose(result, dense(predict, height, width, Grid(*grid)), atol=3e-4)  # rows shared in 16 bits
 
 
 def test_seams_by_hand() -> None:

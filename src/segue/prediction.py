@@ -119,7 +119,8 @@ def probabilities(model: Model, image: Tensor, how: How = WHOLE) -> Tensor:
             logits = logits.flip(-1) if is_mirrored else logits
             if scale != 1:
                 logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-            views.append((logits[0] / how.temperature).softmax(0))
+            logits = logits if how.temperature == 1 else logits / how.temperature
+            views.append(logits[0].softmax(0))
     return (torch.stack(views).mean(0) if len(views) > 1 else views[0]).cpu()
 
 

@@ -17,31 +17,41 @@ from segue.extras import require
 from segue.tiling import Grid, blended
 
 DRIVER = "GTiff"  # others may open further files or addresses
-CACHE = 64  # MiB of blocks that GDAL keeps
+CACHE = 16 << 20  # bytes of blocks that GDAL keeps, beside the rows that strips make necessary
+LARGEST_BLOCK = 256 << 20  # bytes of a block, which is read as a whole; GDAL takes large strips line by line
 Probabilities = Callable[[Array], Array]
 """uint8 (bands, H, W) -> float32 (K, H, W)."""
 
 
 @contextlib.contextmanager
-def open_scene(path: Path, bands: int) -> Iterator[Any]:
+def open_scene(path: Path, bands: int, grid: Grid) -> Iterator[Any]:
     """A raster opened for reading by windows.
 
     Raises:
-        DataError: it cannot be read, is not of 8 bits, or has too few bands.
+        DataError: it cannot be read, is not of 8 bits, has too few bands, or has tiles that are too large.
         UsageError: the extra ``tiles`` is not installed.
     """
     rasterio = require("rasterio", "tiles")
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # plain pictures have no place
-    with rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
         try:
-            source = rasterio.open(path, driver=DRIVER)
+            source = stack.enter_context(rasterio.open(path, driver=DRIVER))
         except rasterio.errors.RasterioIOError as error:
             raise DataError(f"{path} cannot be read as a scene ({error})") from None
-        with source:
-            if source.count < bands or any(kind != "uint8" for kind in source.dtypes[:bands]):
-                kinds = ", ".join(sorted(set(source.dtypes)))
-                raise DataError(f"{path} has {source.count} bands of {kinds}; the model takes {bands} of uint8")
-            yield source
+        if source.count < bands or any(kind != "uint8" for kind in source.dtypes[:bands]):
+            kinds = ", ".join(sorted(set(source.dtypes)))
+            raise DataError(f"{path} has {source.count} bands of {kinds}; the model takes {bands} of uint8")
+        rows, columns = source.block_shapes[0]
+        if rows * columns * source.count > LARGEST_BLOCK:
+            raise DataError(
+                f"{path} is stored in tiles of {columns} x {rows} pixels, which would fill the memory; write it in "
+                f"small ones: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {path.name} tiled.tif"
+            )
+        if columns >= source.width:  # a row of tiles comes back to each strip, once a tile
+            kept = CACHE + (grid.tile + 2 * rows) * source.width * source.count
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=kept))
+        yield source
 
 
 def write_scene(
@@ -72,7 +82,7 @@ def write_scene(
     rasterio = require("rasterio", "tiles")
     partial = {kind: target.with_name(f".{target.name}.partial") for kind, target in targets.items()}
     try:
-        with open_scene(path, bands) as source, contextlib.ExitStack() as stack:
+        with open_scene(path, bands, grid) as source, contextlib.ExitStack() as stack:
             profile = {
                 "driver": "GTiff", "dtype": "uint8", "count": 1, "width": source.width, "height": source.height,
                 "crs": source.crs, "transform": source.transform, "tiled": True, "blockxsize": grid.step,
@@ -111,7 +121,7 @@ def _refuse_other(file: Path, written: Sequence[tuple[Any, int]]) -> None:
 def _stream(
     source: Any, writers: dict[str, Any], probabilities: Probabilities, grid: Grid, bands: int
 ) -> dict[str, list[tuple[Any, int]]]:
-    """Windows in, rows of blocks out: each block is written once; the windows and checksums of what was written.
+    """Windows in, windows out: whole blocks of the files, so that each is written once; windows and checksums of them.
 
     Raises:
         DataError: the scene cannot be read to its end.
@@ -127,27 +137,45 @@ def _stream(
         return probabilities(pixels)
 
     written: dict[str, list[tuple[Any, int]]] = {kind: [] for kind in writers}
-    gathered: dict[str, list[Array]] = {kind: [] for kind in writers}
     for top, left, found in blended(predict, source.height, source.width, grid):
         window = Window(left, top, found.shape[2], found.shape[1])
-        valid = source.dataset_mask(window=window) > 0
-        for kind, values in summarised(found).items():
-            if kind in writers:
-                gathered[kind].append(np.where(valid, values, IGNORE if kind == "labels" else 0).astype(np.uint8))
-        if left + found.shape[2] == source.width:
-            for kind, writer in writers.items():
-                rows, place = np.hstack(gathered[kind]), Window(0, top, source.width, found.shape[1])
-                writer.write(rows, 1, window=place)
-                written[kind].append((place, zlib.crc32(rows.tobytes())))
-                gathered[kind] = []
+        is_void = source.dataset_mask(window=window) == 0
+        for kind, writer in writers.items():
+            values = SUMMARIES[kind](found)
+            values[is_void] = IGNORE if kind == "labels" else 0
+            writer.write(values, 1, window=window)
+            written[kind].append((window, zlib.crc32(values.tobytes())))
+        del found  # a whole tile, which would be kept while the next one is predicted
     return written
 
 
-def summarised(probabilities: Array) -> dict[str, Array]:
-    """Class ids, and probability and uncertainty in steps of 1/255: uint8 (H, W) each, of (K, H, W)."""
-    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(0) / np.log(max(2, len(probabilities)))
-    return {
-        "labels": probabilities.argmax(0).astype(np.uint8),
-        "probability": (255 * probabilities.max(0)).round().clip(0, 255).astype(np.uint8),
-        "uncertainty": (255 * entropy).round().clip(0, 255).astype(np.uint8),
-    }
+def most_probable(probabilities: Array) -> Array:
+    """Class ids uint8 (H, W) of (K, H, W), the first of equals. Twice as fast as `argmax` over the first axis."""
+    top = probabilities.max(0)
+    ids = np.zeros(top.shape, np.uint8)
+    for i in range(len(probabilities) - 1, 0, -1):
+        np.copyto(ids, i, where=probabilities[i] == top)
+    ids[probabilities[0] == top] = 0
+    return ids
+
+
+def entropy(probabilities: Array) -> Array:
+    """Over ln K, of (K, H, W); one class at a time, so that little is in memory."""
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    for probability in probabilities:
+        total -= probability * np.log(np.maximum(probability, 1e-12))
+    return total / np.float32(np.log(max(2, len(probabilities))))
+
+
+def in_steps(values: Array) -> Array:
+    """Values in [0, 1] in steps of 1/255."""
+    steps: Array = (255 * values).round().clip(0, 255).astype(np.uint8)
+    return steps
+
+
+SUMMARIES: dict[str, Callable[[Array], Array]] = {
+    "labels": most_probable,
+    "probability": lambda probabilities: in_steps(probabilities.max(0)),
+    "uncertainty": lambda probabilities: in_steps(entropy(probabilities)),
+}
+"""What is written of the probabilities (K, H, W) of a window: uint8 (H, W) each."""
