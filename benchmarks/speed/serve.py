@@ -55,8 +55,8 @@ def ask(port: int, body: bytes, token: str = TOKEN, path: str = "/predict?format
         return 413 if isinstance(error.reason, BrokenPipeError | ConnectionResetError) else -1
 
 
-def ask_until_taken(port: int, body: bytes) -> int:
-    while (status := ask(port, body)) == 429:
+def ask_until_taken(port: int, body: bytes, path: str = "/predict?format=png") -> int:
+    while (status := ask(port, body, path=path)) == 429:
         time.sleep(0.02)
     return status
 
@@ -177,7 +177,7 @@ def kinds(port: int, good: bytes) -> dict[str, tuple[int, int, Callable[[], int]
     return {
         **found,
         "wrong token": (20, 401, lambda: ask(port, good, token="wrong")),
-        "another path": (20, 404, lambda: ask(port, good, path="/..%2f..%2fetc/passwd")),
+        "another path": (20, 404, lambda: ask_until_taken(port, good, "/..%2f..%2fetc/passwd")),
         "left early": (13, 0, lambda: leave_early(port, good)),
         "33 MB": (1, 413, lambda: ask(port, bytes(33 << 20))),
         "33 MB without a length": (1, 413, lambda: without_length(port)),

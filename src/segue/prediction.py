@@ -2,6 +2,7 @@
 
 import glob
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +215,10 @@ def is_scene(path: Path, largest: int) -> bool:
     if path.suffix.lower() not in (".tif", ".tiff") or isinstance(path, Packed):
         return False
     try:
-        with Image.open(path, formats=("TIFF",)) as header:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a header no more is read
+            header = Image.open(path, formats=("TIFF",))
+        with header:
             return header.width * header.height > largest or GEOREFERENCE in header.tag_v2  # type: ignore[attr-defined]
     except UNREADABLE:
         return path.is_file() and path.stat().st_size > 0
