@@ -70,7 +70,7 @@ def test_searches_on_a_table_are_counted_once_and_drawn(
     )
     assert all(len(r["picked"]) == 8 for r in runs)
     assert "reliability 0.9" in capsys.readouterr().out
-    assert (tmp_path / "out" / "regret_nearest.svg").stat().st_size > 10_000
+    assert (tmp_path / "out" / "regret_nearest_8.svg").stat().st_size > 10_000
 
 
 def test_a_search_picks_what_it_saw_best_and_pays_the_true_value() -> None:

@@ -1,6 +1,7 @@
 """How every training verb runs: the folder is claimed, the data opened and described, each arm trained, measured and
 saved, and the report written. What the verbs do differently is theirs: `segue.verbs`."""
 
+import atexit
 import csv
 import hashlib
 import io
@@ -159,7 +160,14 @@ def join_processes(device: str) -> str:
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=STEP)
     else:
         dist.init_process_group(backend, timeout=STEP)
+    atexit.register(_leave_processes)
     return device
+
+
+def _leave_processes() -> None:
+    """Ends the group's threads before Python ends: one still at work would abort a process that has succeeded."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def method_module(name: str, verb: str) -> Any:

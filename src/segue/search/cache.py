@@ -69,7 +69,14 @@ class Cache:
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
-        """A finished cache."""
+        """A finished cache.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DataError: it is damaged.
+        """
+        if not (folder / "cache.json").exists():
+            raise FileNotFoundError(folder / "cache.json")
         with expecting(folder, "a cache of a search: remove the folder, and it is made again"):
             described = read_json(folder / "cache.json", "the description of a cache")
             train, val = (_open_part(folder / name) for name in ("train", "val"))
