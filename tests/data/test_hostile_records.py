@@ -198,11 +198,12 @@ def scene(root: Path) -> Path:
 def read_scene(path: Path) -> object:
     from segue.prediction import is_scene
     from segue.scenes import open_scene
+    from segue.tiling import Grid
 
     is_scene(path, 100)
     import rasterio
 
-    with open_scene(path, 3) as source:
+    with open_scene(path, 3, Grid()) as source:
         if source.width * source.height > 1 << 20:
             return None  # it is read in windows
         try:

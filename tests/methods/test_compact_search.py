@@ -344,6 +344,7 @@ def test_what_cannot_be_searched_is_one_line(
     assert "same names in the same order" in refused()
 
 
+@pytest.mark.slow
 def test_a_genotype_that_is_given_is_trained_without_a_search(dataset: Path, tmp_path: Path) -> None:
     fields = {k: v for k, v in {**TINY, **SEARCH}.items()}
     out = segue.compress(
