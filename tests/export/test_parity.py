@@ -80,7 +80,7 @@ def test_a_failed_file_is_deleted_and_a_good_one_takes_its_name(file: Path, tmp_
         candidate = tmp_path / "work" / f"{name}.onnx"
         candidate.write_bytes(file.read_bytes())
         reference, run = torch_classifier(Brightest(mean)), onnx_classifier(candidate, threads=1)
-        found = gated(candidate, tmp_path / "out", reference, run, pictures(), **FLOAT)
+        found = gated(candidate, tmp_path / "out", compare(reference, run, pictures(), **FLOAT))
         assert found.is_kept == expected
     assert [path.name for path in tmp_path.rglob("*.onnx")] == ["good.onnx"]
     assert (tmp_path / "out" / "good.onnx").is_file()
@@ -107,6 +107,17 @@ def test_a_file_that_stops_at_a_size_fails() -> None:
         return torch_classifier(Brightest())(image)
 
     assert compare(torch_classifier(Brightest()), file, pictures(), **FLOAT).noise == 0.0
+
+
+def test_a_file_that_stops_at_a_real_picture_fails() -> None:
+    def file(image: np.ndarray) -> np.ndarray:
+        if image.shape[1] == 42:
+            raise RuntimeError("only multiples of 16")
+        return torch_classifier(Brightest())(image)
+
+    found = compare(torch_classifier(Brightest()), file, pictures(), **FLOAT)
+    assert (found.worst, found.noise) == (("1", 0.0), 1.0)
+    assert len(found.faults) == 1
 
 
 def test_points_of_miou_that_may_be_lost_are_a_limit_of_their_own() -> None:

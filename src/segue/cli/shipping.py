@@ -4,9 +4,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segue.cli.parsing import PARITY_EXIT, Command, refuse_rest, whole_number
 from segue.config import UsageError
+
+if TYPE_CHECKING:
+    from segue.evaluation import Samples
+    from segue.models.mask_classifier import MaskClassifier
 
 
 def add_commands(command: Command) -> None:
@@ -35,7 +40,8 @@ def add_commands(command: Command) -> None:
 
 def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue export``."""
-    from segue.export.delivery import OWN, deliver, open_check, refuse_unfit
+    from segue.export.delivery import OWN, deliver, deliver_panoptic, open_check, refuse_deep
+    from segue.models.mask_classifier import MaskClassifier
     from segue.weights import load_any
 
     refuse_rest(
@@ -49,20 +55,29 @@ def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError(f"--out {out} holds something else than an export; name another folder")
     if arguments.images < 1:
         raise UsageError(f"--images {arguments.images}: at least one picture is needed to check on")
-    model = refuse_unfit(load_any(arguments.model), arguments.model)
-    data = open_check(arguments.verify, model.spec.classes, limit=arguments.images)
-    calibration = None
-    if arguments.calibrate:
-        calibration = open_check(arguments.calibrate, model.spec.classes, limit=arguments.images)
+    model = load_any(arguments.model)
+    refuse_deep(model, arguments.model)
 
     def say(text: str) -> None:
         print(f"segue export: {text}", file=sys.stderr)  # noqa: T201
 
-    say(f"verifying on {len(data)} images of {arguments.verify}")
-    found = deliver(
-        model, arguments.model, out, data, int8=arguments.int8, openvino=arguments.openvino, calibration=calibration,
-        drop=arguments.max_drop, say=say,
-    )  # fmt: skip
+    if isinstance(model, MaskClassifier):
+        for option in ("int8", "openvino", "calibrate"):
+            if getattr(arguments, option):
+                raise UsageError(f"--{option}: a panoptic model is written in float32 for ONNX Runtime; leave it out")
+        truths = open_panoptic_check(arguments.verify, model, arguments.model, limit=arguments.images)
+        say(f"verifying on {len(truths)} images of {arguments.verify}")
+        found = deliver_panoptic(model, arguments.model, out, truths, say=say)
+    else:
+        data = open_check(arguments.verify, model.spec.classes, limit=arguments.images)
+        calibration = None
+        if arguments.calibrate:
+            calibration = open_check(arguments.calibrate, model.spec.classes, limit=arguments.images)
+        say(f"verifying on {len(data)} images of {arguments.verify}")
+        found = deliver(
+            model, arguments.model, out, data, int8=arguments.int8, openvino=arguments.openvino,
+            calibration=calibration, drop=arguments.max_drop, say=say,
+        )  # fmt: skip
     kept = [str(out / entry.file) for entry in found if entry.is_kept]
     failed = [entry for entry in found if not entry.is_kept]
     if arguments.json:
@@ -75,3 +90,25 @@ def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
             f"error: {entry.file} is not the model that was evaluated and was deleted: {'; '.join(entry.parity.faults)}"
         )
     return PARITY_EXIT if failed else 0
+
+
+def open_panoptic_check(address: str, model: "MaskClassifier", source: str, *, limit: int) -> "Samples":
+    """The pictures a panoptic file is checked on, with their truth where there are masks; see `open_check`.
+
+    Where a set does not number its objects, connected regions count as objects: both are held against the same.
+
+    Raises:
+        DataError: nothing there, or none of the model's classes.
+    """
+    from segue.data.layouts import is_set, open_listing, split_address
+    from segue.data.panoptic import PanopticWhole
+    from segue.export.delivery import open_check
+    from segue.using import panoptic_set
+
+    root, split = split_address(address)
+    if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
+        return open_check(address, model.spec.classes, limit=limit)
+    listing = open_listing(address)
+    name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
+    found = panoptic_set(listing.toned(model.spec.tones), model, source, name, by_region=True)
+    return PanopticWhole(found.pairs[:limit], found.annotation)

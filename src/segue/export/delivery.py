@@ -1,10 +1,11 @@
 """From a model folder to files that run without Segue. Each takes its name only after the parity gate has passed it."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,17 @@ from segue.export.graph import (
     torch_classifier,
     write_onnx,
 )
+from segue.export.panoptic import INFER as INFER_SEGMENTS
+from segue.export.panoptic import (
+    PanopticParity,
+    compare_panoptic,
+    onnx_segmenter,
+    torch_segmenter,
+    write_panoptic_onnx,
+)
 from segue.export.parity import Limits, Parity, compare
 from segue.extras import require
+from segue.models.mask_classifier import MaskClassifier
 from segue.prediction import find_images
 from segue.run import write_atomically
 from segue.weights import AnyModel, Model, model_fingerprint
@@ -62,19 +72,25 @@ class Delivered:
     """
 
     file: str
-    parity: Parity
+    parity: Parity | PanopticParity
     is_kept: bool
 
 
-def described(model: Model, source: str) -> dict[str, Any]:
+def described(model: AnyModel, source: str) -> dict[str, Any]:
     """What an exported file says of itself."""
+    is_panoptic = isinstance(model, MaskClassifier)
+    segments = (
+        "ids: int32 (1, height, width), segment i + 1 or 0 for none; labels: int64 (segments,), class ids; scores: "
+        "float32 (segments,)"
+    )
     return {
         "classes": list(model.spec.classes),
         "colors": [list(color) for color in model.spec.colors],
         "fingerprint": model_fingerprint(source),
         "segue": segue.__version__,
-        "input": "image: uint8 (batch, height, width, 3), RGB, upright; any size",
-        "output": "classes: uint8 (batch, height, width), class ids",
+        "input": f"image: uint8 ({'1' if is_panoptic else 'batch'}, height, width, 3), RGB, upright; any size",
+        "output": segments if is_panoptic else "classes: uint8 (batch, height, width), class ids",
+        **({"things": list(model.spec.things)} if isinstance(model, MaskClassifier) else {}),
     }
 
 
@@ -134,26 +150,49 @@ def write_openvino(source: Path, target: Path) -> None:
     openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=False)
 
 
-def gated(file: Path, kept: Path, reference: Classify, run: Classify, data: Samples, **settings: Any) -> Delivered:
-    """Moves ``file`` into ``kept`` if it says what ``reference`` says of ``data``; if not, it is deleted.
-
-    Args:
-        file: the candidate, with what lies beside it under its name.
-        kept: where it goes.
-        reference: the model.
-        run: the candidate, loaded.
-        data: real pictures.
-        settings: of `segue.export.parity.compare`.
-    """
-    parity = compare(reference, run, data, **settings)
-    for part in sorted(file.parent.glob(f"{file.name.removesuffix(file.suffix)}.*")):
-        if part.name.removesuffix(part.suffix) != file.name.removesuffix(file.suffix):
+def gated(file: Path, kept: Path, parity: Parity | PanopticParity) -> Delivered:
+    """Moves ``file``, with what lies beside it under its name, into ``kept`` if it passed; if not, it is deleted."""
+    stem = file.name.removesuffix(file.suffix)
+    for part in sorted(file.parent.glob(f"{stem}.*")):
+        if part.name.removesuffix(part.suffix) != stem:
             continue
         if parity.faults:
             part.unlink()
         else:
             os.replace(part, kept / part.name)
     return Delivered(file.name, parity, not parity.faults)
+
+
+@contextlib.contextmanager
+def replacing(out: Path, model: AnyModel) -> Iterator[tuple[Path, Path]]:
+    """Folders (to work in, of what is good) whose second takes the place of an earlier export when the block ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
+    kept = work / "kept"
+    kept.mkdir()
+    need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        with naming_a_full_disk(work, need):
+            yield work, kept
+        for name in OWN:  # only now: until all of it is there, the export before it stays
+            (out / name).unlink(missing_ok=True)
+        for path in kept.iterdir():
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def report(found: Sequence[Delivered], kept: Path, infer: str) -> None:
+    """Writes ``parity.json``, and ``infer.py`` where there is a file for it."""
+    if infer:
+        write_atomically(kept / "infer.py", infer.encode())
+    measured = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
+    write_atomically(kept / "parity.json", json.dumps(measured, indent=1).encode())
+
+
+def said(entry: Delivered) -> str:
+    """What a file measured, in a line."""
+    return f"{entry.file}: {entry.parity.line()}" + "".join(f"; FAILED: {fault}" for fault in entry.parity.faults)
 
 
 def deliver(
@@ -181,56 +220,61 @@ def deliver(
         drop: points of mean IoU that 8 bits may cost.
         say: told what each file measured.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
-    kept = work / "kept"
-    kept.mkdir()
     settings = {"classes": len(model.spec.classes), "bands": model.spec.in_channels}
     reference = torch_classifier(model)
     found: list[Delivered] = []
+    with replacing(out, model) as (work, kept):
 
-    def passed(name: str, run: Classify, limits: Limits) -> bool:
-        found.append(gated(work / name, kept, reference, run, data, limits=limits, **settings))
-        say(f"{name}: {found[-1].parity.line()}" + "".join(f"; FAILED: {fault}" for fault in found[-1].parity.faults))
-        return found[-1].is_kept
+        def passed(name: str, run: Classify, limits: Limits) -> bool:
+            found.append(gated(work / name, kept, compare(reference, run, data, limits=limits, **settings)))
+            say(said(found[-1]))
+            return found[-1].is_kept
 
-    need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
-    try:
-        with naming_a_full_disk(work, need):
-            write_onnx(model, work / FLOAT, bands=model.spec.in_channels, metadata=described(model, source))
-            if passed(FLOAT, onnx_classifier(work / FLOAT), Limits()):
-                if openvino:
-                    write_openvino(kept / FLOAT, work / OPENVINO)
-                    passed(OPENVINO, openvino_classifier(work / OPENVINO, precision="f32"), Limits())
-                if int8:
-                    quantise(kept / FLOAT, work / INT8, calibration or data)
-                    passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
+        write_onnx(model, work / FLOAT, bands=model.spec.in_channels, metadata=described(model, source))
+        if passed(FLOAT, onnx_classifier(work / FLOAT), Limits()):
+            if openvino:
+                write_openvino(kept / FLOAT, work / OPENVINO)
+                passed(OPENVINO, openvino_classifier(work / OPENVINO, precision="f32"), Limits())
+            if int8:
+                quantise(kept / FLOAT, work / INT8, calibration or data)
+                passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
         best = [entry.file for entry in found if entry.is_kept and entry.file.endswith(".onnx")]
-        if best:
-            write_atomically(kept / "infer.py", INFER.format(file=best[-1]).encode())
-        report = {entry.file: {**entry.parity.plain(), "kept": entry.is_kept} for entry in found}
-        write_atomically(kept / "parity.json", json.dumps(report, indent=1).encode())
-        for name in OWN:  # only now: until all of it is there, the export before it stays
-            (out / name).unlink(missing_ok=True)
-        for path in kept.iterdir():
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        report(found, kept, INFER.format(file=best[-1]) if best else "")
     return found
 
 
-def refuse_unfit(model: AnyModel, source: str) -> Model:
-    """A model that can be exported.
+def deliver_panoptic(
+    model: MaskClassifier, source: str, out: Path, data: Samples, *, say: Callable[[str], None] = lambda text: None
+) -> list[Delivered]:
+    """The same of a panoptic model, in float32 for ONNX Runtime; ``data`` may hold ``truth``, a `PanopticMap`."""
+    classes, bands = len(model.spec.classes), model.spec.in_channels
+    with replacing(out, model) as (work, kept):
+        write_panoptic_onnx(model, work / FLOAT, metadata=described(model, source))
+        run = onnx_segmenter(work / FLOAT)
+        parity = compare_panoptic(torch_segmenter(model), run, data, classes=classes, bands=bands)
+        found = gated(work / FLOAT, kept, parity)
+        say(said(found))
+        report([found], kept, INFER_SEGMENTS if found.is_kept else "")
+    return [found]
+
+
+def refuse_deep(model: AnyModel, source: str) -> None:
+    """Refuses a model that cannot be exported.
 
     Raises:
-        UsageError: it takes no 8-bit pictures, or gives masks instead of classes.
+        UsageError: it takes no 8-bit pictures.
     """
-    from segue.models.mask_classifier import MaskClassifier
-
-    if isinstance(model, MaskClassifier):
-        raise UsageError(
-            f"{source} is a panoptic model; segue export, bench and serve take semantic models only so far"
-        )
     if model.spec.value_range != 255:
         raise UsageError(f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures export")
+
+
+def refuse_unfit(model: AnyModel, source: str) -> Model:
+    """A model that gives classes of 8-bit pictures.
+
+    Raises:
+        UsageError: it takes no 8-bit pictures, or gives segments instead of classes.
+    """
+    if isinstance(model, MaskClassifier):
+        raise UsageError(f"{source} is a panoptic model; segue bench and serve take semantic models only so far")
+    refuse_deep(model, source)
     return model

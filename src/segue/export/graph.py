@@ -1,6 +1,7 @@
 """A network as an ONNX file with the preprocessing inside: 8-bit pictures of any size in, class maps out."""
 
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,18 +51,46 @@ def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapp
     Raises:
         UsageError: the extra ``export`` is not installed.
     """
+    sides = ("batch", "height", "width")
+    write_graph(
+        ImageToClasses(network.cpu()), path, (*EXAMPLE, bands), {INPUT: sides, OUTPUT: sides}, metadata=metadata
+    )
+
+
+def write_graph(
+    graph: nn.Module,
+    path: Path,
+    example: tuple[int, ...],
+    free: Mapping[str, tuple[str, ...]],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a module of one input, uint8 pictures, as one ONNX file with its metadata.
+
+    Args:
+        graph: the module.
+        path: of the file.
+        example: shape of the input that it is traced with.
+        free: of the input `INPUT` and of each output the names of the first dimensions; all may be of any size but
+            those named by a number.
+        metadata: see `write_onnx`.
+
+    Raises:
+        UsageError: the extra ``export`` is not installed.
+    """
     onnx = require("onnx", "export")
     require("onnxscript", "export")
-    free = torch.export.Dim.DYNAMIC
+    sizes = {i: torch.export.Dim.DYNAMIC for i, name in enumerate(free[INPUT]) if not name.isdigit()}
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # what it leaves as it is concerns nobody
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts about each other
         program = torch.onnx.export(
-            ImageToClasses(network.cpu()),
-            (torch.zeros(*EXAMPLE, bands, dtype=torch.uint8),),
+            graph,
+            (torch.zeros(*example, dtype=torch.uint8),),
             dynamo=True,
-            dynamic_shapes=({0: free, 1: free, 2: free},),
+            dynamic_shapes=(sizes,),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[name for name in free if name != INPUT],
             opset_version=OPSET,
             external_data=False,
             verbose=False,
@@ -69,18 +98,18 @@ def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapp
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing back")
     written = program.model_proto
-    for name, dimensions in ((INPUT, ("batch", "height", "width")), (OUTPUT, ("batch", "height", "width"))):
-        values = written.graph.input if name == INPUT else written.graph.output
-        for dimension, label in zip(values[0].type.tensor_type.shape.dim, dimensions, strict=False):
-            dimension.Clear()
-            dimension.dim_param = label
+    for value in (*written.graph.input, *written.graph.output):
+        for dimension, label in zip(value.type.tensor_type.shape.dim, free[value.name], strict=False):
+            if not label.isdigit():
+                dimension.Clear()
+                dimension.dim_param = label
     del written.graph.value_info[:]  # sizes of inner maps in terms of symbols that no longer have their names
     for key, value in (metadata or {}).items():
         written.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     onnx.save_model(written, path)
 
 
-def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
+def onnx_session(path: Path, *, threads: int = 0) -> Any:
     """An ONNX file in ONNX Runtime on the CPU; ``threads`` 0 takes all cores.
 
     Raises:
@@ -90,7 +119,16 @@ def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_classifier(path: Path, *, threads: int = 0) -> Classify:
+    """An ONNX file in ONNX Runtime on the CPU; ``threads`` 0 takes all cores.
+
+    Raises:
+        UsageError: the extra ``export`` is not installed.
+    """
+    session = onnx_session(path, threads=threads)
 
     def classify(images: Array) -> Array:
         return np.asarray(session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0])

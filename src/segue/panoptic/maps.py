@@ -88,36 +88,55 @@ def merge(
         mask: smallest probability of a pixel.
         overlap: smallest share of its own mask that a query must win.
     """
+    is_thing = torch.zeros(class_probabilities.shape[1], dtype=torch.bool, device=class_probabilities.device)
+    is_thing[list(things)] = True
+    ids, labels, scores = segments(
+        class_probabilities, mask_logits, is_thing, size=size, padded=padded or size, score=score, mask=mask,
+        overlap=overlap,
+    )  # fmt: skip
+    return PanopticMap(ids.cpu().numpy(), tuple(labels.tolist()), (False,) * len(labels), tuple(scores.tolist()))
+
+
+def segments(
+    class_probabilities: Tensor,
+    mask_logits: Tensor,
+    is_thing: Tensor,
+    *,
+    size: tuple[int, int],
+    padded: tuple[int, int],
+    score: float,
+    mask: float,
+    overlap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`merge` in tensors alone, so that exported graphs hold it: ids int32 (H, W), labels (N,), scores (N,).
+
+    ``is_thing`` is bool (K + 1,). The others are as there.
+    """
+    void = class_probabilities.shape[1] - 1
     scores, labels = class_probabilities.float().max(1)
-    kept = (labels < class_probabilities.shape[1] - 1) & (scores > score)
-    scores, labels = scores[kept], labels[kept]
-    if not len(scores):
-        return PanopticMap(np.zeros(size, np.int32), ())
-    full = F.interpolate(mask_logits[kept].float()[None], size=padded or size, mode="bilinear", align_corners=False)[0]
+    kept = ((labels < void) & (scores > score)).nonzero()[:, 0]
+    # One more, of no class, that wins no pixel: there is always one, also in an exported graph.
+    scores = torch.cat([scores[kept], scores.new_zeros(1)])  # (N,)
+    labels = torch.cat([labels[kept], labels.new_full((1,), void)])
+    masks = torch.cat([mask_logits[kept].float(), mask_logits.new_full((1, *mask_logits.shape[1:]), -1e4).float()])
+    full = F.interpolate(masks[None], size=padded, mode="bilinear", align_corners=False)[0]
     probabilities = full[:, : size[0], : size[1]].sigmoid()
     winner = (probabilities * scores[:, None, None]).argmax(0)  # (H, W)
     is_on = probabilities >= mask
     own = is_on.gather(0, winner[None])[0]
-    count = len(scores)
-    won = torch.bincount(winner.flatten(), minlength=count)
-    left = torch.bincount(winner[own].flatten(), minlength=count)
-    area = is_on.flatten(1).sum(1)
-    sound = ((left > 0) & (won >= overlap * area)).tolist()
-    numbers, found = torch.zeros(count, dtype=torch.int32), list[tuple[int, float]]()
-    of_stuff: dict[int, int] = {}
-    for i, (label, probability) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
-        if not sound[i]:
-            continue
-        if label not in of_stuff:
-            found.append((label, probability))
-            numbers[i] = len(found)
-            if label not in things:
-                of_stuff[label] = len(found)
-        else:
-            numbers[i] = of_stuff[label]
-    ids = torch.where(own, numbers.to(winner.device)[winner], VOID)
-    chosen, certain = zip(*found, strict=True) if found else ((), ())
-    return PanopticMap(ids.to(torch.int32).cpu().numpy(), tuple(chosen), (False,) * len(found), tuple(certain))
+    none = torch.zeros_like(labels)
+    won = none.scatter_add(0, winner.flatten(), torch.ones_like(winner).flatten())
+    left = none.scatter_add(0, winner.flatten(), own.flatten().to(none.dtype))
+    is_sound = (left > 0) & (won >= overlap * is_on.flatten(1).sum(1))
+    # The first sound query of a class of stuff stands for all of them, a thing for itself.
+    places = torch.arange(labels.shape[0], device=labels.device)
+    is_same = (labels[:, None] == labels[None]) & is_sound[None]
+    first = torch.where(is_same, places[None], labels.shape[0] - 1).amin(1)
+    first = torch.where(is_thing[labels], places, first)
+    leads = is_sound & (first == places)
+    numbers = torch.where(is_sound, leads.cumsum(0)[first], VOID)
+    chosen = leads.nonzero()[:, 0]
+    return torch.where(own, numbers[winner], VOID).to(torch.int32), labels[chosen], scores[chosen]
 
 
 # -- quality -----------------------------------------------------------------------------------------------------------
