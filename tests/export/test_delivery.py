@@ -11,8 +11,10 @@ import pytest
 import torch
 from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
+from torch import nn
 
-from segue.export.graph import onnx_metadata
+from segue.export.graph import onnx_classifier, onnx_metadata
+from segue.models.compact import LR_ASPP, CompactSegmenter, CompactSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import predict_image
 from segue.weights import load_any, save_model
@@ -66,6 +68,35 @@ def test_from_a_run_to_class_maps_without_segue(segue: Segue, source: Path, data
     with Image.open(tmp_path / "new.classes.png") as image:
         assert (np.asarray(image) == expected.numpy()).mean() > 0.999
         assert image.getpalette()[:9] == [value for color in COLORS for value in color]  # type: ignore[index]
+
+
+# Together they hold every operation of the search; the third is the decoder that searched ones are compared with.
+GENOTYPES = {
+    "local": "[[0,[0,0,1,2],[0,2,3,4],[0,5,5,9]],[[0,3],[1,2],[4,5]]]",
+    "wide": "[[6,[1,0,7,8],[0,1,10,6],[2,0,4,3]],[[3,2],[4,1],[0,5]]]",
+    "baseline": LR_ASPP,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_searched_decoders_are_exported(segue: Segue, dataset: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    model = CompactSegmenter(CompactSpec("test_efficientnet", CLASSES, COLORS, GENOTYPES[name], channels=16)).eval()
+    last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    torch.nn.init.normal_(last.weight, std=3.0)  # classes far apart, as of a trained head
+    save_model(model, tmp_path / "model", method="compact_search", metrics={})
+    small = ("--int8", "--max-drop", 100) if name == "local" else ()
+    options = (*small, "--out", tmp_path / "out", "--json")
+    status, output, errors = segue("export", tmp_path / "model", "--verify", dataset, *options)
+    assert status == 0, errors
+    found = json.loads(output)["files"]
+    assert found["model.onnx"]["agreement"] >= 0.999
+    assert all(entry["kept"] for entry in found.values())
+    run, picture = onnx_classifier(tmp_path / "out" / "model.onnx", threads=1), draw(5)[0][:41, :33]
+    expected = predict_image(model, torch.from_numpy(picture).permute(2, 0, 1))[0].numpy()
+    assert len(np.unique(expected)) > 1
+    assert (run(picture[None])[0] == expected).mean() > 0.999
 
 
 @pytest.mark.slow
