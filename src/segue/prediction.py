@@ -27,6 +27,7 @@ from segue.data.sample import (
 )
 from segue.data.tones import read_rgb
 from segue.disk import whole
+from segue.run import write_atomically
 from segue.tiling import Grid, blended
 from segue.weights import Model
 
@@ -184,12 +185,14 @@ class Outputs:
         maps: probability and uncertainty.
         run_lengths: COCO's run lengths as JSON.
         polygons: GeoJSON, with holes; needs the extra ``tiles``.
+        labelme: a copy of the picture with LabelMe's file beside it; needs the extra ``tiles``. Not of scenes.
     """
 
     overlays: bool = True
     maps: bool = False
     run_lengths: bool = False
     polygons: bool = False
+    labelme: bool = False
 
 
 @dataclass
@@ -269,6 +272,8 @@ def _write_picture(model: Model, pair: Pair, target: Path, out: Path, outputs: O
     with whole(target) as path:
         write_label_map(path, found.classes, model.spec.colors)
         _write_shapes(model, path, pair.name, out, outputs, found.classes)
+        if outputs.labelme:
+            _write_labelme(pair, out, found.classes, model.spec.classes)
 
 
 def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Outputs, how: How) -> None:
@@ -299,6 +304,29 @@ def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Out
         write_run_lengths(place(out, "run_lengths", name, ".json"), ids, model.spec.classes)
     if outputs.polygons:
         write_polygons(place(out, "polygons", name, ".geojson"), labels, model.spec.classes)
+
+
+def _write_labelme(pair: Pair, out: Path, labels: Array, classes: Sequence[str]) -> None:
+    """``out/labelme``: the picture, its file, and ``labels.txt``, which keeps the order of the classes."""
+    from segue.shapes import write_labelme
+
+    file = place(out, "labelme", pair.name, ".json")
+    names = file.parents[pair.name.count("/")] / "labels.txt"
+    if not names.exists():
+        write_atomically(names, "".join(f"{name}\n" for name in classes).encode())
+    image = file.with_suffix(pair.image.suffix)
+    with whole(image) as path:
+        path.write_bytes(pair.image.read_bytes())
+    write_labelme(file, image, labels, classes)
+
+
+def write_cvat_task(pairs: Sequence[Pair], out: Path, classes: Sequence[str]) -> None:
+    """``out/cvat/annotations.xml`` of the class maps in ``out/labels``, those of earlier calls among them."""
+    from segue.shapes import write_cvat
+
+    done = ((pair, out / "labels" / f"{pair.name}.png") for pair in pairs)
+    pictures = ((f"{p.name}{p.image.suffix}", read_label_map(file)) for p, file in done if file.is_file())
+    write_cvat(place(out, "cvat", "annotations", ".xml"), pictures, classes)
 
 
 def place(out: Path, kind: str, name: str, suffix: str) -> Path:

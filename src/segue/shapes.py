@@ -1,14 +1,22 @@
-"""Class maps as run lengths (COCO) and as polygons with holes (GeoJSON)."""
+"""Class maps as run lengths (COCO), as polygons with holes (GeoJSON), and as polygons for LabelMe and CVAT.
+
+LabelMe and CVAT know no holes. There a hole is joined to the outline by a line that is walked to and fro, and polygons
+run through the centres of the outermost pixels: drawn as these tools and Pillow draw, they give the class map back
+pixel by pixel.
+"""
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
+from segue.data.finding import printable
 from segue.data.sample import IGNORE, Array
+from segue.disk import whole
 from segue.extras import require
 from segue.run import write_atomically
 
@@ -56,3 +64,98 @@ def write_polygons(path: Path, source: Path, classes: Sequence[str]) -> None:
         crs = raster.crs.to_string() if raster.crs else "pixels"
     content = {"type": "FeatureCollection", "crs_name": crs, "features": found}
     write_atomically(path, json.dumps(content).encode())
+
+
+# -- for labelling tools -----------------------------------------------------------------------------------------------
+
+
+def outlined(labels: Array) -> Iterator[tuple[int, Array]]:
+    """(class id, polygon int (V, 2) of x and y) of each region of a class map (H, W) whose pixels share sides.
+
+    Raises:
+        UsageError: the extra ``tiles`` is not installed.
+    """
+    require("rasterio", "tiles")
+    from rasterio.features import shapes
+
+    inside = {int(label): labels == label for label in np.unique(labels)}
+    for region, label in shapes(labels, mask=labels != IGNORE, connectivity=4):
+        outer, *holes = (
+            centred(np.array(ring[:-1], np.int64), inside[int(label)], is_hole=i > 0)
+            for i, ring in enumerate(region["coordinates"])
+        )
+        yield int(label), keyholed(outer, holes)
+
+
+def centred(ring: Array, is_inside: Array, *, is_hole: bool) -> Array:
+    """The ring (V, 2) along the edges of pixels, moved by half a pixel into the region: through centres of pixels."""
+    ahead = np.sign(np.roll(ring, -1, 0) - ring)
+    is_corner = (ahead != np.roll(ahead, 1, 0)).any(1)
+    ring, ahead = ring[is_corner], ahead[is_corner]
+    (x, y), (next_x, next_y) = ring.T, np.roll(ring, -1, 0).T
+    side = 1 if ((x * next_y - next_x * y).sum() > 0) != is_hole else -1
+    inward = side * np.stack([-ahead[:, 1], ahead[:, 0]], 1)
+    behind, before = np.roll(ahead, 1, 0), np.roll(inward, 1, 0)
+    # A pixel's centre is numbered like the pixel, half a pixel before the numbers of its far edges.
+    moved: Array = ring + (before + inward - 1) // 2
+    # Where the region touches itself with a corner only, the line goes straight from the one pixel to the other.
+    leaving, arriving = ring + (before - behind - 1) // 2, ring + (inward + ahead - 1) // 2
+    is_whole = is_inside[moved[:, 1], moved[:, 0]][:, None]
+    both = np.stack([np.where(is_whole, moved, leaving), np.where(is_whole, moved, arriving)], 1)
+    return both.reshape(-1, 2)
+
+
+def keyholed(outer: Array, holes: Sequence[Array]) -> Array:
+    """One polygon (V, 2): each hole is reached by a level line from its leftmost point to what lies left of it."""
+    polygon = outer
+    for hole in sorted(holes, key=lambda ring: int(ring[:, 0].min())):
+        start = int(np.lexsort((hole[:, 1], hole[:, 0]))[0])
+        x, y = hole[start]
+        following = np.roll(polygon, -1, 0)
+        low, high = np.minimum(polygon[:, 1], following[:, 1]), np.maximum(polygon[:, 1], following[:, 1])
+        is_met = (polygon[:, 0] == following[:, 0]) & (polygon[:, 0] <= x) & (low <= y) & (y <= high)
+        at = int(np.where(is_met, polygon[:, 0], -1).argmax())
+        door = np.array([[polygon[at, 0], y]])
+        around = np.concatenate([door, np.roll(hole, -start, 0), hole[start : start + 1], door])
+        polygon = np.concatenate([polygon[: at + 1], around, polygon[at + 1 :]])
+    is_new = (polygon != np.roll(polygon, 1, 0)).any(1)
+    kept = polygon[is_new] if is_new.any() else polygon[:1]
+    return np.concatenate([kept, np.repeat(kept[-1:], max(0, 3 - len(kept)), 0)])  # a polygon has three points
+
+
+def write_labelme(path: Path, image: Path, labels: Array, classes: Sequence[str]) -> None:
+    """LabelMe's file at ``path`` for the picture ``image``, which is to lie beside it."""
+    shapes = [
+        {
+            "label": classes[label], "points": polygon.tolist(), "group_id": None, "description": "",
+            "shape_type": "polygon", "flags": {}, "mask": None,
+        }
+        for label, polygon in outlined(labels)
+    ]  # fmt: skip
+    content = {
+        "version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image.name, "imageData": None,
+        "imageHeight": labels.shape[0], "imageWidth": labels.shape[1],
+    }  # fmt: skip
+    write_atomically(path, json.dumps(content).encode())
+
+
+def write_cvat(path: Path, pictures: Iterable[tuple[str, Array]], classes: Sequence[str]) -> None:
+    """CVAT for images 1.1: names of pictures with their class maps, one after the other."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+        task = ElementTree.Element("task")
+        names = ElementTree.SubElement(task, "labels")
+        for name in classes:
+            ElementTree.SubElement(ElementTree.SubElement(names, "label"), "name").text = printable(name)
+        file.write(f"<meta>{ElementTree.tostring(task, encoding='unicode')}</meta>\n")
+        for i, (name, labels) in enumerate(pictures):
+            height, width = map(str, labels.shape)
+            image = ElementTree.Element("image", id=str(i), name=printable(name), width=width, height=height)
+            for label, polygon in outlined(labels):
+                points = ";".join(f"{x},{y}" for x, y in polygon.tolist())
+                ElementTree.SubElement(
+                    image, "polygon", label=printable(classes[label]), points=points, source="auto", occluded="0",
+                    z_order="0",
+                )  # fmt: skip
+            file.write(ElementTree.tostring(image, encoding="unicode") + "\n")
+        file.write("</annotations>\n")

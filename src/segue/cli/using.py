@@ -39,6 +39,8 @@ def add_commands(command: Command) -> None:
     predict.add_argument("--no-overlays", action="store_true", help="write class maps alone")
     predict.add_argument("--run-lengths", action="store_true", help="also write COCO run lengths of each class as JSON")
     predict.add_argument("--polygons", action="store_true", help="also write polygons with holes as GeoJSON")
+    predict.add_argument("--labelme", action="store_true", help="also write LabelMe files beside copies of the images")
+    predict.add_argument("--cvat", action="store_true", help="also write polygons for a CVAT task of the same images")
     predict.add_argument("--tile", type=whole_number, default=0, help="side of a tile; 0 tiles pictures above 4 MP")
     predict.add_argument("--overlap", type=whole_number, default=64, help="pixels that neighbouring tiles share")
     predict.add_argument("--flips", action="store_true", help="average with the mirrored picture")
@@ -161,14 +163,15 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.weights import load_any
 
     known = ["--out", "--maps", "--no-overlays", "--device", "--json", "--tile", "--overlap", "--flips", "--scales"]
-    refuse_rest(rest, "segue predict", [*known, "--calibrate", "--run-lengths", "--polygons"])
+    shapes = ["--run-lengths", "--polygons", "--labelme", "--cvat"]
+    refuse_rest(rest, "segue predict", [*known, *shapes, "--calibrate"])
     out = Path(arguments.out)
     pairs = find_images(arguments.images)
     device = pick_device(arguments.device)
     tune(device)
     model = load_any(arguments.model, device=device)
     if isinstance(model, MaskClassifier):
-        for option in ("maps", "flips", "calibrate", "run_lengths", "polygons"):
+        for option in ("maps", "flips", "calibrate", "run_lengths", "polygons", "labelme", "cvat"):
             if getattr(arguments, option):
                 raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
         if (out / "predict.json").is_file():
@@ -200,7 +203,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     from segue.calibration import calibrate
     from segue.export.delivery import open_check
     from segue.extras import require
-    from segue.prediction import How, Outputs, write_predictions
+    from segue.prediction import How, Outputs, is_scene, write_cvat_task, write_predictions
     from segue.progress import track
     from segue.run import write_atomically
     from segue.tiling import Grid
@@ -210,9 +213,15 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     how = How(arguments.flips, numbers(arguments.scales, "--scales"), 1.0, grid)
     if arguments.tile:
         how = replace(how, largest=arguments.tile**2)
-    if arguments.polygons:
+    if arguments.polygons or arguments.labelme or arguments.cvat:
         require("rasterio", "tiles")
-    outputs = Outputs(not arguments.no_overlays, arguments.maps, arguments.run_lengths, arguments.polygons)
+    outputs = Outputs(
+        not arguments.no_overlays, arguments.maps, arguments.run_lengths, arguments.polygons, arguments.labelme
+    )
+    for pair in pairs if arguments.labelme or arguments.cvat else ():
+        if is_scene(pair.image, how.largest):
+            option = "--labelme" if arguments.labelme else "--cvat"
+            raise UsageError(f"{option}: {pair.image} is a scene, which these tools do not open; take --polygons")
     identity = {
         "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
         "calibrate": arguments.calibrate, "outputs": asdict(outputs),
@@ -231,7 +240,10 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
     with track("predict", len(pairs), quiet=arguments.json) as tick:
-        return write_predictions(model, pairs, out, outputs, how, tick=tick)
+        account = write_predictions(model, pairs, out, outputs, how, tick=tick)
+    if arguments.cvat:
+        write_cvat_task(pairs, out, model.spec.classes)
+    return account
 
 
 def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
