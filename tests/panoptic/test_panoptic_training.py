@@ -62,6 +62,26 @@ def test_from_a_panoptic_folder_to_coco_json(segue: Segue, tmp_path: Path) -> No
         assert {i: int((ids == i).sum()) for i in set(ids.ravel().tolist()) - {0}} == areas
     assert len(list((tmp_path / "predicted" / "overlays").glob("*.jpg"))) == 8
 
+    # Cut in the middle, the same call goes on; the JSON describes what was there as well.
+    (tmp_path / "predicted" / "panoptic" / "p0003.png").unlink()
+    (tmp_path / "predicted" / "panoptic.json").unlink()
+    call = ("predict", out, data / "images", "--out", tmp_path / "predicted", "--json")
+    status, output, errors = segue(*call)
+    counts = json.loads(output)
+    assert (status, counts["found"], counts["written"], counts["there"], counts["failed"]) == (0, 8, 1, 7, {})
+    assert json.loads((tmp_path / "predicted" / "panoptic.json").read_text()) == described
+    status, _, errors = segue(*call, "--no-overlays")
+    assert (status, "predictions of other settings (overlays)" in errors) == (2, True)
+    (data / "images" / "p0009.png").write_bytes(b"none")
+    status, output, errors = segue(*call)
+    assert (status, json.loads(output)["there"], list(json.loads(output)["failed"])) == (
+        2, 8, [str(data / "images" / "p0009.png")]
+    )  # fmt: skip
+    assert errors.count("\n") == 1
+    Image.new("RGB", (64, 64)).save(tmp_path / "predicted" / "panoptic" / "p0003.png")  # somebody's own
+    status, _, errors = segue(*call)
+    assert (status, "p0003.png is damaged or was not written here" in errors) == (2, True)
+
     found = next(iter(package.predict(out, [data / "images" / "p0006.png"], device="cpu")))
     assert isinstance(found, PanopticPrediction)
     assert found.map.ids.shape == (64, 64)

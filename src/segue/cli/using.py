@@ -13,6 +13,7 @@ from segue.config import UsageError
 
 if TYPE_CHECKING:
     from segue.data.listing import Pair
+    from segue.models.mask_classifier import MaskClassifier
     from segue.prediction import Account
     from segue.weights import Model
 
@@ -156,9 +157,7 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
     from segue.launch import pick_device
     from segue.models.mask_classifier import MaskClassifier
-    from segue.panoptic.prediction import write_panoptic
-    from segue.prediction import Account, find_images
-    from segue.progress import track
+    from segue.prediction import find_images
     from segue.tuning import tune
     from segue.weights import load_any
 
@@ -171,17 +170,7 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     tune(device)
     model = load_any(arguments.model, device=device)
     if isinstance(model, MaskClassifier):
-        for option in ("maps", "flips", "calibrate", "run_lengths", "polygons", "labelme", "cvat"):
-            if getattr(arguments, option):
-                raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
-        if (out / "predict.json").is_file():
-            raise UsageError(f"--out {out} is not an empty folder; name another")
-        claim(out, {})
-        with track("predict", len(pairs), quiet=arguments.json) as tick:
-            account = Account()
-            account.written, account.failed = write_panoptic(
-                model, pairs, out, overlays=not arguments.no_overlays, tick=tick
-            )
+        account = _predict_panoptic(model, pairs, out, arguments)
     else:
         account = _predict_semantic(model, pairs, out, arguments)
     for reason in account.failed.values():
@@ -196,6 +185,29 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
             f"{len(account.failed)} could not be read"
         )
     return USAGE_EXIT if account.failed else 0
+
+
+def _predict_panoptic(
+    model: "MaskClassifier", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace
+) -> "Account":
+    """COCO's panoptic PNGs and JSON, and overlays."""
+    from segue.panoptic.prediction import write_coco, write_panoptic
+    from segue.progress import track
+    from segue.run import write_atomically
+    from segue.weights import model_fingerprint
+
+    for option in ("maps", "flips", "calibrate", "run_lengths", "polygons", "labelme", "cvat"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
+    overlays = not arguments.no_overlays
+    identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
+    claim(out, identity)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "predict.json", json.dumps(identity, indent=1).encode())
+    with track("predict", len(pairs), quiet=arguments.json) as tick:
+        account = write_panoptic(model, pairs, out, overlays=overlays, tick=tick)
+    write_coco(pairs, out, model.spec)
+    return account
 
 
 def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace) -> "Account":

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from PIL.PngImagePlugin import PngInfo
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Color, DataError
+from segue.data.sample import UNREADABLE, Array, Color, DataError
 from segue.data.tones import read_rgb
 from segue.disk import whole
 from segue.engine import write_atomically
-from segue.models.mask_classifier import MaskClassifier
+from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import panoptic_map
 from segue.panoptic.maps import PanopticMap
-from segue.prediction import overlay, place
+from segue.prediction import Account, overlay, place
+
+SEGMENTS = "segue:segments"  # name of the text in a PNG: COCO's segments_info
 
 
 @dataclass(frozen=True)
@@ -55,43 +58,66 @@ def write_panoptic(
     *,
     overlays: bool = True,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[int, dict[str, str]]:
-    """Writes ``out/panoptic.json`` and ``out/panoptic/NAME.png`` in COCO's format, and overlays.
+) -> Account:
+    """Writes ``out/panoptic/NAME.png`` in COCO's format, with its segments as a text of the PNG, and overlays.
 
-    Category ids are the model's class ids, from 0 on.
-
-    Returns:
-        How many pictures were written, and why each of the others was not, by its path.
+    A picture whose PNG is there already is passed over: the PNG is written last. Category ids are the model's class
+    ids, from 0 on.
     """
-    failed: dict[str, str] = {}
+    account = Account()
+    for pair in pairs:
+        target = place(out, "panoptic", pair.name, ".png")
+        try:
+            if target.exists():
+                account.there += 1
+            else:
+                _write_picture(model, pair, target, out, overlays)
+                account.written += 1
+        except DataError as error:
+            account.failed[str(pair.image)] = str(error)
+        tick()
+    return account
+
+
+def _write_picture(model: MaskClassifier, pair: Pair, target: Path, out: Path, overlays: bool) -> None:
+    """Both files of a picture, the map last."""
+    found = next(predict_panoptic(model, [pair]))
+    if overlays:
+        tinted = outlined(found.image, found.map, model.spec.colors)
+        with whole(place(out, "overlays", pair.name, ".jpg")) as path:
+            Image.fromarray(tinted).save(path, quality=90)
+    text = PngInfo()
+    text.add_text(SEGMENTS, json.dumps(segments_info(found.map)))
+    with whole(target) as path:
+        Image.fromarray(as_colors(found.map.ids)).save(path, "PNG", pnginfo=text)
+
+
+def write_coco(pairs: Sequence[Pair], out: Path, spec: MaskClassifierSpec) -> None:
+    """Writes ``out/panoptic.json``, COCO's description of the maps in ``out/panoptic``, earlier ones among them.
+
+    Raises:
+        DataError: a map there is damaged or none of ours.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for pair in pairs:
-        try:
-            found = next(predict_panoptic(model, [pair]))
-        except DataError as error:
-            failed[str(pair.image)] = str(error)
-            tick()
+        path = out / "panoptic" / f"{pair.name}.png"
+        if not path.is_file():
             continue
-        number, (height, width) = len(images) + 1, found.map.ids.shape
-        with whole(place(out, "panoptic", pair.name, ".png")) as path:
-            Image.fromarray(as_colors(found.map.ids)).save(path)
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                (width, height), segments = image.size, json.loads(image.info[SEGMENTS])
+        except (*UNREADABLE, KeyError, TypeError):
+            raise DataError(f"{path} is damaged or was not written here; delete it and predict again") from None
+        number = len(images) + 1
         images.append({"id": number, "file_name": f"{pair.name}{pair.image.suffix}", "width": width, "height": height})
-        segments = segments_info(found.map)
         annotations.append({"image_id": number, "file_name": f"{pair.name}.png", "segments_info": segments})
-        if overlays:
-            tinted = outlined(found.image, found.map, model.spec.colors)
-            with whole(place(out, "overlays", pair.name, ".jpg")) as path:
-                Image.fromarray(tinted).save(path, quality=90)
-        tick()
     categories = [
-        {"id": i, "name": name, "isthing": int(i in model.spec.things), "color": list(model.spec.colors[i])}
-        for i, name in enumerate(model.spec.classes)
+        {"id": i, "name": name, "isthing": int(i in spec.things), "color": list(spec.colors[i])}
+        for i, name in enumerate(spec.classes)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "panoptic.json", json.dumps(content).encode())
-    return len(images), failed
 
 
 def as_colors(ids: Array) -> Array:
