@@ -12,10 +12,11 @@ from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, refuse
 from segue.config import UsageError
 
 if TYPE_CHECKING:
+    from segue.bulk import Work
     from segue.data.listing import Pair
     from segue.models.mask_classifier import MaskClassifier
     from segue.prediction import Account
-    from segue.weights import Model
+    from segue.weights import AnyModel, Model
 
 if TYPE_CHECKING:
     from segue.panoptic.evaluation import PanopticMeasured
@@ -49,6 +50,10 @@ def add_commands(command: Command) -> None:
     predict.add_argument(
         "--calibrate", default="", metavar="DATA", help="fit the temperature on this labelled set, as photos:val"
     )
+    predict.add_argument(
+        "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
+        help="spread the images over a Ray cluster; without an address one of this machine's",
+    )  # fmt: skip
     predict.add_argument("--device", default="auto")
     predict.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -155,6 +160,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue predict``."""
+    from segue.cluster import connect
     from segue.launch import pick_device
     from segue.models.mask_classifier import MaskClassifier
     from segue.prediction import find_images
@@ -163,9 +169,11 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     known = ["--out", "--maps", "--no-overlays", "--device", "--json", "--tile", "--overlap", "--flips", "--scales"]
     shapes = ["--run-lengths", "--polygons", "--labelme", "--cvat"]
-    refuse_rest(rest, "segue predict", [*known, *shapes, "--calibrate"])
+    refuse_rest(rest, "segue predict", [*known, *shapes, "--calibrate", "--ray"])
     out = Path(arguments.out)
     pairs = find_images(arguments.images)
+    if arguments.ray:
+        connect(arguments.ray)  # before anything is written
     device = pick_device(arguments.device)
     tune(device)
     model = load_any(arguments.model, device=device)
@@ -187,12 +195,29 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return USAGE_EXIT if account.failed else 0
 
 
+def _write(model: "AnyModel", pairs: "Sequence[Pair]", work: "Work", arguments: argparse.Namespace) -> "Account":
+    """All files of all pictures, here or over a cluster, to which other processes run in other folders."""
+    from segue.bulk import over_cluster, write_batch
+    from segue.cluster import connect
+    from segue.progress import track
+
+    with track("predict", len(pairs), quiet=arguments.json) as tick:
+        if arguments.ray:
+            ray = connect(arguments.ray)
+            source = work.source if work.source.startswith("hf:") else str(Path(work.source).absolute())
+            shared = replace(work, source=source, out=work.out.absolute())
+            plain = [replace(pair, image=pair.image.absolute()) for pair in pairs]
+            return over_cluster(ray, model, plain, shared, device=arguments.device, tick=tick)
+        return write_batch(model, pairs, work, tick=tick)
+
+
 def _predict_panoptic(
     model: "MaskClassifier", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace
 ) -> "Account":
     """COCO's panoptic PNGs and JSON, and overlays."""
-    from segue.panoptic.prediction import write_coco, write_panoptic
-    from segue.progress import track
+    from segue.bulk import Work
+    from segue.panoptic.prediction import write_coco
+    from segue.prediction import Outputs
     from segue.run import write_atomically
     from segue.weights import model_fingerprint
 
@@ -204,19 +229,18 @@ def _predict_panoptic(
     claim(out, identity)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predict.json", json.dumps(identity, indent=1).encode())
-    with track("predict", len(pairs), quiet=arguments.json) as tick:
-        account = write_panoptic(model, pairs, out, overlays=overlays, tick=tick)
+    account = _write(model, pairs, Work(arguments.model, out, Outputs(overlays)), arguments)
     write_coco(pairs, out, model.spec)
     return account
 
 
 def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace) -> "Account":
     """Settings, the temperature, and the pictures."""
+    from segue.bulk import Work
     from segue.calibration import calibrate
     from segue.export.delivery import open_check
     from segue.extras import require
-    from segue.prediction import How, Outputs, is_scene, write_cvat_task, write_predictions
-    from segue.progress import track
+    from segue.prediction import How, Outputs, is_scene, write_cvat_task
     from segue.run import write_atomically
     from segue.tiling import Grid
     from segue.weights import model_fingerprint
@@ -251,8 +275,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
-    with track("predict", len(pairs), quiet=arguments.json) as tick:
-        account = write_predictions(model, pairs, out, outputs, how, tick=tick)
+    account = _write(model, pairs, Work(arguments.model, out, outputs, how), arguments)
     if arguments.cvat:
         write_cvat_task(pairs, out, model.spec.classes)
     return account
