@@ -140,6 +140,23 @@ def test_a_slow_body_is_cut_off(server: Live) -> None:
     assert time.monotonic() - started < 6
 
 
+def test_a_length_that_is_a_lie_costs_nobody_else_anything(server: Live) -> None:
+    picture = encoded(draw(0)[0])
+    for length, expected in ((len(picture) // 2, b"400"), (-1, b"400"), ("many", b"400"), (10**12, b"408")):
+        head = f"POST /predict HTTP/1.1\n{headers(server, Content_Length=str(length))}\n"
+        assert expected in raw(server, head, picture).split(b"\r\n")[0], length
+        assert server.ask("/predict", picture)[0] == 200
+    head = f"POST /predict HTTP/1.1\n{headers(server, Content_Length=str(2 * len(picture)))}\n".replace("\n", "\r\n")
+    for _ in range(2 * SMALL.queue):  # they promise more than they send, and go
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(head.encode() + picture)
+    until = time.monotonic() + 1.2  # less than it takes to give up waiting for a body
+    while (status := server.ask("/predict", picture)[0]) == 429 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert status == 200
+    assert b"segue_waiting 0.0" in server.ask("/metrics")[1]
+
+
 def test_only_its_own_name_origin_and_token(server: Live) -> None:
     picture = encoded(draw(0)[0])
     assert server.ask("/predict", picture, Authorization="Bearer wrong")[0] == 401
@@ -243,11 +260,20 @@ def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_p
     source = save_model(model, tmp_path / "model", method="supervised", metrics={})
     half = save_model(model, tmp_path / "half", method="supervised", metrics={})
     (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:1000])
+    unwritten = {}
+    for name in ("model.safetensors", "model.yaml"):
+        unwritten[name] = save_model(model, tmp_path / f"no_{name}", method="supervised", metrics={})
+        (unwritten[name] / name).unlink()
+    cut = save_model(model, tmp_path / "cut", method="supervised", metrics={})
+    (cut / "model.yaml").write_bytes((cut / "model.yaml").read_bytes()[:60])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, message in (
             ((tmp_path / "gone",), "holds no model"),
             ((half,), "cannot be loaded"),
+            ((unwritten["model.safetensors"],), "model.safetensors"),
+            ((unwritten["model.yaml"],), "holds no model"),
+            ((cut,), "model.yaml"),
             ((source, "--port", port), "name another port"),
             ((source, "--token", "short"), "--token"),
             ((source, "--queue", 0), "--queue 0"),
