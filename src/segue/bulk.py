@@ -131,17 +131,27 @@ def over_cluster(
             failed = {str(pair.image): f"{pair.image}: {why}" for pair in part}
         else:
             idle.append(worker)
-        for pair in part:
-            if str(pair.image) in failed:
-                account.failed[str(pair.image)] = failed[str(pair.image)]
-            elif target(model, pair, work).exists():
-                account.written += 1
-            else:
-                raise DataError(
-                    f"a machine of the cluster has a {work.out} of its own; put --out on a disk that all of them share"
-                )
+        _enter(account, model, part, work, failed)
+        for _ in part:
             tick()
     return account
+
+
+def _enter(account: Account, model: AnyModel, part: Sequence[Pair], work: Work, failed: dict[str, str]) -> None:
+    """Enters what became of a batch.
+
+    Raises:
+        DataError: a worker wrote to a disk that is not seen here.
+    """
+    for pair in part:
+        if str(pair.image) in failed:
+            account.failed[str(pair.image)] = failed[str(pair.image)]
+        elif target(model, pair, work).exists():
+            account.written += 1
+        else:
+            raise DataError(
+                f"a machine of the cluster has a {work.out} of its own; put --out on a disk that all of them share"
+            )
 
 
 def _result(ray: Any, reference: Any, work: Work) -> dict[str, str] | None:
