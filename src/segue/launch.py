@@ -27,7 +27,7 @@ import segue
 from segue import methods
 from segue.config import UsageError, Views, did_you_mean, flat
 from segue.engine import Run, only_first, rank_and_world, write_atomically
-from segue.ranks import STEP
+from segue.ranks import STEP, leave
 from segue.tuning import tune
 from segue.weights import Saved, save_model
 
@@ -160,14 +160,8 @@ def join_processes(device: str) -> str:
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=STEP)
     else:
         dist.init_process_group(backend, timeout=STEP)
-    atexit.register(_leave_processes)
+    atexit.register(leave)
     return device
-
-
-def _leave_processes() -> None:
-    """Ends the group's threads before Python ends: one still at work would abort a process that has succeeded."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def method_module(name: str, verb: str) -> Any:

@@ -1,12 +1,14 @@
 """What the processes of one run agree on, and what becomes of the others when one is lost."""
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its defaults keep the group that there is when it is imported: now none
 from torch import Tensor
 
 STEP = timedelta(minutes=10)  # for what every process does in a step: one that takes longer is lost
@@ -46,6 +48,18 @@ def _patient(_: dist.ProcessGroup) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=PATIENT)
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def leave() -> None:
+    """Leaves the group of processes, to be called before Python ends.
+
+    A thread of gloo may still hold the last tensor that went round. Were Python gone when it lets go of it, a process
+    that has succeeded would abort. The threads end with their group, and that once nothing refers to it.
+    """
+    _patient.cache_clear()
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def only_first(work: Callable[[], None]) -> None:
