@@ -105,7 +105,7 @@ def prepare(cell: Cell, options: argparse.Namespace) -> None:
 def train(folder: Path, data: Path, cell: Cell, options: argparse.Namespace) -> None:
     """A panoptic model from scratch or ImageNet weights, unless it is there."""
     if not (folder / "report.html").is_file():
-        fields = {"encoder": options.encoder, "queries": 30, "steps": options.base_steps, "lr": 1e-3, **views(options)}
+        fields = {"encoder": options.encoder, "queries": 40, "steps": options.base_steps, "lr": 1e-3, **views(options)}
         segue.train(str(data), folder, method="mask_classification", seed=cell.seed, **fields)
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--images", type=int, default=160, help="drawn training scenes")
-    parser.add_argument("--base-steps", type=int, default=700, help="of the base model and of joint training")
+    parser.add_argument("--base-steps", type=int, default=1500, help="of the base model and of joint training")
     parser.add_argument("--steps", type=int, default=350, help="of each increment")
     parser.add_argument("--lr", type=float, default=5e-4, help="of each increment")
     options = parser.parse_args()
