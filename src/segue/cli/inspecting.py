@@ -124,7 +124,7 @@ def compare_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare_on_images(arguments: argparse.Namespace) -> int:
     """Where two models disagree on images without labels."""
-    from segue.comparison import compare_models
+    from segue.disagreement import compare_models
     from segue.launch import pick_device
     from segue.prediction import find_images
     from segue.progress import track
@@ -155,7 +155,7 @@ def _compare_on_images(arguments: argparse.Namespace) -> int:
             table.add_row(row["name"], f"{row['old']:,}", f"{row['new']:,}", kept)
         console = Console()
         console.print(table)
-        told = f"they disagree on {percent(found.disagreement())} % of the pixels; look at: {out / 'comparison.html'}"
+        told = f"they disagree on {percent(found.share())} % of the pixels; look at: {out / 'comparison.html'}"
         console.print(told, highlight=False, soft_wrap=True)
     return USAGE_EXIT if found.failed else 0
 

@@ -10,8 +10,8 @@ import torch
 from conftest import CLASSES, COLORS
 from PIL import Image
 
-from segue.comparison import VOID, Comparison, placed
 from segue.data.sample import IGNORE
+from segue.disagreement import VOID, Disagreement, placed
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.weights import save_model
@@ -36,7 +36,7 @@ def panoptic(classes: tuple[str, ...], says: int) -> MaskClassifier:
 
 def test_classes_are_matched_by_name_and_pixels_counted() -> None:
     old, new = panoptic(("road", "car"), 0), panoptic(("car", "bicycle", "road"), 0)
-    found = Comparison.of(old, new)
+    found = Disagreement.of(old, new)
     assert found.names == ("road", "car", "bicycle", VOID)
     assert found.new == ("bicycle",)
     first = placed(old, np.array([[0, 0, 0, 1, IGNORE]], np.uint8), found)
@@ -45,7 +45,7 @@ def test_classes_are_matched_by_name_and_pixels_counted() -> None:
     assert second.tolist() == [[0, 2, 2, 1, 1]]
     found.add("a", first, second)
     assert found.pixels.tolist() == [[1, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
-    assert found.disagreement() == pytest.approx(3 / 5)
+    assert found.share() == pytest.approx(3 / 5)
     rows = {row["name"]: row for row in found.rows()}
     assert rows["road"]["kept"] == pytest.approx(1 / 3)
     assert rows["road"]["went"] == ("bicycle", pytest.approx(2 / 3))

@@ -26,7 +26,7 @@ SHOWN = 12  # pictures on the page
 
 
 @dataclass
-class Comparison:
+class Disagreement:
     """What two models say of the same images; classes are matched by name.
 
     Args:
@@ -49,8 +49,8 @@ class Comparison:
         self.pixels = np.zeros((len(self.names), len(self.names)), np.int64)
 
     @classmethod
-    def of(cls, old: AnyModel, new: AnyModel) -> "Comparison":
-        """An empty comparison of two models.
+    def of(cls, old: AnyModel, new: AnyModel) -> "Disagreement":
+        """Of two models, still without images.
 
         Raises:
             DataError: they share no class.
@@ -70,7 +70,7 @@ class Comparison:
         self.pixels += np.bincount((old * count + new).ravel(), minlength=count**2).reshape(count, count)
         self.by_image.append((name, float((old != new).mean())))
 
-    def disagreement(self) -> float:
+    def share(self) -> float:
         """Share of all pixels on which the two disagree."""
         return 1 - float(np.trace(self.pixels)) / max(1, int(self.pixels.sum()))
 
@@ -95,7 +95,7 @@ class Comparison:
         return {
             "classes": list(self.names),
             "new": list(self.new),
-            "disagreement": self.disagreement(),
+            "disagreement": self.share(),
             "pixels": self.pixels.tolist(),
             "images": [{"name": name, "disagreement": share} for name, share in self.by_image],
             "failed": self.failed,
@@ -104,7 +104,7 @@ class Comparison:
 
 def compare_models(
     old: AnyModel, new: AnyModel, pairs: Sequence[Pair], out: Path, *, tick: Callable[[], None] = lambda: None
-) -> Comparison:
+) -> Disagreement:
     """Runs both models over the images and writes ``out/comparison.json`` and ``out/comparison.html``.
 
     Args:
@@ -116,7 +116,7 @@ def compare_models(
     Raises:
         DataError: they share no class, or no image can be read.
     """
-    found = Comparison.of(old, new)
+    found = Disagreement.of(old, new)
     for pair in pairs:
         try:
             image = read(pair)
@@ -147,7 +147,7 @@ def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:
     return None, predict_image(model, pixels)[0].numpy()
 
 
-def placed(model: AnyModel, classes: Array, found: Comparison) -> Array:
+def placed(model: AnyModel, classes: Array, found: Disagreement) -> Array:
     """Class ids of a model (H, W) as places in the names of the comparison, int64."""
     table = np.full(256, len(found.names) - 1)
     table[: len(model.spec.classes)] = [found.names.index(name) for name in model.spec.classes]
@@ -162,7 +162,7 @@ def drawn(model: AnyModel, image: Array) -> Array:
     return overlay(image, classes, model.spec.colors)
 
 
-def page(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Comparison) -> str:
+def page(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disagreement) -> str:
     """The page: classes, then the images on which the two disagree most, each as both see it."""
     from jinja2 import Environment, StrictUndefined
 
