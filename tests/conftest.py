@@ -9,12 +9,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from segue.models.segmenter import Segmenter
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -59,6 +62,23 @@ def write_set(root: Path, *, train: int = 6, val: int = 2, test: int = 2, size: 
         described["splits"] = names
     (root / "dataset.json").write_text(json.dumps(described))
     return root
+
+
+def untrained(encoder: str = "test_efficientnet", **changes: Any) -> "Segmenter":
+    """A network whose classes lie far apart, as those of a trained one; always the same."""
+    from segue.models.segmenter import Segmenter, SegmenterSpec
+
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterSpec(encoder, CLASSES, COLORS, decoder_channels=16, **changes)).eval()
+    torch.nn.init.normal_(model.head.weight, std=2.0)
+    return model
+
+
+def write_model(folder: Path, encoder: str = "test_efficientnet", **changes: Any) -> Path:
+    """A model folder with an `untrained` network."""
+    from segue.weights import save_model
+
+    return save_model(untrained(encoder, **changes), folder, method="supervised", metrics={})
 
 
 @pytest.fixture

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import CLASSES, COLORS
+from conftest import CLASSES, COLORS, write_model
 
 from segue.bulk import TRIES, Work, over_cluster, write_batch
 from segue.cluster import connect
 from segue.data.listing import Pair
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
-from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import Account, find_images
 from segue.weights import AnyModel, load_any, save_model
 
@@ -25,10 +23,7 @@ Segue = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
-    torch.nn.init.normal_(model.head.weight, std=2.0)
-    return save_model(model, tmp_path / "model", method="supervised", metrics={})
+    return write_model(tmp_path / "model")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, COLORS, HERE, options, write_set
+from conftest import HERE, options, write_model, write_set
 
 BALLAST = "ballast"
 
@@ -141,24 +141,12 @@ def test_a_checkpoint_that_does_not_fit_costs_nothing_and_the_run_goes_on_where_
     on_small_disk("training", tmp_path)
 
 
-def saved_model(folder: Path) -> Path:
-    import torch
-
-    from segue.models.segmenter import Segmenter, SegmenterSpec
-    from segue.weights import save_model
-
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16))
-    torch.nn.init.normal_(model.head.weight, std=2.0)
-    return save_model(model.eval(), folder, method="supervised", metrics={})
-
-
 def pictures(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def predicting(disk: Path, roomy: Path) -> None:
-    model, data = saved_model(roomy / "model"), write_set(roomy / "set")
+    model, data = write_model(roomy / "model"), write_set(roomy / "set")
     words = ("predict", model, data / "images", "--maps")
     assert command(*words, "--out", roomy / "found")[0] == 0
     with filled(disk, free=6 * 4096):
@@ -180,7 +168,7 @@ def test_predictions_on_a_full_disk_are_whole_or_not_there_and_go_on(tmp_path: P
 def predicting_a_scene(disk: Path, roomy: Path) -> None:
     import rasterio
 
-    model = saved_model(roomy / "model")
+    model = write_model(roomy / "model")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 600, 600), np.uint8)
     where = rasterio.transform.from_origin(0, 0, 1, 1)
     profile = {"driver": "GTiff", "width": 600, "height": 600, "count": 3, "dtype": "uint8"}
@@ -209,7 +197,7 @@ def test_a_scene_on_a_full_disk_is_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def exporting(disk: Path, roomy: Path) -> None:
-    model, data = saved_model(roomy / "model"), write_set(roomy / "set")
+    model, data = write_model(roomy / "model"), write_set(roomy / "set")
     words = ("export", model, "--verify", data, "--images", "2", "--openvino", "--int8", "--max-drop", "100")
     out = disk / "export"
     status, said = command(*words, "--out", out)
@@ -243,7 +231,7 @@ def reviewing(disk: Path, roomy: Path) -> None:
     from segue.serve.review import Review
     from segue.weights import load_model
 
-    model = load_model(str(saved_model(roomy / "model")))
+    model = load_model(str(write_model(roomy / "model")))
     data, ledger = write_set(roomy / "set"), disk / "ledger.jsonl"
     review = Review(model, find_images([str(data / "images")]), ledger)
     names = [str(item.pair.image.resolve()) for item in review.items]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw, write_set
+from conftest import CLASSES, COLORS, draw, untrained, write_set
 from PIL import Image
 
 from segue.calibration import calibrate, fit_temperature
-from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.models.segmenter import Segmenter
 from segue.prediction import How, predict_image, probabilities
 from segue.scenes import entropy, most_probable, open_scene
 from segue.shapes import run_lengths
@@ -25,10 +25,7 @@ Segue = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
-    torch.manual_seed(0)
-    made = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
-    torch.nn.init.normal_(made.head.weight, std=2.0)
-    return made
+    return untrained()
 
 
 @pytest.fixture

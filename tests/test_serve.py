@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw
+from conftest import CLASSES, COLORS, draw, untrained
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -32,13 +32,6 @@ Segue = Callable[..., tuple[int, str, str]]
 SMALL = Limits(body=200_000, pixels=40_000, seconds=1.5, queue=3, batch=4)
 
 
-def made() -> Segmenter:
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
-    torch.nn.init.normal_(model.head.weight, std=2.0)
-    return model
-
-
 def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind)
@@ -47,7 +40,7 @@ def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
-    return made()
+    return untrained()
 
 
 @pytest.fixture(scope="module")

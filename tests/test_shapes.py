@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import CLASSES, COLORS
+from conftest import CLASSES, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,9 +16,7 @@ from PIL import Image
 from segue.data.decoder import Decoder, mask_image
 from segue.data.layouts import open_listing
 from segue.data.outlines import Outline, draw
-from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.shapes import outlined
-from segue.weights import save_model
 
 pytest.importorskip("rasterio", reason="the extra tiles is not installed")
 Segue = Callable[..., tuple[int, str, str]]
@@ -56,10 +53,7 @@ def test_a_hole_is_reached_by_a_line_by_hand() -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
-    torch.nn.init.normal_(model.head.weight, std=2.0)
-    return save_model(model, tmp_path / "model", method="supervised", metrics={})
+    return write_model(tmp_path / "model")
 
 
 def read_back(root: Path, layout: str) -> dict[str, np.ndarray]:

@@ -9,28 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw, write_set
+from conftest import CLASSES, COLORS, draw, write_model, write_set
 from PIL import Image
 from torch import nn
 
 from segue.export.graph import onnx_classifier, onnx_metadata
 from segue.models.compact import LR_ASPP, CompactSegmenter, CompactSpec
-from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import predict_image
 from segue.weights import load_any, save_model
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 Segue = Callable[..., tuple[int, str, str]]
-
-
-def write_model(folder: Path, encoder: str = "test_efficientnet", **changes: object) -> Path:
-    torch.manual_seed(0)
-    spec = SegmenterSpec(encoder, CLASSES, COLORS, decoder_channels=16, **changes)  # type: ignore[arg-type]
-    model = Segmenter(spec)
-    torch.nn.init.normal_(model.head.weight, std=2.0)  # classes far apart, as of a trained head
-    save_model(model.eval(), folder, method="supervised", metrics={})
-    return folder
 
 
 @pytest.fixture
