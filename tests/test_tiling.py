@@ -98,7 +98,7 @@ def test_a_scene_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
     pytest.importorskip("rasterio", reason="the extra tiles is not installed")
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 100  # MiB, of which GDAL's blocks may be 64
+    assert float(done.stdout) < 24  # MiB: 15, and 31 when the class map was read back with all the cache GDAL likes
 
 
 def test_one_tile_is_the_whole_picture() -> None:

@@ -113,7 +113,7 @@ def _refuse_other(file: Path, written: Sequence[tuple[Any, int]]) -> None:
     """
     rasterio = require("rasterio", "tiles")
     with naming_a_full_disk(file.parent):
-        with rasterio.open(file, driver=DRIVER) as raster:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(file, driver=DRIVER) as raster:
             is_same = all(zlib.crc32(raster.read(1, window=window).tobytes()) == digest for window, digest in written)
         if not is_same:
             raise OSError(errno.EIO, "the disk does not hold what was written", str(file))
