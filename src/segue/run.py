@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from segue.data.sample import DataError
 from segue.ranks import rank_and_world
+from segue.records import MISREAD
 
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
@@ -155,7 +157,7 @@ class Run:
 
 
 # What reading a checkpoint raises when bytes of it are missing or changed.
-_UNSOUND = (EOFError, RuntimeError, pickle.UnpicklingError, ValueError, KeyError, OSError)
+_UNSOUND = (*MISREAD, RuntimeError, pickle.UnpicklingError, AssertionError, struct.error, OSError)
 _DIGITS = 64  # of a sha256, as the comment that ends a zip archive: torch writes CRC sums but does not check them
 
 

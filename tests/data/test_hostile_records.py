@@ -341,15 +341,20 @@ def test_a_model_that_claims_to_be_huge_takes_no_memory(field: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("plan.json", '{"protocol": "overlap", "increments": [[[], "a"], ["b"]], "images": [["a"], ["c"]]}'),
-        ("parity.json", '{"model.onnx": []}'),
-        ("ledger", '{"image": [], "decision": "accept"}\n'),
-        ("log.jsonl", '{"stage": "train"}\n'),
+        ("plan.json", b'{"protocol": "overlap", "increments": [[[], "a"], ["b"]], "images": [["a"], ["c"]]}'),
+        ("parity.json", b'{"model.onnx": []}'),
+        ("ledger", b'{"image": [], "decision": "accept"}\n'),
+        ("log.jsonl", b'{"stage": "train"}\n'),
+        (
+            "checkpoint signed anew",
+            b"Q" * 100,
+        ),  # no zip archive, so it is read as a bare pickle, which takes from nothing
+        ("features.npy", b"\x93NUMPY\x01\x004\x00{'descr':'<f2','fortran_order':False,'shape':(1,)}\n  \n\0\0"),
     ],
 )
-def test_what_the_long_run_found_stays_mended(name: str, content: str, tmp_path: Path) -> None:
+def test_what_the_long_run_found_stays_mended(name: str, content: bytes, tmp_path: Path) -> None:
     path = FILES[name][0](tmp_path)
-    survives(name, path, path.read_bytes(), content.encode())
+    survives(name, path, path.read_bytes(), content)
 
 
 def test_a_payload_in_any_numpy_file_is_not_unpickled(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ trained need not be run again, and a teacher's logits are by far the dearest par
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,24 @@ class Cache:
 
 
 def _open_part(folder: Path) -> Part:
-    features = tuple(np.load(folder / f"features_{e}.npy", mmap_mode="r") for e in range(MAPS))
-    images, labels, logits = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("images", "labels", "logits"))
+    features = tuple(_opened(folder / f"features_{e}.npy") for e in range(MAPS))
+    images, labels, logits = (_opened(folder / f"{name}.npy") for name in ("images", "labels", "logits"))
     return Part(images, labels, features, logits)
+
+
+def _opened(path: Path) -> Array:
+    """The array on disk, as `build_cache` wrote it.
+
+    Raises:
+        ValueError: its header is damaged, though NumPy would make something of it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            opened: Array = np.load(path, mmap_mode="r")
+        except Warning as told:
+            raise ValueError(f"{path.name}: {told}") from None
+    return opened
 
 
 @torch.inference_mode()
