@@ -14,19 +14,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import Child, torchrun
-from test_contract import settings, weights_after
 from test_engine import Noise
 from torch import nn
 
 from segue import methods
 from segue.cli import main, parser
-from segue.config import UsageError, leaves
+from segue.config import leaves
 from segue.engine import Losses, Method, Run, endless, fit
 from segue.launch import join_processes
 from segue.ranks import RankError, only_first
@@ -106,32 +104,6 @@ def test_several_processes_make_the_steps_of_one_though_no_shuffle_divides_by_th
     for rank in range(1, world):
         for name, value in state(tmp_path / "many").items():
             assert torch.equal(state(tmp_path / "many", rank)[name], value), f"{name} of process {rank}"
-
-
-def without_dropout(name: str, config: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """What a method trains; each process draws a dropout of its own, so there is none."""
-    with mock.patch.object(nn.Dropout, "forward", lambda _, values: values):
-        return weights_after(name, config, Run(folder, quiet=True))
-
-
-def train_method(name: str, config: Any, folder: Path) -> None:
-    join_processes("cpu")
-    weights = without_dropout(name, config, folder)
-    if dist.get_rank() == 0:
-        torch.save(weights, folder / "state_0.pt")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["supervised", "pixel_contrast"])
-def test_processes_equal_batches_accumulated_in_one(name: str, dataset: Path, tmp_path: Path) -> None:
-    """Real networks: batch statistics are of each process's images, as of each accumulated batch."""
-    changes = {"labels": "all", "unlabeled": ()} if name == "pixel_contrast" else {}
-    config, accumulated = (settings(name, dataset, steps=2, accumulate=count, **changes) for count in (1, 2))
-    assert ended(start(2, tmp_path / "errors", train_method, name, config, tmp_path / "many")) == [0, 0]
-    one = without_dropout(name, accumulated, tmp_path / "one")
-    for key, value in state(tmp_path / "many").items():
-        if "running_" not in key and "num_batches" not in key:
-            torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-4)
 
 
 def until(claim: Callable[[], bool]) -> None:
@@ -287,12 +259,3 @@ def test_the_commands_of_the_page_are_those_of_the_command_line() -> None:
         assert known.command == "train", line
         fields = [word[2:].replace("-", "_") for word in rest if word.startswith("--")]
         assert set(fields) <= set(leaves(methods.load("pixel_contrast").Config)), line
-
-
-def test_compress_refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from segue import verbs
-
-    monkeypatch.setattr(verbs, "rank_and_world", lambda: (0, 2))
-    with pytest.raises(UsageError, match="does not run under torchrun"):
-        verbs.compress("model", "data", tmp_path / "run")
-    assert not (tmp_path / "run").exists()

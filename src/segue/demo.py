@@ -12,7 +12,7 @@ from segue.config import UsageError
 from segue.data import synthetic
 from segue.data.layouts import open_listing
 from segue.engine import write_atomically
-from segue.launch import Surroundings
+from segue.launch import Surroundings, refuse_several
 from segue.prediction import Outputs, write_predictions
 from segue.run import BASELINE
 from segue.using import evaluate
@@ -36,6 +36,7 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
     Returns:
         mIoU on the test scenes, in [0, 1], of ``pixel_contrast`` and ``supervised``.
     """
+    refuse_several("demo", "start it without torchrun")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if (out / "scores.json").is_file():
         console.print(f"finished before: {out} (name another --out to run it again)", markup=False)

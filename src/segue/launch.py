@@ -164,6 +164,24 @@ def join_processes(device: str) -> str:
     return device
 
 
+def refuse_several(command: str, instead: str) -> None:
+    """Refuses several processes for a command that one process does; the first of them says so.
+
+    Args:
+        command: of the command line.
+        instead: what to do.
+
+    Raises:
+        SystemExit: in the others.
+        UsageError: ``torchrun``, or what is like it, started several; they need not have been joined yet.
+    """
+    world = max(int(os.environ.get("WORLD_SIZE", "1")), rank_and_world()[1])
+    if world > 1 and os.environ.get("RANK", "0") != "0":
+        raise SystemExit(2)
+    if world > 1:
+        raise UsageError(f"segue {command} does not run in several processes ({world} were started): {instead}")
+
+
 def method_module(name: str, verb: str) -> Any:
     """The module of a method that serves ``verb``.
 

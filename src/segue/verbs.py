@@ -20,10 +20,9 @@ from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
-from segue.launch import Arm, Surroundings, launch, method_module, refuse_impossible
+from segue.launch import Arm, Surroundings, launch, method_module, refuse_impossible, refuse_several
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
-from segue.ranks import rank_and_world
 from segue.run import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
@@ -284,11 +283,8 @@ def compress(
 
 def run_compression(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `compress` does, from a built config."""
+    refuse_several("compress", "start it without torchrun, with --parallel or --ray for several")
     refuse_impossible(config.steps, config.views)
-    if rank_and_world()[1] > 1:
-        raise UsageError(
-            "segue compress does not run under torchrun: start it by itself, with --parallel or --ray for several"
-        )
     methods.load(method).refuse(config)
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
 

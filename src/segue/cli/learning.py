@@ -214,7 +214,11 @@ def surroundings(arguments: argparse.Namespace) -> "Surroundings":
 
 
 def print_result(out: Path) -> None:
-    """The result of a run as JSON."""
+    """The result of a run as JSON, by the first of several processes."""
+    from segue.ranks import rank_and_world
+
+    if rank_and_world()[0]:
+        return
     found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201
 
