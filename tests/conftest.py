@@ -121,14 +121,17 @@ def torchrun(*arguments: str, restarts: int = 0) -> subprocess.CompletedProcess[
 
 
 class Child:
-    """A process of its own for ``work``, forked from a server that has torch imported and has run nothing yet.
+    """A process of its own for ``work``, forked from a server that has all imported and has run nothing yet.
 
     A copy of the test process would not do: once autograd or OpenMP have started threads there, a copy cannot use them.
     """
 
     context = multiprocessing.get_context("forkserver")
-    # The last is what torch imports, for a second or more, as soon as there are several processes.
-    context.set_forkserver_preload(["test_checkpoints", "test_contract", "segue.search.trials", "torch._dynamo"])
+    # What a training imports on its way takes longer than the training; the last is torch's own, for several processes.
+    context.set_forkserver_preload(
+        ["test_checkpoints", "test_contract", "segue.search.trials", "segue.embeddings", "timm", "matplotlib.figure",
+         "segmentation_models_pytorch", "transformers.models.mask2former.modeling_mask2former", "torch._dynamo"]
+    )  # fmt: skip
 
     def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
         self.process = self.context.Process(target=_alone, args=(work, arguments))
