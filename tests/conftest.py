@@ -26,8 +26,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.g
 pytest.register_assert_rewrite("browsing")  # helpers and fixtures of the tests of the page
 CLASSES = ("ground", "disc", "bar")
 COLORS = ((90, 90, 90), (200, 40, 40), (40, 40, 200))
-# How often a run is killed in the test of each method; SEGUE_KILLS=50 is the long version.
-KILLS = int(os.environ.get("SEGUE_KILLS", "5"))
+# How often a run is killed in the slow test of each method.
+KILLS = int(os.environ.get("SEGUE_KILLS", "50"))
 # The smallest network and the shortest training that go through every line.
 TINY = {"encoder": "test_efficientnet", "init": "random", "decoder_channels": 16, "crop": 32, "batch": 4, "steps": 8}
 

@@ -36,11 +36,12 @@ def train_and_save_each_step(folder: Path, steps: int = 60) -> None:
     )
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(kills: int, tmp_path: Path) -> None:
     train_and_save_each_step(tmp_path / "whole")
     draws = random.Random(0)
-    folder, killed, steps_lost = tmp_path / "cut", 0, 0
-    while killed < 4 * KILLS:
+    folder, killed, whole_lives, steps_lost = tmp_path / "cut", 0, 0, 0
+    while killed < kills:
         child = Child(train_and_save_each_step, folder)
         time.sleep(draws.uniform(0.0, 0.6))
         child.signal(signal.SIGKILL)
@@ -48,7 +49,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
             killed += 1
         else:
             assert torch.equal(weight(folder), weight(tmp_path / "whole"))
-            folder = tmp_path / f"cut_{killed}"
+            whole_lives += 1
+            folder = tmp_path / f"cut_{whole_lives}"
         state = Run(folder, quiet=True).checkpoint("train") or {"step": 0}
         written = [line["step"] for line in Run(folder).read_log()]
         steps_lost = max([steps_lost, *(step - state["step"] for step in written)])

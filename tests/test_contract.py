@@ -194,16 +194,21 @@ def train_in(folder: Path, name: str, config: Any) -> None:
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset)
     whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True, checkpoint_every=0.0))
-    draws, folder, killed, seconds = random.Random(name), tmp_path / "cut", 0, 1.0
+    assert Child(time.sleep, 0).status() == 0  # the server that forks is there: its start is not of a life's time
+    started = time.monotonic()
+    assert Child(train_in, tmp_path / "timed", name, config).status() == 0
+    longest = (time.monotonic() - started) / 3  # each life goes on where the one before it was killed
+    draws, folder, killed, whole_lives = random.Random(name), tmp_path / "cut", 0, 0
     while killed < KILLS:
         child = Child(train_in, folder, name, config)
-        time.sleep(draws.uniform(0.0, seconds))
+        time.sleep(draws.uniform(0.0, longest))
         child.signal(signal.SIGKILL)
         if child.status() == -signal.SIGKILL:
             killed += 1
         else:  # it was done before: another one
-            seconds /= 2
-            folder = tmp_path / f"cut_{killed}"
+            whole_lives += 1
+            folder = tmp_path / f"cut_{whole_lives}"
+    assert whole_lives or list(folder.glob("*.pt"))  # or no life came as far as a checkpoint
     resumed = weights_after(name, config, Run(folder, quiet=True, checkpoint_every=0.0))
     for tensor_name, tensor in whole.items():
         assert torch.equal(tensor, resumed[tensor_name]), tensor_name

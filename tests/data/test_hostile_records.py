@@ -4,6 +4,7 @@ Files of data sets are in `test_hostile.py`, whose ``SEGUE_HOSTILE_CASES=20000``
 """
 
 import json
+import re
 import resource
 import shutil
 import sqlite3
@@ -306,7 +307,6 @@ def test_aliases_that_grow_without_end_are_refused(name: str, tmp_path: Path) ->
 def test_a_model_that_names_an_encoder_elsewhere_asks_nobody(
     kind: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
     import socket
 
     def refused(*_: object, **__: object) -> None:
@@ -322,8 +322,6 @@ def test_a_model_that_names_an_encoder_elsewhere_asks_nobody(
 
 @pytest.mark.parametrize("field", ["decoder_channels", "in_channels", "width", "queries", "feedforward"])
 def test_a_model_that_claims_to_be_huge_takes_no_memory(field: str, tmp_path: Path) -> None:
-    import re
-
     done = 0
     for kind in KINDS:
         path = FILES[f"model.yaml of {kind}"][0](tmp_path / kind)
@@ -355,6 +353,18 @@ def test_a_model_that_claims_to_be_huge_takes_no_memory(field: str, tmp_path: Pa
 def test_what_the_long_run_found_stays_mended(name: str, content: bytes, tmp_path: Path) -> None:
     path = FILES[name][0](tmp_path)
     survives(name, path, path.read_bytes(), content)
+
+
+@pytest.mark.parametrize("value", ["null", "1.5", "0", "[1]"])
+@pytest.mark.parametrize("field", ["width", "queries", "pixel_layers", "decoder_layers", "feedforward"])
+def test_a_panoptic_model_of_no_size_is_refused(field: str, value: str, tmp_path: Path) -> None:
+    """transformers says of one field that it is no number, by an error that is no TypeError."""
+    path = FILES["model.yaml of mask_classifier"][0](tmp_path)
+    changed, count = re.subn(rf"\b{field}: \d+", f"{field}: {value}", path.read_text())
+    assert count == 1
+    path.write_text(changed)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_saved(str(tmp_path))
 
 
 def test_a_payload_in_any_numpy_file_is_not_unpickled(tmp_path: Path) -> None:

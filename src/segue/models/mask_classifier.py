@@ -154,10 +154,13 @@ class MaskClassifier(nn.Module):
 
     def __init__(self, spec: MaskClassifierSpec) -> None:
         super().__init__()
+        sizes = (spec.width, spec.queries, spec.pixel_layers, spec.decoder_layers, spec.feedforward)
+        if not all(isinstance(size, int) for size in sizes):
+            raise ValueError(f"a size is no whole number among {sizes}")
         if spec.width < 32 or spec.width % 32:
             raise ValueError(f"width {spec.width} is not possible; give a multiple of 32")
-        if min(spec.queries, spec.pixel_layers, spec.decoder_layers) < 1:
-            raise ValueError("queries and layers must be at least 1")
+        if min(sizes) < 1:
+            raise ValueError("queries, layers and feedforward must be at least 1")
         self.spec = spec
         self.encoder = Encoder(spec.encoder, spec.in_channels)
         self.decoder, self.query_decoder = _mask2former(spec, self.encoder.channels)
