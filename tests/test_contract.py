@@ -197,7 +197,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path,
     assert Child(time.sleep, 0).status() == 0  # the server that forks is there: its start is not of a life's time
     started = time.monotonic()
     assert Child(train_in, tmp_path / "timed", name, config).status() == 0
-    longest = (time.monotonic() - started) / 3  # each life goes on where the one before it was killed
+    longest = 0.75 * (time.monotonic() - started)  # each life goes on where the one before it was killed
     draws, folder, killed, whole_lives = random.Random(name), tmp_path / "cut", 0, 0
     while killed < KILLS:
         child = Child(train_in, folder, name, config)
