@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from segue.batches import count, endless, mix, names_of, split, to_device
 from segue.progress import StageBar
 from segue.ranks import RankError, all_agree, as_on_first, bound_to_others, largest, only_first, rank_and_world
 from segue.run import Run, write_atomically
+
+if TYPE_CHECKING:
+    from segue.sharded_state import Shards
 
 __all__ = [
     "Losses",
@@ -59,6 +62,13 @@ class Preempted(SystemExit):
 
 class Method(nn.Module):
     """A training method: ``forward(batch)`` gives named losses, which `fit` adds up; all state is in the state_dict."""
+
+    shards: "Shards | None" = None  # while it is divided over the processes
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """To be entered for work on its networks outside of `forward` and `after_step`: with ``--shard`` a process has
+        parts of their parameters there, in here all of them."""
+        return self.shards.whole() if self.shards else contextlib.nullcontext()
 
     def after_step(self, step: int) -> None:
         """Called after optimiser step ``step`` (from 0); nothing by default."""
@@ -133,6 +143,16 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
+    """Puts the method on its device, or a part of it where it is to be divided over several."""
+    if run.shard and rank_and_world()[1] > 1:
+        from segue.sharded_state import Shards  # torch takes a second or more to import what it needs
+
+        method.shards = Shards(method, optimizer, run.device)
+    else:
+        method.to(run.device)
+
+
 def _together(method: Method) -> nn.Module:
     """The method, its gradients averaged over the processes; `_Loop.update` sees to the buffers, after each step."""
     with warnings.catch_warnings():
@@ -174,18 +194,20 @@ def fit(
 
     Raises:
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
-        MemoryError: not even two images fit in memory; a batch that does not is taken in parts.
+        MemoryError: not even two images fit in memory; a batch that does not is taken in parts, unless the method is
+            divided over the processes.
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
         RankError: another process of the run was lost.
     """
+    world = rank_and_world()[1]
+    _place(method, optimizer, run)
     run.open()
-    loop = _Loop(method.to(run.device), optimizer, run, stage, steps, schedule)
+    loop = _Loop(method, optimizer, run, stage, steps, schedule)
     if loop.resume():
         return
-    world = rank_and_world()[1]
     module: nn.Module = method
     if world > 1:
-        module = _together(method)
+        module = method if method.shards else _together(method)
         as_on_first(loop.held())
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
@@ -197,7 +219,9 @@ def fit(
                 loop.update(losses, taken, clip)
                 bar.update(loop.step, losses["loss"], images * world)
                 if evaluate is not None and loop.is_due(evaluate_every):
-                    run.log(stage, loop.step, {f"val/{name}": value for name, value in evaluate().items()})
+                    with method.whole():
+                        scores = evaluate()
+                    run.log(stage, loop.step, {f"val/{name}": value for name, value in scores.items()})
                     method.train()
                 stopping = not all_agree(not signals.seen, run.device) and loop.step < steps
                 loop.save(now=stopping)
@@ -246,11 +270,14 @@ class _Loop:
                 f"{self.run.out} must lie on a disk that all machines share"
             )
         if state is not None:
-            self.method.load_state_dict(state["method"])
+            with self.method.whole():
+                self.method.load_state_dict(state["method"])
             if state["done"]:
+                self._end_shards()
                 self.run.say(f"{self.stage}: finished before, taken from {self.run.out / f'{self.stage}.pt'}")
                 return True
-            self.optimizer.load_state_dict(state["optimizer"])
+            load = self.method.shards.load if self.method.shards else self.optimizer.load_state_dict
+            load(state["optimizer"])
             kept = ("step", "bad", "meter", "metered", "parts")
             self.step, self.bad, self.meter, self.metered, self.parts = (state[name] for name in kept)
             self.run.say(f"{self.stage}: resumed at step {self.step} of {self.steps}")
@@ -277,6 +304,9 @@ class _Loop:
                 break
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
+                if self.method.shards:  # the others wait in the middle of the step for this one's part
+                    told = f"a batch of {images} does not fit in memory ({error}); lower --batch and raise --accumulate"
+                    raise MemoryError(f"{self.stage}: {told}") from None
                 if images // (2 * self.parts) < 2:
                     raise MemoryError(
                         f"{self.stage}: two images do not fit in memory ({error}); lower --crop"
@@ -337,8 +367,7 @@ class _Loop:
     def update(self, losses: dict[str, float], batches: list[Batch], clip: float) -> None:
         """The optimiser step, unless loss or gradient is not finite; and the log."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
+        total = self._norm([p.grad for p in parameters if p.grad is not None])
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, total, foreach=True)
         norm = float(total)
@@ -359,6 +388,15 @@ class _Loop:
             self.run.log(self.stage, self.step, {**means, "lr": rate, "seconds": time.time()})
             self.meter, self.metered = {}, 0
 
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """2-norm of all gradients together."""
+        if not gradients:
+            return torch.zeros(())
+        if self.method.shards:
+            return self.method.shards.norm(gradients)
+        total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return total
+
     def _refuse(self, values: Mapping[str, float], batches: list[Batch]) -> None:
         """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row."""
         self.bad += 1
@@ -368,7 +406,8 @@ class _Loop:
         message = f"{self.stage} step {self.step}: loss or gradient is not finite ({shown}); step not taken"
         self.run.say(f"warning: {message}")
         if self.bad >= PATIENCE:
-            norms = {n: float(p.grad.norm()) for n, p in self.method.named_parameters() if p.grad is not None}
+            named = self.method.named_parameters()
+            norms = {name: float(self._norm([p.grad])) for name, p in named if p.grad is not None}
             rates = [float(group["lr"]) for group in self.optimizer.param_groups]
             state = {"step": self.step, "values": dict(values), "batches": batches, "norms": norms, "rates": rates}
             self.run.save(f"refused_{self.stage}", state)
@@ -386,6 +425,8 @@ class _Loop:
     def save(self, *, now: bool) -> None:
         """Writes the checkpoint if it is time, or ``now``; the last step is left to `finish`."""
         is_time = time.monotonic() - self.saved_at >= self.run.checkpoint_every
+        if self.method.shards:  # all have to give their parts
+            is_time = not all_agree(not is_time, self.run.device)
         if now or (is_time and self.step < self.steps):
             self._write(done=False)
             self.saved_at = time.monotonic()
@@ -394,12 +435,19 @@ class _Loop:
         """Writes the checkpoint of a finished stage, without the optimiser's state, which nothing needs any more."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
+        self._end_shards()
         self._write(done=True)
+
+    def _end_shards(self) -> None:
+        """Every process has the whole method again."""
+        if self.method.shards:
+            self.method.shards.end()
+            self.method.shards = None
 
     def _write(self, *, done: bool) -> None:
         state = {
             "step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "parts": self.parts,
             "done": done, "world": rank_and_world()[1],
         }  # fmt: skip
-        optimizer = {} if done else self.optimizer.state_dict()
-        self.run.save(self.stage, {**state, "method": self.method.state_dict(), "optimizer": optimizer})
+        state |= {"method": self.method.state_dict(), "optimizer": {} if done else self.optimizer.state_dict()}
+        self.run.save(self.stage, self.method.shards.gathered(state) if self.method.shards else state)

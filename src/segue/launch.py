@@ -71,6 +71,7 @@ class Surroundings:
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
+        shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
         command: the words of the command line; empty from Python.
     """
 
@@ -79,6 +80,7 @@ class Surroundings:
     precision: str = "auto"
     workers: int = -1
     quiet: bool = False
+    shard: bool = False
     command: tuple[str, ...] = ()
 
     def settled(self) -> "Surroundings":
@@ -249,8 +251,10 @@ def launch(
     records = describe_run(identity, data, around.command, tuned, around.device)
     run = Run(
         out, seed=around.seed, device=around.device, precision=around.precision, workers=around.workers,
-        quiet=around.quiet, records=records,
+        quiet=around.quiet, shard=around.shard, records=records,
     )  # fmt: skip
+    if around.shard and rank_and_world()[1] == 1:
+        run.say("warning: --shard changes nothing in one process; torchrun starts several (docs/many_machines.md)")
     for line in data.lines():
         run.say(line)
     told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"

@@ -34,6 +34,7 @@ class Run:
         workers: processes that load data; 0 loads in this one.
         checkpoint_every: seconds between two checkpoints of a stage.
         quiet: say nothing on the terminal; the log is written all the same.
+        shard: divide parameters, gradients and optimiser state over the processes.
         records: files that describe the run, written with the first thing that is: a run that is refused before it
             starts leaves no folder.
         parent: the run that this one is a part of; its records are written first.
@@ -49,6 +50,7 @@ class Run:
         workers: int = 0,
         checkpoint_every: float = 60.0,
         quiet: bool = False,
+        shard: bool = False,
         records: Mapping[str, bytes] | None = None,
         parent: "Run | None" = None,
     ) -> None:
@@ -60,6 +62,7 @@ class Run:
         self.precision = precision
         self.workers = workers
         self.checkpoint_every = checkpoint_every
+        self.shard = shard
         self.console = Console(stderr=True, quiet=quiet or rank_and_world()[0] > 0, soft_wrap=True, highlight=False)
 
     def child(self, name: str) -> "Run":
@@ -72,6 +75,7 @@ class Run:
             workers=self.workers,
             checkpoint_every=self.checkpoint_every,
             quiet=self.console.quiet,
+            shard=self.shard,
             parent=self,
         )
 

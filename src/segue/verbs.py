@@ -58,6 +58,7 @@ def train(
     precision: str = "auto",
     workers: int = -1,
     quiet: bool = False,
+    shard: bool = False,
     **fields: Any,
 ) -> Path:
     """Trains a segmenter; the run folder.
@@ -72,13 +73,14 @@ def train(
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
+        shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the data.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet)
+    around = Surroundings(seed, device, precision, workers, quiet, shard)
     config = config_from("train", method, {**fields, "data": data})
     return run_training(method, config, Path(out), around, compare=compare)
 
@@ -128,6 +130,7 @@ def pretrain(
     precision: str = "auto",
     workers: int = -1,
     quiet: bool = False,
+    shard: bool = False,
     **fields: Any,
 ) -> Path:
     """Trains an encoder on images without labels; the run folder, which ``train`` takes as its ``init``.
@@ -135,14 +138,14 @@ def pretrain(
     Args:
         images: their folder, or ``FOLDER:split``; masks in it are left alone.
         out: the run folder; a run of the same settings in it goes on where it stopped.
-        seed, device, precision, workers, quiet: as of `train`.
+        seed, device, precision, workers, quiet, shard: as of `train`.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the images.
         UsageError: an unknown field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet)
+    around = Surroundings(seed, device, precision, workers, quiet, shard)
     return run_pretraining(config_from("pretrain", PRETRAINING, {**fields, "data": images}), Path(out), around)
 
 
@@ -183,6 +186,7 @@ def extend(
     precision: str = "auto",
     workers: int = -1,
     quiet: bool = False,
+    shard: bool = False,
     **fields: Any,
 ) -> Path:
     """Teaches a model new classes without its old data; the run folder.
@@ -201,13 +205,14 @@ def extend(
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
+        shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: no model, a fault of the data, or nothing new to learn.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet)
+    around = Surroundings(seed, device, precision, workers, quiet, shard)
     given = {**fields, "model": str(model), "data": new, "keep_val": keep_val, "max_forget": max_forget}
     return run_extension(method, config_from("extend", method, given), Path(out), around)
 
@@ -311,6 +316,7 @@ def adapt(
     precision: str = "auto",
     workers: int = -1,
     quiet: bool = False,
+    shard: bool = False,
     **fields: Any,
 ) -> Path:
     """Adapts to a domain without labels, beside a source-only training of as many steps; the run folder.
@@ -329,13 +335,14 @@ def adapt(
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
+        shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the data, or sets that do not fit each other.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet)
+    around = Surroundings(seed, device, precision, workers, quiet, shard)
     sources = (source,) if isinstance(source, str) else tuple(source)
     config = config_from("adapt", method, {**fields, "source": sources, "target": target, "val": val})
     return run_adaptation(method, config, Path(out), around)

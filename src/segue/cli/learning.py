@@ -31,7 +31,7 @@ def add_commands(command: Command) -> None:
     train.add_argument(
         "--compare", action="store_true", help="also train the plain method with the same steps and seed"
     )
-    add_surroundings(train)
+    add_surroundings(train, divisible=True)
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
@@ -63,7 +63,7 @@ def add_commands(command: Command) -> None:
     adapt.add_argument("--val", default="", metavar="DATA", help="labelled folder of that domain, to measure on")
     adapt.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
     adapt.add_argument("--method", default="mean_teacher", help=f"one of {', '.join(methods.names('adapt'))}")
-    add_surroundings(adapt)
+    add_surroundings(adapt, divisible=True)
     adapt.epilog = "Exit status 3: the adapted model lost to source-only by more than --limit; that one was kept."
     adapt.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
@@ -71,7 +71,7 @@ def add_commands(command: Command) -> None:
     pretrain.usage = "segue pretrain IMAGES --out RUN [--FIELD VALUE ...]"
     pretrain.add_argument("images", metavar="IMAGES", help="folder of images, or FOLDER:split; masks are left alone")
     pretrain.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
-    add_surroundings(pretrain)
+    add_surroundings(pretrain, divisible=True)
     pretrain.epilog = "Every field of the method is an option: --fields lists them. Then: segue train DATA --init RUN"
     pretrain.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
@@ -92,7 +92,7 @@ def _add_extend(command: Command) -> None:
     extend.add_argument(
         "--method", default="", help=f"one of {', '.join(methods.names('extend'))}; by the task if absent"
     )
-    add_surroundings(extend)
+    add_surroundings(extend, divisible=True)
     extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
 
@@ -209,8 +209,9 @@ def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     from segue.launch import Surroundings
 
     return Surroundings(
-        arguments.seed, arguments.device, arguments.precision, arguments.workers, command=tuple(arguments.words)
-    )
+        arguments.seed, arguments.device, arguments.precision, arguments.workers,
+        shard="shard" in arguments and arguments.shard, command=tuple(arguments.words),
+    )  # fmt: skip
 
 
 def print_result(out: Path) -> None:

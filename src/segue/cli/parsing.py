@@ -33,14 +33,17 @@ Command = Callable[[str, Callable[[argparse.Namespace, list[str]], int], str], P
 """Adds a command: (name, what it runs, what it does in words) gives its parser."""
 
 
-def add_surroundings(command: Parser) -> None:
-    """Options of every training command that are no field of a method."""
+def add_surroundings(command: Parser, *, divisible: bool = False) -> None:
+    """Options of every training command that are no field of a method; ``divisible`` where processes may share it."""
     command.add_argument("--seed", type=whole_number, default=0, help="of everything random")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda")
     command.add_argument("--precision", default="auto", help="auto, fp32, bf16")
     command.add_argument(
         "--workers", type=whole_number, default=-1, help="processes that load data; -1 decides by device"
     )
+    if divisible:
+        told = "divide weights, gradients and optimiser state over the processes of torchrun"
+        command.add_argument("--shard", action="store_true", help=told)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

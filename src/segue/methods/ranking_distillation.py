@@ -302,10 +302,11 @@ class RankingDistillation(Method):
     def recluster(self, data: ImageSet, seed: int, workers: int) -> None:
         """A1: clusters and positives of all images by the teacher as it is now."""
         config, teacher = self.config, self.teacher
-        embedded = embed_images(
-            lambda images: teacher.encoder(images).mean((2, 3)), data.images,
-            side=config.crop, batch=2 * config.batch, device=self.best.device, workers=workers,
-        )  # fmt: skip
+        with self.whole():
+            embedded = embed_images(
+                lambda images: teacher.encoder(images).mean((2, 3)), data.images,
+                side=config.crop, batch=2 * config.batch, device=self.best.device, workers=workers,
+            )  # fmt: skip
         points = centred(embedded)
         count = config.clusters or min(1000, max(2, len(points) // 20))
         self.clusters = spherical_clusters(points, min(count, len(points)), seed=seed)
@@ -327,6 +328,7 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     method = RankingDistillation(encoder, len(data.images), refresh, config).to(run.device)
     method.start_filter(probes, mix(run.seed, "filter"))
     is_new = not history(run)
+    only_first(lambda: None)  # all have looked before the first one writes
     if is_new:  # before anything is written: images that cannot be divided leave no run folder behind
         method.recluster(data, mix(run.seed, "clusters", 0), run.workers)
 
