@@ -3,22 +3,29 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_contract import CutError
+from conftest import options, torchrun
+from test_contract import CutError, settings, weights_after
 from test_engine import Noise
-from test_ranks import ended, start
+from test_ranks import ended, saved_step, start, until
 from torch import Tensor, nn
 
+from segue.config import UsageError
 from segue.engine import Losses, Method, Run, ema_update, endless, fit
 from segue.launch import join_processes
-from segue.ranks import leave
+from segue.ranks import RankError, leave
+from segue.sharded_state import Shards
 
 STEPS = 4
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # sums of float32 in another order
@@ -40,17 +47,18 @@ class Network(nn.Module):
 class Taught(Method):
     """Fits a student to pictures and to its own average. Some weights are used at some steps, by one process alone."""
 
-    def __init__(self, *, cut: int = -1, poison: bool = False) -> None:
+    def __init__(self, *, cut: int = -1, poison: bool = False, pause: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.student = Network().to(memory_format=torch.channels_last)
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.rare = nn.Linear(3, 1)
         self.norm = nn.BatchNorm1d(3)
-        self.cut, self.factor = cut, float("nan") if poison else 1.0
+        self.cut, self.pause, self.factor = cut, pause, float("nan") if poison else 1.0
         self.counts: dict[str, int] = {}
 
     def forward(self, batch: dict[str, Any]) -> Losses:
+        time.sleep(self.pause)
         image, is_rare = batch["image"], batch["index"] == 0
         self.norm(image)  # for its statistics
         with torch.inference_mode():
@@ -243,3 +251,100 @@ def test_steps_that_are_not_finite_are_refused(done: Path) -> None:
 
 def test_no_thread_of_the_group_is_left(done: Path) -> None:
     assert [(done / f"threads_{rank}").read_text() for rank in (0, 1)] == ["", ""]
+
+
+class Single(Method):
+    """A temperature that is learnt, as one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+
+def test_a_single_number_is_refused_by_name() -> None:
+    method = Single()
+    with pytest.raises(UsageError, match=r"^--shard: temperature is a single number, which cannot be divided"):
+        Shards(method, torch.optim.SGD(method.parameters(), 0.1), torch.device("cpu"))
+
+
+def test_one_process_is_told_that_it_changes_nothing(segue: Callable[..., Any], dataset: Path, tmp_path: Path) -> None:
+    words = ["train", dataset, "--method", "supervised", "--device", "cpu", *options(steps=1)]
+    status, _, errors = segue(*words, "--out", tmp_path / "run", "--shard")
+    assert status == 0, errors
+    assert errors.count("warning: --shard changes nothing in one process; torchrun starts several") == 1
+    status, _, errors = segue("compress", "model", "--data", dataset, "--out", tmp_path / "small", "--shard")
+    assert (status, "unknown option --shard" in errors) == (2, True)
+
+
+def train_slowly(folder: Path, steps: int, pause: float) -> None:
+    join_processes("cpu")
+    method = Taught(pause=pause)
+    try:
+        train(folder, method, 2, shard=True, adam=True, steps=steps)
+    except RankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    torch.save(method.state_dict(), folder / f"state_{dist.get_rank()}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_killed_and_started_again_it_ends_the_same_bit_for_bit(lost: int, tmp_path: Path) -> None:
+    folder, steps = tmp_path / "run", 12
+    children = start(2, tmp_path / "errors", train_slowly, folder, steps, 0.1)
+    until(lambda: saved_step(folder) >= 3)
+    children[lost].signal(signal.SIGKILL)
+    statuses = ended(children)
+    assert statuses[lost] == -signal.SIGKILL
+    assert statuses[1 - lost] == 1
+    assert "stops, for another one of this run has ended" in (tmp_path / f"errors_{1 - lost}").read_text()
+    assert 3 <= saved_step(folder) < steps
+    assert ended(start(2, tmp_path / "errors", train_slowly, folder, steps, 0.0)) == [0, 0]
+    assert ended(start(2, tmp_path / "errors", train_slowly, tmp_path / "whole", steps, 0.0)) == [0, 0]
+    for name, value in found(tmp_path / "whole", "state").items():
+        assert torch.equal(found(folder, "state")[name], value), name
+
+
+def train_methods(folder: Path, chosen: dict[str, Any]) -> None:
+    """Methods with and without ``--shard``; each process draws a dropout of its own, so there is none."""
+    join_processes("cpu")
+    for name, config in chosen.items():
+        for how in ("together", "divided"):
+            run = Run(folder / f"{name}_{how}", quiet=True, shard=how == "divided")
+            with mock.patch.object(nn.Dropout, "forward", lambda _, values: values):
+                torch.save(weights_after(name, config, run), folder / f"{name}_{how}_{dist.get_rank()}.pt")
+
+
+# A teacher that looks at whole pictures, clusters made anew between two steps, a historic network beside a grown one.
+# Not pixel_contrast, whose first step multiplies rounding by 10,000 (docs/log.md); its seven stages are run below.
+DIVIDED = ("mean_teacher", "ranking_distillation", "incremental_panoptic")
+
+
+@pytest.mark.slow
+def test_methods_make_the_steps_of_whole_copies(dataset: Path, tmp_path: Path) -> None:
+    chosen = {name: settings(name, dataset, steps=3, refresh=2) for name in DIVIDED}
+    assert ended(start(2, tmp_path / "errors", train_methods, tmp_path, chosen)) == [0, 0]
+    for name in chosen:
+        for key, value in found(tmp_path, f"{name}_together").items():
+            divided = found(tmp_path, f"{name}_divided")[key]
+            torch.testing.assert_close(divided, value, rtol=1e-3, atol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
+            assert torch.equal(divided, found(tmp_path, f"{name}_divided", 1)[key]), (name, key)
+
+
+@pytest.mark.slow
+def test_a_model_trained_in_parts_is_a_model_like_any(segue: Callable[..., Any], dataset: Path, tmp_path: Path) -> None:
+    """Contrast, fine-tuning, pseudo-labels and the plain control: seven stages one after another."""
+    out, words = tmp_path / "run", options(labels=3, unlabeled="rest", threshold=0.0, contrast_share=0.5)
+    command = ("train", str(dataset), "--out", str(out), "--device", "cpu", "--compare", *words)
+    done = torchrun("-m", "segue", *command, "--shard")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("; trained for ") == 2
+    assert "changes nothing" not in done.stderr
+    for folder in (out, out / "baseline"):
+        status, output, errors = segue("evaluate", folder, "--data", dataset, "--split", "val", "--json")
+        assert status == 0, errors
+        known = json.loads((folder / "evaluation.json").read_text())["scores"]["miou"]
+        assert json.loads(output)["scores"]["miou"] == pytest.approx(known)
+    status, _, errors = segue(*command)  # finished; and the same run without the option
+    assert status == 0, errors
+    assert errors.count("finished before") == 2
