@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from segue.config import UsageError
 from segue.engine import Losses, Method, Run, ema_update, endless, fit
 from segue.launch import join_processes
-from segue.ranks import RankError, leave
+from segue.ranks import RankError, leave, rank_and_world
 from segue.sharded_state import Shards
 
 STEPS = 4
@@ -75,8 +75,8 @@ class Taught(Method):
         ema_update(self.teacher, self.student, 0.9)
         if self.shards:
             parts = [parameter.to_local() for parameter in self.parameters()]
-            self.counts |= {"own": numbers(self.shards.parts), "parts": sum(map(Tensor.numel, parts))}
-            self.counts |= {"held": numbers(parts)}
+            own = max(self.counts.get("own", 0), numbers(self.shards.parts))
+            self.counts |= {"own": own, "parts": sum(map(Tensor.numel, parts)), "held": numbers(parts)}
         if step == self.cut:
             raise CutError
 
@@ -115,9 +115,10 @@ def train(
         assert deepcopy(method.student).encoder[0].weight.is_contiguous(memory_format=torch.channels_last)
         return {"score": found}
 
+    every = 1e9 * rank_and_world()[0]  # by the clock of one process alone it is time for a checkpoint
     fit(
         method, lambda start: endless(Noise(10), batch, seed=0, start=start),
-        run=Run(folder, quiet=True, shard=shard, checkpoint_every=0.0), optimizer=optimizer, steps=steps,
+        run=Run(folder, quiet=True, shard=shard, checkpoint_every=every), optimizer=optimizer, steps=steps,
         accumulate=accumulate, clip=0.5, evaluate=score, evaluate_every=2,
     )  # fmt: skip
     return method

@@ -17,7 +17,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -107,10 +106,8 @@ class Shards:
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """2-norm of all gradients together, of each of which this process has a part."""
-        own = torch._foreach_norm([gradient.to_local() for gradient in gradients])  # type: ignore[attr-defined]
-        square = torch.stack(own).square().sum()
-        dist.all_reduce(square)
-        return square.sqrt()
+        total = nn.utils.get_total_norm(gradients)
+        return total.full_tensor() if isinstance(total, DTensor) else total
 
     def gathered(self, state: Any) -> Any:
         """A state with every divided tensor whole, on the CPU of the first process; None in its place on the others."""
