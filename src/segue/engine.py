@@ -155,6 +155,8 @@ def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
 
 def _together(method: Method) -> nn.Module:
     """The method, its gradients averaged over the processes; `_Loop.update` sees to the buffers, after each step."""
+    if rank_and_world()[1] == 1 or method.shards:
+        return method
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the option has another name since torch 2.14
         return DistributedDataParallel(method, find_unused_parameters=True, broadcast_buffers=False)
@@ -199,16 +201,13 @@ def fit(
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
         RankError: another process of the run was lost.
     """
-    world = rank_and_world()[1]
     _place(method, optimizer, run)
     run.open()
     loop = _Loop(method, optimizer, run, stage, steps, schedule)
     if loop.resume():
         return
-    module: nn.Module = method
-    if world > 1:
-        module = method if method.shards else _together(method)
-        as_on_first(loop.held())
+    module = _together(method)
+    as_on_first(loop.held())
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
@@ -217,18 +216,10 @@ def fit(
             while loop.step < steps and not all_agree(converged(), run.device):
                 losses, images, taken = loop.gradients(module, stream, accumulate)
                 loop.update(losses, taken, clip)
-                bar.update(loop.step, losses["loss"], images * world)
+                bar.update(loop.step, losses["loss"], images * rank_and_world()[1])
                 if evaluate is not None and loop.is_due(evaluate_every):
-                    with method.whole():
-                        scores = evaluate()
-                    run.log(stage, loop.step, {f"val/{name}": value for name, value in scores.items()})
-                    method.train()
-                stopping = not all_agree(not signals.seen, run.device) and loop.step < steps
-                loop.save(now=stopping)
-                if stopping:
-                    only_first(lambda: None)  # the first has written: whoever started them ends all with one that goes
-                    run.say(f"stopped by a signal at step {loop.step} of {stage}; the same command goes on from there")
-                    raise Preempted
+                    loop.score(evaluate)
+                loop.save(stopping=not all_agree(not signals.seen, run.device))
     finally:
         bar.close()
     loop.finish()
@@ -422,14 +413,32 @@ class _Loop:
         """Whether to evaluate after this step."""
         return self.step == self.steps or (every > 0 and self.step % every == 0)
 
-    def save(self, *, now: bool) -> None:
-        """Writes the checkpoint if it is time, or ``now``; the last step is left to `finish`."""
+    def score(self, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Logs what ``evaluate`` gives of the method, which is whole for it and learns again after it."""
+        with self.method.whole():
+            scores = evaluate()
+        self.run.log(self.stage, self.step, {f"val/{name}": value for name, value in scores.items()})
+        self.method.train()
+
+    def save(self, *, stopping: bool) -> None:
+        """Writes the checkpoint if it is time, or if the run is ``stopping``; the last step is left to `finish`.
+
+        Raises:
+            Preempted: it is stopping, and the checkpoint is written.
+        """
         is_time = time.monotonic() - self.saved_at >= self.run.checkpoint_every
         if self.method.shards:  # all have to give their parts
             is_time = not all_agree(not is_time, self.run.device)
-        if now or (is_time and self.step < self.steps):
+        if self.step == self.steps:
+            return
+        if stopping or is_time:
             self._write(done=False)
             self.saved_at = time.monotonic()
+        if stopping:
+            only_first(lambda: None)  # the first has written: whoever started them ends all with one that goes
+            told = f"stopped by a signal at step {self.step} of {self.stage}; the same command goes on from there"
+            self.run.say(told)
+            raise Preempted
 
     def finish(self) -> None:
         """Writes the checkpoint of a finished stage, without the optimiser's state, which nothing needs any more."""
