@@ -21,7 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segue.batches import count, endless, mix, names_of, split, to_device
 from segue.progress import StageBar
-from segue.ranks import RankError, all_agree, as_on_first, bound_to_others, largest, only_first, rank_and_world
+from segue.ranks import (
+    RankError,
+    all_agree,
+    as_on_first,
+    bound_to_others,
+    largest,
+    only_first,
+    rank_and_world,
+    wait_for_all,
+)
 from segue.run import Run, write_atomically
 
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ __all__ = [
     "only_first",
     "rank_and_world",
     "to_device",
+    "wait_for_all",
     "write_atomically",
 ]
 
@@ -154,7 +164,10 @@ def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
 
 
 def _together(method: Method) -> nn.Module:
-    """The method, its gradients averaged over the processes; `_Loop.update` sees to the buffers, after each step."""
+    """What gives the losses of a batch: the method, where several processes hold copies with their gradients averaged.
+
+    Buffers are seen to by `_Loop.update`, after each step.
+    """
     if rank_and_world()[1] == 1 or method.shards:
         return method
     with warnings.catch_warnings():
@@ -426,18 +439,18 @@ class _Loop:
         Raises:
             Preempted: it is stopping, and the checkpoint is written.
         """
+        if self.step == self.steps:
+            return
         is_time = time.monotonic() - self.saved_at >= self.run.checkpoint_every
         if self.method.shards:  # all have to give their parts
             is_time = not all_agree(not is_time, self.run.device)
-        if self.step == self.steps:
-            return
         if stopping or is_time:
             self._write(done=False)
             self.saved_at = time.monotonic()
         if stopping:
-            only_first(lambda: None)  # the first has written: whoever started them ends all with one that goes
-            told = f"stopped by a signal at step {self.step} of {self.stage}; the same command goes on from there"
-            self.run.say(told)
+            wait_for_all()  # the first has written: whoever started them ends all with one that goes
+            place = f"step {self.step} of {self.stage}"
+            self.run.say(f"stopped by a signal at {place}; the same command goes on from there")
             raise Preempted
 
     def finish(self) -> None:

@@ -89,6 +89,15 @@ def only_first(work: Callable[[], None]) -> None:
         raise SystemExit(int(status))
 
 
+def wait_for_all() -> None:
+    """Until every process has come here, however long the first takes.
+
+    Raises:
+        RankError: one was lost.
+    """
+    only_first(lambda: None)
+
+
 def largest(number: int, device: torch.device) -> int:
     """The largest of the numbers that the processes hold."""
     if rank_and_world()[1] == 1:

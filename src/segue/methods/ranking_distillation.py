@@ -42,7 +42,7 @@ from segue.data.candidates import Candidates, evenly
 from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
 from segue.embeddings import centred, embed_images, most_similar, spherical_clusters
-from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first
+from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first, wait_for_all
 from segue.health import Watch, history, write_health
 from segue.losses import ranking_loss
 from segue.losses.prototypes import code_cross_entropy
@@ -328,7 +328,7 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     method = RankingDistillation(encoder, len(data.images), refresh, config).to(run.device)
     method.start_filter(probes, mix(run.seed, "filter"))
     is_new = not history(run)
-    only_first(lambda: None)  # all have looked before the first one writes
+    wait_for_all()  # all have looked before the first one writes
     if is_new:  # before anything is written: images that cannot be divided leave no run folder behind
         method.recluster(data, mix(run.seed, "clusters", 0), run.workers)
 
