@@ -36,25 +36,7 @@ def add_commands(command: Command) -> None:
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
     _add_extend(command)
-
-    compress = command("compress", compress_command, "search a small decoder under a teacher's guidance, and train it")
-    compress.usage = (
-        "segue compress TEACHER --data DATA --out RUN [--target 25ms@512x512] [--budget 3h] [--FIELD VALUE ...]"
-    )
-    compress.add_argument("teacher", metavar="TEACHER", help="run or model folder of a semantic model")
-    compress.add_argument("--data", required=True, metavar="DATA", help="folder of the labelled set, or FOLDER:split")
-    compress.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
-    compress.add_argument("--method", default="compact_search", help=f"one of {', '.join(methods.names('compress'))}")
-    compress.add_argument(
-        "--compare", action="store_true", help="also train DeepLabV3+ on the same encoder with the same steps and seed"
-    )
-    compress.add_argument(
-        "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
-        help="try candidates over a Ray cluster, host:port; without an address that of this machine",
-    )  # fmt: skip
-    compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
-    add_surroundings(compress)
-    compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    _add_compress(command)
 
     adapt = command("adapt", adapt_command, "learn from labels of one domain for images of another")
     adapt.usage = "segue adapt --source LABELLED --target IMAGES --out RUN [--val LABELLED] [--FIELD VALUE ...]"
@@ -79,6 +61,27 @@ def add_commands(command: Command) -> None:
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
     demo.add_argument("--steps", type=whole_number, default=None, help="optimiser steps of each arm")
     add_surroundings(demo)
+
+
+def _add_compress(command: Command) -> None:
+    compress = command("compress", compress_command, "search a small decoder under a teacher's guidance, and train it")
+    compress.usage = (
+        "segue compress TEACHER --data DATA --out RUN [--target 25ms@512x512] [--budget 3h] [--FIELD VALUE ...]"
+    )
+    compress.add_argument("teacher", metavar="TEACHER", help="run or model folder of a semantic model")
+    compress.add_argument("--data", required=True, metavar="DATA", help="folder of the labelled set, or FOLDER:split")
+    compress.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
+    compress.add_argument("--method", default="compact_search", help=f"one of {', '.join(methods.names('compress'))}")
+    compress.add_argument(
+        "--compare", action="store_true", help="also train DeepLabV3+ on the same encoder with the same steps and seed"
+    )
+    compress.add_argument(
+        "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
+        help="try candidates over a Ray cluster, host:port; without an address that of this machine",
+    )  # fmt: skip
+    compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
+    add_surroundings(compress)
+    compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
 
 def _add_extend(command: Command) -> None:
