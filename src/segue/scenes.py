@@ -18,6 +18,7 @@ from segue.tiling import Grid, blended
 
 DRIVER = "GTiff"  # others may open further files or addresses
 CACHE = 16 << 20  # bytes of blocks that GDAL keeps, beside the rows that strips make necessary
+LEVEL = 5  # of deflate; 6 takes twice as long, and class maps are a tenth smaller
 LARGEST_BLOCK = 256 << 20  # bytes of a block, which is read as a whole; GDAL takes large strips line by line
 Probabilities = Callable[[Array], Array]
 """uint8 (bands, H, W) -> float32 (K, H, W)."""
@@ -86,8 +87,7 @@ def write_scene(
             profile = {
                 "driver": "GTiff", "dtype": "uint8", "count": 1, "width": source.width, "height": source.height,
                 "crs": source.crs, "transform": source.transform, "tiled": True, "blockxsize": grid.step,
-                "blockysize": grid.step, "compress": "deflate", "zlevel": 5,
-                "BIGTIFF": "IF_SAFER",  # level 6 takes twice as long, and class maps are a tenth smaller
+                "blockysize": grid.step, "compress": "deflate", "zlevel": LEVEL, "BIGTIFF": "IF_SAFER",
             }  # fmt: skip
             writers = {k: stack.enter_context(rasterio.open(p, "w", **profile)) for k, p in partial.items()}
             if "labels" in writers:
