@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw
+from conftest import draw, untrained
 from PIL import Image
 
-from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.models.segmenter import Segmenter
 from segue.prediction import predict_image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -23,10 +23,7 @@ HOSTILE = "<img src=x onerror=document.body.dataset.harmed=1>"
 
 
 def made(seed: int) -> Segmenter:
-    torch.manual_seed(seed)
-    model = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()
-    torch.nn.init.normal_(model.head.weight, std=20.0)  # sure of itself, so that thresholds matter
-    return model
+    return untrained(seed=seed, spread=20.0)  # sure of itself, so that thresholds matter
 
 
 @pytest.fixture

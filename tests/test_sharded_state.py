@@ -1,7 +1,6 @@
 """``--shard``: a training that is divided over processes gives what it gives in one, from and into the same files."""
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -15,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import options, torchrun
+from conftest import gloo_threads, options, torchrun
 from test_contract import CutError, settings, weights_after
 from test_engine import Noise
 from test_ranks import ended, saved_step, start, until
@@ -157,8 +156,7 @@ def train_all(folder: Path) -> None:
         train(folder / "poisoned", Taught(poison=True), 2, shard=True, steps=5)
     del method
     leave()
-    names = (Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task"))
-    (folder / f"threads_{rank}").write_text("".join(name for name in names if "gloo" in name))
+    (folder / f"threads_{rank}").write_text(" ".join(gloo_threads()))
 
 
 def load(method: Taught, path: Path) -> Taught:

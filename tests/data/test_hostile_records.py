@@ -343,10 +343,7 @@ def test_a_model_that_claims_to_be_huge_takes_no_memory(field: str, tmp_path: Pa
         ("parity.json", b'{"model.onnx": []}'),
         ("ledger", b'{"image": [], "decision": "accept"}\n'),
         ("log.jsonl", b'{"stage": "train"}\n'),
-        (
-            "checkpoint signed anew",
-            b"Q" * 100,
-        ),  # no zip archive, so it is read as a bare pickle, which takes from nothing
+        ("checkpoint signed anew", b"Q" * 100),  # no archive, so it is read as a bare pickle, which takes from nothing
         ("features.npy", b"\x93NUMPY\x01\x004\x00{'descr':'<f2','fortran_order':False,'shape':(1,)}\n  \n\0\0"),
     ],
 )
