@@ -69,6 +69,9 @@ def test_a1_embeddings_are_compared_about_their_mean() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.0, 1], [0, -1], [1, 0], [-1, 0]]))
     with pytest.raises(DataError, match="look alike"):
         centred(torch.ones(5, 3))
+    with pytest.raises(DataError, match="look alike"):  # one image, in batches of different size
+        centred(torch.tensor([[10.0, 1], [10, 1], [10.0001, 1]]))
+    assert centred(torch.tensor([[10.0, 1], [10, 1], [10.01, 1]])).shape == (3, 2)
     with pytest.raises(DataError, match="no numbers"):
         centred(torch.tensor([[1.0], [math.nan]]))
 
