@@ -57,6 +57,7 @@ class Shards:
     def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         _refuse_unfit(method)
         self.optimizer = optimizer
+        self.fused = all(group.get("fused") for group in optimizer.param_groups)
         modules, own = list(method.modules()), dict(method.named_parameters())
         self.strides = {parameter: parameter.stride() for parameter in own.values()}
         self.plain = {module: _Face(module, _NAMES, copied=True) for module in modules}
@@ -78,6 +79,7 @@ class Shards:
         for parameter in self.parts:
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
         self._optimise(self.parts)
+        self._fuse(False)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -94,6 +96,7 @@ class Shards:
         for module in self.divided:
             _module_state_mapping.pop(module, None)  # or torch would not divide it again, for a second stage
         self._optimise({part: parameter for parameter, part in self.parts.items()})
+        self._fuse(self.fused)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes this process's parts of an optimiser's whole state."""
@@ -103,6 +106,7 @@ class Shards:
             for number, kept in state["state"].items()
         }
         self.optimizer.load_state_dict({**state, "state": cut})
+        self._fuse(False)
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """2-norm of all gradients together, of each of which this process has a part."""
@@ -123,6 +127,12 @@ class Shards:
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["params"] = [of[parameter] for parameter in group["params"]]
+
+    def _fuse(self, fused: bool) -> None:
+        """Whether steps take one pass over parameter, gradient and state; torch has no such SGD for DTensors."""
+        if isinstance(self.optimizer, torch.optim.SGD):
+            for group in self.optimizer.param_groups:
+                group["fused"] = fused
 
     @torch.no_grad()
     def _gather(self) -> None:

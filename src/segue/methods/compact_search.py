@@ -301,7 +301,7 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
         lr = config.lr * share * config.views.batch * config.views.accumulate / 16
         rest = [p for module in (network.decoder, auxiliary) for p in module.parameters()]
         groups = [{"params": list(network.encoder.parameters()), "lr": 0.1 * lr}, {"params": rest, "lr": lr}]
-        optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
         def batches(start: int, stage: str = stage) -> Iterator[dict[str, Any]]:
             return endless(views, config.views.batch, seed=mix(run.seed, stage), start=start, workers=run.workers)

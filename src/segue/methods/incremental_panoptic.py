@@ -365,7 +365,7 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
         method,
         batches,
         run=run,
-        optimizer=torch.optim.AdamW(parameter_groups(current, **rates)),
+        optimizer=torch.optim.AdamW(parameter_groups(current, **rates), fused=True),
         steps=config.steps,
         stage="incremental_panoptic",
         schedule=cosine(config.steps),

@@ -142,7 +142,9 @@ def train(config: Config, run: Run, data: Extension) -> Segmenter:
         method,
         batches,
         run=run,
-        optimizer=torch.optim.SGD(current.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay),
+        optimizer=torch.optim.SGD(
+            current.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True
+        ),
         steps=config.steps,
         stage="incremental_semantic",
         schedule=cosine(config.steps),

@@ -111,7 +111,7 @@ def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
         MaskClassification(network, config.points),
         batches,
         run=run,
-        optimizer=torch.optim.AdamW(parameter_groups(network, **rates)),
+        optimizer=torch.optim.AdamW(parameter_groups(network, **rates), fused=True),
         steps=config.steps,
         stage="mask_classification",
         schedule=cosine(config.steps),

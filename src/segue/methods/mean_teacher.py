@@ -370,7 +370,9 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
         method,
         batches,
         run=run,
-        optimizer=torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay),
+        optimizer=torch.optim.SGD(
+            network.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True
+        ),
         steps=config.steps,
         stage="adapt",
         schedule=cosine(config.steps),

@@ -303,7 +303,7 @@ def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: in
     method = Contrast(network, config, fast=run.precision == "bf16")
     weights = [*network.encoder.parameters(), *network.decoder.parameters(), *method.projection.parameters()]
     lr = config.contrast_lr or (0.02 if network.is_pretrained else 0.1)
-    optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
     views = _views(sets, config, SIMCLR.scaled(config.distortion))
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
@@ -323,7 +323,7 @@ def fine_tune(
     network.head.reset_parameters()
     method = FineTune(network)
     optimizer = torch.optim.SGD(
-        network.parameters(), config.finetune_lr, momentum=0.9, weight_decay=config.weight_decay
+        network.parameters(), config.finetune_lr, momentum=0.9, weight_decay=config.weight_decay, fused=True
     )
     views, val = _views(sets, config, None), Whole(data.val, data.decoder)
 

@@ -350,7 +350,7 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
 
     if is_new:
         run.log(STAGE, 0, {f"val/{name}": value for name, value in health().items()})
-    optimizer = torch.optim.AdamW(_groups(method.student, config.weight_decay), config.lr)
+    optimizer = torch.optim.AdamW(_groups(method.student, config.weight_decay), config.lr, fused=True)
     fit(
         method, batches, run=run, optimizer=optimizer, steps=config.steps, stage=STAGE, schedule=cosine(config.steps),
         evaluate=health, evaluate_every=refresh, converged=method.has_converged,

@@ -90,7 +90,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Model:
     weights = class_weights(data) if config.balance == "auto" else torch.ones(len(data.classes))
     method = Supervised(network.to(memory_format=torch.channels_last), weights)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
     views = RandomViews(data.labelled, data.decoder, config.views.crop, config.views.scale, paste=data.paste)
     val: Samples = Whole(data.val, data.decoder)
 

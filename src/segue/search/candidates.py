@@ -177,7 +177,7 @@ def train_decoder(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Rewa
     """The short training: the decoder alone, on cached maps; it is left with averaged weights (Polyak)."""
     auxiliary = AuxiliaryHeads(decoder).to(memory_format=torch.channels_last)
     both = nn.ModuleList([decoder, auxiliary]) if recipe.aux_weight else nn.ModuleList([decoder])
-    optimizer = torch.optim.Adam(both.parameters(), recipe.decoder_lr, weight_decay=1e-5)
+    optimizer = torch.optim.Adam(both.parameters(), recipe.decoder_lr, weight_decay=1e-5, fused=True)
     averaged = _averaged(decoder, 0.9)
     for chosen in draws(known.train, min(recipe.decoder_batch, len(known.train)), recipe.decoder_steps):
         labels = torch.from_numpy(known.train.labels[chosen]).long()
@@ -205,8 +205,8 @@ def train_end_to_end(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> R
     both = nn.ModuleList([encoder, decoder])
     decoder.train()
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(encoder.parameters(), recipe.end_lr, momentum=0.9, weight_decay=1e-5),
-        torch.optim.Adam(decoder.parameters(), recipe.decoder_lr, weight_decay=1e-5),
+        torch.optim.SGD(encoder.parameters(), recipe.end_lr, momentum=0.9, weight_decay=1e-5, fused=True),
+        torch.optim.Adam(decoder.parameters(), recipe.decoder_lr, weight_decay=1e-5, fused=True),
     ]
     averaged = _averaged(both, 0.99)
     for chosen in draws(known.train, min(recipe.end_batch, len(known.train)), recipe.end_steps):
