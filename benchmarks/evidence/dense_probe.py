@@ -20,9 +20,6 @@ start a training on 5 % of the labels. Everything is kept in --out: the script g
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from shared import segue, shrunk
 from torch import Tensor
 
 from segue.data.candidates import evenly
@@ -54,22 +51,6 @@ BANK, NEIGHBOURS, TEMPERATURE = 8000, 20, 0.07
 SMALL_WIDTH = 100
 PROBE_STEPS, PROBE_BATCH, PROBE_LR = 2000, 1024, 3e-3
 FIGURES = ("linear", "linear_small", "knn", "few")
-
-
-def shrink(source: Path, target: Path, factor: int) -> Path:
-    """A copy of the set with sides divided by ``factor``: images averaged, masks by nearest neighbour."""
-    if factor == 1:
-        return source
-    if (target / "dataset.json").is_file():
-        return target
-    for kind, resample in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
-        (target / kind).mkdir(parents=True, exist_ok=True)
-        for path in sorted((source / kind).iterdir()):
-            with Image.open(path) as image:
-                small = image.resize((image.width // factor, image.height // factor), resample)
-                small.save(target / kind / path.name, **({"quality": 95} if kind == "images" else {}))
-    shutil.copy(source / "dataset.json", target / "dataset.json")
-    return target
 
 
 @torch.inference_mode()
@@ -153,16 +134,6 @@ def probe(encoder: Encoder, listing: Listing, train_split: str, split: str, seed
         "linear_small": miou(linear, count, encoder.stride, SMALL_WIDTH),
         "knn": miou(nearest, count, encoder.stride),
     }
-
-
-def segue(log: Path, *arguments: object) -> str:
-    """Runs a command of Segue's; what it prints, its progress going to a file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as said:
-        command = [sys.executable, "-m", "segue", *map(str, arguments)]
-        done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
-    return done.stdout
 
 
 def weights_before(options: argparse.Namespace, listing: Listing, seed: int) -> Encoder:
@@ -262,7 +233,7 @@ def main() -> None:
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     options.out.mkdir(parents=True, exist_ok=True)
-    data = shrink(options.data, options.out / "data", options.shrink)
+    data = shrunk(options.data, options.out / "data", options.shrink)
     listing = open_listing(str(data))
     first = Whole(listing.split(options.split), Decoder.of(listing))[0]["mask"]
     print(

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from PIL import Image
+from shared import shrunk
 
 from segue.adaptation import decide, looks
 from segue.config import Domains, build
@@ -62,23 +62,6 @@ RULES: dict[str, Callable[[dict[str, Any]], float]] = {  # of a look: the highes
     "drift": lambda look: -look["drift"],
     "best possible": lambda look: look["miou"],
 }
-
-
-def shrunk(source: Path, target: Path, factor: int) -> Path:
-    """A copy of a set at a fraction of its sides: images averaged, labels by nearest neighbour."""
-    if (target / "dataset.json").is_file():
-        return target
-    kinds = {"images": Image.Resampling.BOX, "labels": Image.Resampling.NEAREST, "instances": Image.Resampling.NEAREST}
-    for kind, resample in kinds.items():
-        if not (source / kind).is_dir():
-            continue
-        (target / kind).mkdir(parents=True, exist_ok=True)
-        for path in sorted((source / kind).iterdir()):
-            with Image.open(path) as image:
-                small = image.resize((image.width // factor, image.height // factor), resample)
-                small.save(target / kind / path.name, **({"quality": 95} if path.suffix == ".jpg" else {}))
-    shutil.copy(source / "dataset.json", target / "dataset.json")
-    return target
 
 
 def drawn(folder: Path, domain: str, options: argparse.Namespace) -> Path:

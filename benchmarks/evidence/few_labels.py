@@ -12,15 +12,12 @@ split is read once a finished arm, with seeds 0 to 2. Every arm is a run folder:
 import argparse
 import itertools
 import json
-import os
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from PIL import Image
+from shared import segue, shrunk
 
 ARMS = ("plain", "contrast", "pseudo")
 LITTLE = {"crop": 96, "batch": 8, "scale": "[0.5,2.0]"}
@@ -35,20 +32,6 @@ SETTINGS: dict[str, dict[str, object]] = {
 CONTRAST_LR = {"random": 0.1, "auto": 0.02}  # ImageNet features do not survive 0.1
 
 
-def shrink(source: Path, target: Path) -> Path:
-    """A copy of the set at a quarter of its sides: images averaged, masks by nearest neighbour."""
-    if (target / "dataset.json").is_file():
-        return target
-    for kind, resample in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
-        (target / kind).mkdir(parents=True, exist_ok=True)
-        for path in sorted((source / kind).iterdir()):
-            with Image.open(path) as image:
-                small = image.resize((image.width // 4, image.height // 4), resample)
-                small.save(target / kind / path.name, **({"quality": 95} if kind == "images" else {}))
-    shutil.copy(source / "dataset.json", target / "dataset.json")
-    return target
-
-
 def run_arm(
     data: Path,
     folder: Path,
@@ -61,22 +44,17 @@ def run_arm(
     extra: list[str],
 ) -> None:
     """Trains one arm and scores it on the test split, each unless it is done."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-m", "segue"]
+    log = folder.parent / f"{folder.name}.log"
     if not (folder / "evaluation.json").is_file():
         options = {**sizes, **SETTINGS[arm], "labels": labels, "init": init, "steps": steps}
         if arm != "plain":
             options["contrast_lr"] = CONTRAST_LR[init]
         method = "supervised" if arm == "plain" else "pixel_contrast"
         fields = [f"--{name}={value}" for name, value in options.items()]
-        arguments = ["train", str(data), "--out", str(folder), "--method", method, "--seed", str(seed), *fields, *extra]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{folder.name}.log").open("a") as log:
-            subprocess.run([*command, *arguments], check=True, env=environment, stdout=log, stderr=log)
+        segue(log, "train", data, "--out", folder, "--method", method, "--seed", seed, *fields, *extra)
     if not (folder / "test.json").is_file():
-        arguments = ["evaluate", str(folder), "--data", str(data), "--split", "test", "--json"]
-        done = subprocess.run([*command, *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True)
-        (folder / "test.json").write_text(done.stdout)
+        scores = segue(log, "evaluate", folder, "--data", data, "--split", "test", "--json")
+        (folder / "test.json").write_text(scores)
 
 
 def score(folder: Path, name: str = "test.json") -> float | None:
@@ -137,7 +115,7 @@ def main() -> None:
     parser.epilog = "Further fields for every arm follow a --, as: -- --evaluate_every 500"
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
-    data = options.data if options.full else shrink(options.data, options.out / "data")
+    data = options.data if options.full else shrunk(options.data, options.out / "data", 4)
     cells = list(itertools.product(options.labels, options.init, options.steps))
     jobs = [(cell, arm, seed) for seed in options.seeds for cell in cells for arm in options.arms]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from PIL import Image
+from shared import shrunk
 
 import segue
 from segue.data import synthetic
@@ -59,25 +59,11 @@ class Cell:
         return out / self.set / f"order_{self.order}_seed_{self.seed}"
 
 
-def shrink(source: Path, target: Path) -> Path:
-    """A copy of a canonical set at a quarter of its sides, without instances."""
-    if (target / "dataset.json").is_file():
-        return target
-    for kind, resample in (("images", Image.Resampling.BOX), ("labels", Image.Resampling.NEAREST)):
-        (target / kind).mkdir(parents=True, exist_ok=True)
-        for path in sorted((source / kind).iterdir()):
-            with Image.open(path) as image:
-                small = image.resize((image.width // 4, image.height // 4), resample)
-                small.save(target / kind / path.name, **({"quality": 95} if kind == "images" else {}))
-    shutil.copy(source / "dataset.json", target / "dataset.json")
-    return target
-
-
 def prepare(cell: Cell, options: argparse.Namespace) -> None:
     """The set, its increments, and the same with all classes at once, each unless it is there."""
     data, where = options.out / cell.set / "data", cell.increments(options.out)
     if cell.set == "camvid":
-        shrink(options.camvid, data)
+        shrunk(options.camvid, data, 4)
     elif not (data / "dataset.json").is_file():
         shutil.rmtree(data, ignore_errors=True)
         counts = {"train": options.images, "val": options.images // 4, "test": options.images // 2}

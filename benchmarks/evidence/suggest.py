@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from dense_probe import segue, shrink
+from shared import segue, shrunk
 
 from segue.data.layouts import open_listing
 from segue.data.splits import choose
@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.out.mkdir(parents=True, exist_ok=True)
-    data = shrink(options.data, options.out / "data", options.shrink)
+    data = shrunk(options.data, options.out / "data", options.shrink)
     scores: dict[str, list[float]] = {"random": [], "coverage": [], "doubt": []}
     covering = suggested(data, encoder_folder(options), options.out / "covering", options.n)
     for seed in range(options.draws):  # the choice of coverage is one, its trainings differ in their seed

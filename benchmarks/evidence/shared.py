@@ -1,0 +1,42 @@
+"""What several experiments do: sets at a fraction of their size, and Segue's commands in processes of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+KINDS = {"images": Image.Resampling.BOX, "labels": Image.Resampling.NEAREST, "instances": Image.Resampling.NEAREST}
+
+
+def shrunk(source: Path, target: Path, factor: int) -> Path:
+    """A copy of a canonical set with sides divided by ``factor``, unless it is there; with 1 the set itself.
+
+    Images are averaged, labels and instances taken by nearest neighbour.
+    """
+    if factor == 1:
+        return source
+    if (target / "dataset.json").is_file():
+        return target
+    for kind, resample in KINDS.items():
+        if not (source / kind).is_dir():
+            continue
+        (target / kind).mkdir(parents=True, exist_ok=True)
+        for path in sorted((source / kind).iterdir()):
+            with Image.open(path) as image:
+                small = image.resize((image.width // factor, image.height // factor), resample)
+                small.save(target / kind / path.name, **({"quality": 95} if path.suffix in (".jpg", ".jpeg") else {}))
+    shutil.copy(source / "dataset.json", target / "dataset.json")
+    return target
+
+
+def segue(log: Path, *arguments: object) -> str:
+    """Runs a command of Segue's; what it prints, its progress going to a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as said:
+        command = [sys.executable, "-m", "segue", *map(str, arguments)]
+        done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
+    return done.stdout
