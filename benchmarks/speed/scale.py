@@ -6,6 +6,8 @@ All in the same run, interleaved step by step or round by round; ratios and diff
 - ``overhead``: a step of `fit`, with an optimiser as Segue's methods have it, less a step of a bare loop over the same
   method, in one process, in turns: one with ``torch.optim.SGD`` as it is by default, one with the same optimiser as
   `fit`, and one that takes the norm of the gradient too, as every loop does that clips or looks for NaN;
+- ``optimiser``: the same step with SGD and AdamW as torch has them by default, ``foreach`` and ``fused``, and in it the
+  optimiser alone;
 - ``network``: the same step against forward and backward of its network alone, with a loss that costs nothing: on a GPU
   this is the throughput of one GPU against the bare network;
 - ``processes`` (CPU alone): images per second of two gloo processes with one thread each over that of one, and the
@@ -29,7 +31,7 @@ CLASSES = 12
 NETWORKS = ("mobilenetv2_100", "resnet50")
 
 
-def method_and_optimizer(encoder: str, device: str, **fields: Any) -> tuple[Any, Any]:
+def method_and_optimizer(encoder: str, device: str, kind: str = "SGD", **fields: Any) -> tuple[Any, Any]:
     import torch
 
     from segue.methods.supervised import Supervised
@@ -38,7 +40,8 @@ def method_and_optimizer(encoder: str, device: str, **fields: Any) -> tuple[Any,
     torch.manual_seed(0)
     network = Segmenter(SegmenterSpec(encoder, tuple(map(str, range(CLASSES))), ((0, 0, 0),) * CLASSES)).train()
     method = Supervised(network, torch.ones(CLASSES)).to(device, memory_format=torch.channels_last)
-    return method, torch.optim.SGD(method.parameters(), 0.01, momentum=0.9, weight_decay=4e-5, **fields)
+    fields |= {"momentum": 0.9} if kind == "SGD" else {}
+    return method, getattr(torch.optim, kind)(method.parameters(), lr=1e-3, weight_decay=4e-5, **fields)
 
 
 def made_up(batch: int, crop: int) -> dict[str, Any]:
@@ -128,6 +131,34 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
         "fit, images a second": options.batch / statistics.median(kept["fit"]),
         "fit over its bare network": statistics.median(ratio),
     }
+
+
+def optimisers(options: argparse.Namespace) -> dict[str, float]:
+    """A step by each optimiser and the optimiser's part of it, in turns; each has a network of its own."""
+    near = {name: tensor.to(options.device) for name, tensor in made_up(options.batch, options.crop).items()}
+    ways: tuple[dict[str, bool], ...] = ({}, {"foreach": True}, {"fused": True})
+    rows = {
+        f"{kind}, {next(iter(way), 'default')}": method_and_optimizer(NETWORKS[0], options.device, kind, **way)
+        for kind in ("SGD", "AdamW")
+        for way in ways
+    }
+    times: dict[str, list[tuple[float, float]]] = {title: [] for title in rows}
+    wall = options.device != "cpu"
+    for _ in range(5 + options.steps * options.rounds // 2):
+        for title, (method, optimizer) in rows.items():
+            start = clock(options.device, wall=wall)
+            optimizer.zero_grad()
+            method(near)["cross_entropy"].backward()
+            middle = clock(options.device, wall=wall)
+            optimizer.step()
+            end = clock(options.device, wall=wall)
+            times[title].append((end - start, end - middle))
+    found = {}
+    for title, values in times.items():
+        steps, alone = zip(*values[5:], strict=True)
+        found[f"{title}: step, ms"] = 1000 * statistics.median(steps)
+        found[f"{title}: optimiser, ms"] = 1000 * statistics.median(alone)
+    return found
 
 
 def rank(connection: Connection, number: int, world: int, store: str, options: argparse.Namespace) -> None:
@@ -262,7 +293,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    found = {"overhead": overhead(options)}
+    found = {"overhead": overhead(options), "optimiser": optimisers(options)}
     if options.device == "cpu":
         found["processes"] = processes(options)
     for encoder in NETWORKS:
