@@ -3,9 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from segue.models.mask_classifier import MaskClassifier
 
 SHAPES = ("ground", "disc", "bar", "square")
 OBJECTS = SHAPES[1:]
@@ -20,6 +25,20 @@ TINY = {
     "batch": 2,
     "steps": 3,
 }
+
+
+def untrained_panoptic() -> "MaskClassifier":
+    """A network of `SHAPES` that finds segments: no object is rare."""
+    from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
+
+    torch.manual_seed(0)
+    sizes = {"width": 32, "queries": 7, "pixel_layers": 1, "decoder_layers": 1, "feedforward": 32}
+    colors = tuple(PAINT[name] for name in SHAPES)
+    model = MaskClassifier(MaskClassifierSpec("test_efficientnet", SHAPES, colors, (1, 2, 3), **sizes)).eval()  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.head.weight, std=2.0)
+    with torch.no_grad():
+        model.head.bias[-1] = -4.0
+    return model
 
 
 def draw(index: int, shapes: Sequence[str] = SHAPES, size: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

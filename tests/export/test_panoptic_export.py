@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from panoptic_sets import PAINT, SHAPES, draw, write_objects
+from panoptic_sets import SHAPES, draw, untrained_panoptic, write_objects
 from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 import segue.export.panoptic as gate
 from segue.data.outlines import segment_ids
 from segue.export.panoptic import compare_panoptic, onnx_segmenter, same_pixels, torch_segmenter
-from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.maps import PanopticMap
 from segue.weights import load_panoptic, save_model
 
@@ -25,14 +24,7 @@ Segue = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    sizes = {"width": 32, "queries": 7, "pixel_layers": 1, "decoder_layers": 1, "feedforward": 32}
-    colors = tuple(PAINT[name] for name in SHAPES)
-    model = MaskClassifier(MaskClassifierSpec("test_efficientnet", SHAPES, colors, (1, 2, 3), **sizes)).eval()  # type: ignore[arg-type]
-    torch.nn.init.normal_(model.head.weight, std=2.0)
-    with torch.no_grad():
-        model.head.bias[-1] = -4.0  # no object is rare: there are segments to compare
-    return save_model(model, tmp_path / "run" / "model", method="mask_classification", metrics={}).parent
+    return save_model(untrained_panoptic(), tmp_path / "run" / "model", method="mask_classification", metrics={}).parent
 
 
 @pytest.mark.slow

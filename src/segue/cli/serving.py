@@ -103,10 +103,10 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
     """What the options name.
 
     Raises:
-        UsageError: a panoptic model, or a folder that is not there.
+        UsageError: a model of deep pictures, a panoptic one with a review, or a folder that is not there.
         DataError: no model, no picture to review, a ledger or a list that holds something else, or no data set.
     """
-    from segue.export.delivery import refuse_unfit
+    from segue.export.delivery import refuse_deep, refuse_unfit
     from segue.prediction import find_images
     from segue.serve.app import Served
     from segue.serve.checked import Checked
@@ -115,14 +115,17 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
     from segue.serve.suggested import Suggested
     from segue.weights import load_any
 
-    model = refuse_unfit(load_any(arguments.model, device=device), arguments.model)
-    against = refuse_unfit(load_any(arguments.against, device=device), arguments.against) if arguments.against else None
+    model = load_any(arguments.model, device=device)
+    against = load_any(arguments.against, device=device) if arguments.against else None
+    for network, name in ((model, arguments.model), (against, arguments.against)):
+        if network is not None:
+            refuse_deep(network, name)
     review = None
     if arguments.review:
         ledger = Path(arguments.ledger)
         if not ledger.parent.is_dir() or ledger.is_dir():
             raise UsageError(f"--ledger {ledger}: name a file in a folder that is there")
-        review = Review(model, find_images([arguments.review]), ledger)
+        review = Review(refuse_unfit(model, arguments.model), find_images([arguments.review]), ledger)
     if arguments.runs and not Path(arguments.runs).is_dir():
         raise UsageError(f"--runs {arguments.runs} is no folder; name the one that your runs lie in")
     runs = RunList(Path(arguments.runs)) if arguments.runs else None

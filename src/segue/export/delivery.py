@@ -259,13 +259,15 @@ def deliver_panoptic(
 
 
 def refuse_deep(model: AnyModel, source: str) -> None:
-    """Refuses a model that cannot be exported.
+    """Refuses a model that cannot be exported or served.
 
     Raises:
         UsageError: it takes no 8-bit pictures.
     """
     if model.spec.value_range != 255:
-        raise UsageError(f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures export")
+        raise UsageError(
+            f"{source} takes values up to {model.spec.value_range:g}; only models of 8-bit pictures are taken"
+        )
 
 
 def refuse_unfit(model: AnyModel, source: str) -> Model:
@@ -275,6 +277,6 @@ def refuse_unfit(model: AnyModel, source: str) -> Model:
         UsageError: it takes no 8-bit pictures, or gives segments instead of classes.
     """
     if isinstance(model, MaskClassifier):
-        raise UsageError(f"{source} is a panoptic model; segue bench and serve take semantic models only so far")
+        raise UsageError(f"{source} is a panoptic model; segue bench and segue serve --review take semantic models")
     refuse_deep(model, source)
     return model

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -86,10 +86,15 @@ def _write_picture(model: MaskClassifier, pair: Pair, target: Path, out: Path, o
         tinted = outlined(found.image, found.map, model.spec.colors)
         with whole(place(out, "overlays", pair.name, ".jpg")) as path:
             Image.fromarray(tinted).save(path, quality=90)
-    text = PngInfo()
-    text.add_text(SEGMENTS, json.dumps(segments_info(found.map)))
     with whole(target) as path:
-        Image.fromarray(as_colors(found.map.ids)).save(path, "PNG", pnginfo=text)
+        write_map(found.map, path)
+
+
+def write_map(found: PanopticMap, target: Path | IO[bytes], *, level: int = 6) -> None:
+    """The map as a PNG in COCO's format, its segments as a text in it; ``level`` of zlib."""
+    text = PngInfo()
+    text.add_text(SEGMENTS, json.dumps(segments_info(found)))
+    Image.fromarray(as_colors(found.ids)).save(target, "PNG", pnginfo=text, compress_level=level)
 
 
 def write_coco(pairs: Sequence[Pair], out: Path, spec: MaskClassifierSpec) -> None:

@@ -4,6 +4,7 @@ A picture is the body of a request; no path and no parameter names a file of the
 """
 
 import base64
+import io
 import sys
 import time
 import traceback
@@ -15,6 +16,9 @@ import numpy as np
 import segue
 from segue.data.sample import DataError
 from segue.extras import require
+from segue.models.mask_classifier import MaskClassifier
+from segue.panoptic.maps import PanopticMap
+from segue.panoptic.prediction import segments_info, write_map
 from segue.serve.checked import Checked, add_check
 from segue.serve.limits import App, Guard, Limits
 from segue.serve.page import STATIC, add_static
@@ -22,7 +26,7 @@ from segue.serve.review import Review, add_review
 from segue.serve.runs import RunList, add_runs
 from segue.serve.suggested import Suggested, add_suggested
 from segue.serve.worker import Answer, Worker, png
-from segue.weights import Model
+from segue.weights import AnyModel
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Served:
         suggested: what to label next.
     """
 
-    model: Model
+    model: AnyModel
     name: str
-    against: Model | None = None
+    against: AnyModel | None = None
     against_name: str = ""
     review: Review | None = None
     runs: RunList | None = None
@@ -50,11 +54,19 @@ class Served:
     suggested: Suggested | None = None
 
 
-def plain(found: Answer, model: Model) -> dict[str, Any]:
-    """An answer as JSON: shares of the classes, mean uncertainty, and both maps as PNG in base64."""
+def plain(found: Answer, model: AnyModel) -> dict[str, Any]:
+    """An answer as JSON: shares of the classes, mean uncertainty, and the maps as PNG in base64.
+
+    Of a panoptic model also the segments, as COCO describes them, and their map.
+    """
     counts = np.bincount(found.classes.ravel(), minlength=len(model.spec.classes)) / found.classes.size
     encoded = [png(found.classes, model.spec.colors), png((255 * found.uncertainty).round().astype(np.uint8))]
     labels, uncertainty = (base64.b64encode(content).decode() for content in encoded)
+    more: dict[str, Any] = {}
+    if found.segments is not None and isinstance(model, MaskClassifier):
+        map_png = base64.b64encode(panoptic_png(found.segments)).decode()
+        things = list(model.spec.things)
+        more = {"things": things, "segments": segments_info(found.segments), "panoptic_png": map_png}
     return {
         "height": found.classes.shape[0], "width": found.classes.shape[1],
         "classes": [
@@ -62,7 +74,15 @@ def plain(found: Answer, model: Model) -> dict[str, Any]:
             for i, name in enumerate(model.spec.classes)
         ],
         "uncertainty": round(float(found.uncertainty.mean()), 6), "labels_png": labels, "uncertainty_png": uncertainty,
+        **more,
     }  # fmt: skip
+
+
+def panoptic_png(found: PanopticMap) -> bytes:
+    """The map as `segue predict` writes it."""
+    buffer = io.BytesIO()
+    write_map(found, buffer, level=1)
+    return buffer.getvalue()
 
 
 def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Limits | None = None) -> App:
@@ -103,10 +123,12 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
         return response
 
     async def predict(request: Request, model: str = "model", format: str = "json") -> Any:
-        if model not in workers or format not in ("json", "png"):
-            return refuse(400, f"model is one of {', '.join(workers)}; format is json or png")
+        if model not in workers or format not in ("json", "png", "panoptic"):
+            return refuse(400, f"model is one of {', '.join(workers)}; format is json, png or panoptic")
         started = time.perf_counter()
         worker = workers[model]
+        if format == "panoptic" and not isinstance(worker.model, MaskClassifier):
+            return refuse(400, "this model is a semantic one and knows no segments; format is json or png")
         try:
             _, found = await worker.predict(await request.body())
         except DataError as error:
@@ -116,6 +138,8 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
         seconds.observe(time.perf_counter() - started)
         if format == "png":
             return Response(png(found.classes, worker.model.spec.colors), media_type="image/png")
+        if format == "panoptic" and found.segments is not None:
+            return Response(panoptic_png(found.segments), media_type="image/png")
         return JSONResponse(plain(found, worker.model))
 
     async def health() -> dict[str, Any]:
@@ -131,7 +155,7 @@ def create_app(served: Served, *, token: str, hosts: frozenset[str], limits: Lim
                 {"name": name, "color": list(color)}
                 for name, color in zip(served.model.spec.classes, served.model.spec.colors, strict=True)
             ],
-            "limits": {"bytes": limits.body, "pixels": limits.pixels},
+            "limits": {"bytes": limits.body, "pixels": min(worker.limits.pixels for worker in workers.values())},
         }  # fmt: skip
 
     app.middleware("http")(count)

@@ -3,8 +3,10 @@
 import asyncio
 import io
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,29 @@ from PIL import Image, ImageOps
 
 from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, DataError, kind_of, to_rgb
 from segue.data.tones import is_deep
+from segue.models.mask_classifier import MaskClassifier
+from segue.panoptic.evaluation import panoptic_map
+from segue.panoptic.maps import PanopticMap
 from segue.prediction import WHOLE, predict_image
 from segue.serve.limits import Limits
-from segue.weights import Model
+from segue.weights import AnyModel, Model
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the network says of a picture: ids, probability and uncertainty, each (H, W)."""
+    """What the network says of a picture.
+
+    Args:
+        classes: uint8 (H, W) ids; `IGNORE` where a panoptic model sees no segment.
+        probability: float32 (H, W) of the class; of a segment's class in all of its pixels, 0 where there is none.
+        uncertainty: float32 (H, W) in [0, 1]; what is missing of the probability, of a panoptic model.
+        segments: of a panoptic model.
+    """
 
     classes: Array
     probability: Array
     uncertainty: Array
+    segments: PanopticMap | None = None
 
 
 def decode(body: bytes, limits: Limits) -> Array:
@@ -68,7 +81,7 @@ def predict_batch(model: Model, images: list[Array]) -> list[Answer]:
     height, width = images[0].shape[:2]
     if height * width > WHOLE.largest:
         tiled = (predict_image(model, torch.from_numpy(image).permute(2, 0, 1)) for image in images)
-        return [Answer(*(part.numpy() for part in parts)) for parts in tiled]
+        return [Answer(a.numpy(), b.numpy(), c.numpy()) for a, b, c in tiled]
     device = next(model.parameters()).device
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
     probabilities = model(stacked).float().softmax(1)
@@ -78,23 +91,40 @@ def predict_batch(model: Model, images: list[Array]) -> list[Answer]:
     return [Answer(a.numpy(), b.numpy(), c.numpy()) for a, b, c in parts]
 
 
+@torch.inference_mode()
+def segment_batch(model: MaskClassifier, images: list[Array]) -> list[Answer]:
+    """The segments of pictures, one after the other: their masks take more memory than the rest of a pass."""
+    answers = []
+    for image in images:
+        found = panoptic_map(model, torch.from_numpy(image).permute(2, 0, 1))
+        probability = np.array([0.0, *found.scores], np.float32)[found.ids]
+        answers.append(Answer(found.classes(), probability, 1 - probability, found))
+    return answers
+
+
 @dataclass
 class Worker:
     """Runs a network over pictures as they come.
 
     Args:
         model: the network.
-        limits: of queue and batch.
+        limits: of pictures, queue and batch; a panoptic model takes no picture that is too large for one pass.
         batches: how many pictures each pass had, for the metrics.
         waiting: requests that are worked on or wait.
     """
 
-    model: Model
+    model: AnyModel
     limits: Limits
     batches: list[int] = field(default_factory=list)
     waiting: int = 0
 
     def __post_init__(self) -> None:
+        self.answer: Callable[[list[Array]], list[Answer]]
+        if isinstance(self.model, MaskClassifier):
+            self.answer = partial(segment_batch, self.model)
+            self.limits = replace(self.limits, pixels=min(self.limits.pixels, WHOLE.largest))
+        else:
+            self.answer = partial(predict_batch, self.model)
         self.queue: asyncio.Queue[tuple[Array, asyncio.Future[Answer]]] = asyncio.Queue()
         self.network = ThreadPoolExecutor(1, "network")
         self.decoders = ThreadPoolExecutor(2, "decode")
@@ -140,7 +170,7 @@ class Worker:
             del self.batches[:-1000]
             try:
                 images = [image for image, _ in batch]
-                answers = await loop.run_in_executor(self.network, predict_batch, self.model, images)
+                answers = await loop.run_in_executor(self.network, self.answer, images)
             except Exception as error:  # the loop must go on whatever a picture does to the network
                 for _, future in batch:
                     if not future.done():

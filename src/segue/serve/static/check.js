@@ -1,7 +1,6 @@
 // What segue check found in the data set.
-import { askJson, at, make, percent, say } from "./core.js";
+import { askJson, at, counted, make, percent, say } from "./core.js";
 
-const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 let found = null;
 
 export async function show() {

@@ -8,6 +8,7 @@ if (location.hash) {
 }
 
 export const at = (id) => document.getElementById(id);
+export const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 export function say(text) {

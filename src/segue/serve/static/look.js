@@ -1,8 +1,9 @@
 // Looking at one picture: what one model says of it, or two side by side, and how sure they are.
-import { ask, at, make, percent, say } from "./core.js";
+import { ask, at, counted, make, percent, say } from "./core.js";
 import { RAMP, chip, colored, paintOf } from "./colors.js";
 import { numbers } from "./maps.js";
 
+const NONE = 255; // the place of pixels that no segment has
 let about = null; // what GET /about gave
 let shown = null; // {image, answers, classes}: classes of both models by name
 let only = new Set(); // places in shown.classes that are shown; all if empty
@@ -26,8 +27,11 @@ async function answerOf(model, file, classes) {
   answer.classes.forEach((entry, id) => { colors[places[id]] = entry.color; });
   const shares = [];
   answer.classes.forEach((entry, id) => { shares[places[id]] = entry.share; });
-  map.values = map.values.map((id) => places[id]);
-  return { map, colors, shares, uncertain: await decoded(answer.uncertainty_png), uncertainty: answer.uncertainty };
+  map.values = map.values.map((id) => places[id] ?? NONE);
+  const segments = answer.segments ? await decoded(answer.panoptic_png) : null; // ids by their lowest byte
+  const objects = [];
+  for (const id of answer.things ?? []) objects[places[id]] = answer.segments.filter((segment) => segment.category_id === id).length;
+  return { map, colors, shares, segments, objects, count: answer.segments?.length, uncertain: await decoded(answer.uncertainty_png), uncertainty: answer.uncertainty };
 }
 
 export async function look(file) {
@@ -52,7 +56,9 @@ export async function look(file) {
 function summary() {
   const [first, second] = shown.answers;
   const { width, height, values } = first.map;
-  if (!second) return `${width} × ${height} pixels · mean uncertainty ${percent(first.uncertainty)}`;
+  const bare = values.reduce((count, place) => count + (place === NONE), 0);
+  const segments = first.segments ? ` · ${counted(first.count, "segment")}, none on ${percent(bare / values.length)}` : "";
+  if (!second) return `${width} × ${height} pixels${segments} · mean uncertainty ${percent(first.uncertainty)}`;
   const different = values.reduce((count, place, i) => count + (place !== second.map.values[i]), 0);
   return `${width} × ${height} pixels · mean uncertainty ${percent(first.uncertainty)} and ${percent(second.uncertainty)} · the models differ on ${percent(different / values.length)}`;
 }
@@ -64,12 +70,23 @@ function paint() {
     const map = at("show-uncertainty").checked ? answer.uncertain : answer.map;
     const paints = map === answer.map ? shown.classes.map((entry, place) => paintOf(place, answer.colors[place] || entry.color)) : RAMP;
     const pixels = colored(map, paints, map === answer.map ? only : undefined);
+    if (answer.segments && map === answer.map) outline(pixels, answer.segments);
     answer.layer = new OffscreenCanvas(map.width, map.height);
     answer.layer.getContext("2d").putImageData(pixels, 0, 0);
   }
   at("scale").hidden = !at("show-uncertainty").checked;
   legend();
   draw();
+}
+
+// A white line along the inner border of each segment that is shown.
+function outline(pixels, { width, height, values }) {
+  const wide = Math.max(1, Math.round(Math.max(width, height) / 640)); // to be seen in a large picture too
+  for (let i = 0; i < values.length; i += 1) {
+    const x = i % width, y = (i - x) / width;
+    const isBorder = (x + wide < width && values[i + wide] !== values[i]) || (y + wide < height && values[i + wide * width] !== values[i]);
+    if (isBorder && pixels.data[4 * i + 3]) pixels.data.fill(255, 4 * i, 4 * i + 3);
+  }
 }
 
 function draw() {
@@ -116,7 +133,9 @@ function legend() {
       bar.style.width = `${100 * Math.max(share(answer, place), 0)}%`;
       return [make("td", { className: "n" }, share(answer, place) < 0 ? "–" : percent(share(answer, place))), make("td", { className: "bars" }, bar)];
     });
-    return make("tr", {}, make("td", {}, button), ...cells);
+    const objects = answers.map((answer) => answer.objects[place]);
+    const many = objects.some(Boolean) ? ` × ${objects.map((number) => number ?? "–").join(", ")}` : "";
+    return make("tr", {}, make("td", {}, button, many), ...cells);
   }));
 }
 
@@ -129,7 +148,11 @@ frame.addEventListener("pointermove", (event) => {
   const { width, height } = shown.answers[0].map;
   const x = Math.floor(((event.clientX - box.left) / box.width) * width), y = Math.floor(((event.clientY - box.top) / box.height) * height);
   if (x < 0 || y < 0 || x >= width || y >= height) return;
-  const said = shown.answers.map(({ map, uncertain }) => `${shown.classes[map.values[y * width + x]].name}, uncertainty ${percent(uncertain.values[y * width + x] / 255)}`);
+  const pixel = y * width + x;
+  const said = shown.answers.map(({ map, segments, uncertain }) => {
+    const name = shown.classes[map.values[pixel]]?.name ?? "no segment";
+    return `${name}${segments?.values[pixel] ? ` (segment ${segments.values[pixel]})` : ""}, uncertainty ${percent(uncertain.values[pixel] / 255)}`;
+  });
   at("here").textContent = `${x}, ${y}: ${said.join(" · after: ")}`;
   if (event.buttons && shown.answers.length > 1) slide(((event.clientX - box.left) / box.width) * 100);
 });
