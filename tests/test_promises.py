@@ -84,12 +84,14 @@ def test_nothing_is_written_outside_out(
 
 def test_the_servers_limits_are_those_of_the_readme() -> None:
     from segue.cli import parser
+    from segue.prediction import WHOLE
     from segue.serve.limits import Limits
 
     (row,) = [row for row in rows_of_readme() if row.startswith("| The server listens")]
-    found = re.search(r"(\d+) MB, (\d+) MP, (\d+) s and (\d+) requests", row)
+    found = re.search(r"(\d+) MB, (\d+) MP \((\d+) for a panoptic model\), (\d+) s and (\d+) requests", row)
     assert found is not None
-    megabytes, megapixels, seconds, queue = map(int, found.groups())
+    megabytes, megapixels, panoptic, seconds, queue = map(int, found.groups())
+    assert round(WHOLE.largest / 1_000_000) == panoptic
     taken = Limits()
     assert (taken.body, taken.pixels, taken.seconds, taken.queue) == (
         megabytes << 20, megapixels * 1_000_000, seconds, queue
