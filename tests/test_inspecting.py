@@ -13,8 +13,8 @@ import torch
 from conftest import CLASSES, COLORS, options
 from torch import nn
 
+from segue.bench import Candidate, measure
 from segue.export.graph import write_onnx
-from segue.latency import Candidate, measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report.comparison import best
 from segue.weights import save_model
@@ -51,7 +51,7 @@ def test_percentiles_by_hand() -> None:
 
 PEAK = """
 import numpy as np
-from segue.latency import Candidate, measure
+from segue.bench import Candidate, measure
 def hungry(image):
     np.ones(64 << 20, np.uint8)
     return image

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from segue.bench import machine
 from segue.data.sample import palette
 from segue.export.delivery import quantise
 from segue.export.graph import Classify, onnx_classifier, openvino_classifier, torch_classifier, write_onnx
-from segue.latency import machine
 from segue.models.segmenter import Segmenter, SegmenterSpec
 
 

@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from segue.latency import machine
+from segue.bench import machine
 
 TOKEN = "a-token-of-the-benchmark"
 

@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segue.bench import machine
 from segue.export.delivery import refuse_unfit
-from segue.latency import machine
 from segue.serve.limits import Limits
 from segue.serve.worker import decode, png, predict_batch
 from segue.tuning import tune

@@ -20,8 +20,8 @@ import numpy as np
 import rasterio
 import torch
 
+from segue.bench import machine
 from segue.data.sample import Array, palette
-from segue.latency import machine
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import probabilities
 from segue.scenes import write_scene

@@ -169,7 +169,7 @@ def parity(root: Path) -> Path:
 
 
 def accuracy(path: Path) -> object:
-    from segue.latency import known_accuracy
+    from segue.bench import known_accuracy
 
     return known_accuracy(str(path.parent / "model.onnx"))
 

@@ -48,7 +48,7 @@ def counts(text: str, option: str) -> list[int]:
 
 def bench_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """``segue bench``."""
-    from segue.latency import candidates, known_accuracy, machine, measure, write_picture
+    from segue.bench import candidates, known_accuracy, machine, measure, write_picture
     from segue.progress import track
     from segue.run import write_atomically
 
