@@ -107,6 +107,33 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
     torch.testing.assert_close(large.layer.weight, small.layer.weight, rtol=1e-6, atol=1e-7)
 
 
+class Strided(Method):
+    """Notes in what precision its layers answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.dense = nn.Conv2d(4, 4, 3, 2, groups=4), nn.Conv2d(4, 1, 3)
+        self.answers: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        middle = self.depthwise(batch["image"].mean().expand(1, 4, 9, 9))
+        end = self.dense(middle)
+        self.answers.add((middle.dtype, end.dtype))
+        return {"square": end.float().square().mean()}
+
+
+@pytest.mark.parametrize(("precision", "end"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_in_bf16_on_a_cpu_the_layers_that_would_be_slow_stay_in_float32(
+    precision: str, end: torch.dtype, tmp_path: Path
+) -> None:
+    method = Strided()
+    run, optimizer = Run(tmp_path, precision=precision, quiet=True), torch.optim.SGD(method.parameters(), 0.1)
+    fit(method, lambda start: endless(Noise(4), 2, seed=0, start=start), run=run, optimizer=optimizer, steps=2)
+    assert method.answers == {(torch.float32, end)}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.depthwise(torch.ones(1, 4, 9, 9)).dtype == torch.bfloat16  # as it was
+
+
 def test_schedule_scales_the_learning_rate_by_step(tmp_path: Path) -> None:
     trained(tmp_path, steps=4, schedule=cosine(4))
     rates = [line["lr"] for line in Run(tmp_path).read_log()]

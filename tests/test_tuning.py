@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from segue.tuning import ALL, TOLERANCE, fast_products, tune
+from segue.tuning import ALL, TOLERANCE, fast_products, slow_layers_in_float32, tune
 
 
 def test_products_stay_float32() -> None:
@@ -37,3 +38,38 @@ def test_the_environment_names_the_switches(wanted: str | None, expected: list[s
     held = [name for name in found.stdout.strip().split(",") if name]
     assert set(held) <= set(expected)
     assert ("pow" in held) == ("pow" in expected)
+
+
+LAYERS: dict[str, tuple[nn.Conv2d, bool]] = {
+    "depthwise": (nn.Conv2d(8, 8, 3, 1, 1, groups=8), False),
+    "depthwise with a stride": (nn.Conv2d(8, 8, 3, 2, 1, groups=8), True),
+    "depthwise of 5 x 5": (nn.Conv2d(8, 8, 5, 1, 2, groups=8), True),
+    "depthwise and dilated": (nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=8), True),
+    "groups": (nn.Conv2d(8, 8, 3, 2, 1, groups=2), False),
+    "dense": (nn.Conv2d(8, 8, 3, 2, 1), False),
+    "one channel": (nn.Conv2d(1, 1, 3, 2, 1), False),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_whose_rounded_gradient_is_slow_leave_autocast_and_come_back(name: str) -> None:
+    layer, is_slow = LAYERS[name]
+    network, image = nn.Sequential(layer), torch.randn(2, layer.in_channels, 9, 7)
+
+    def rounded() -> torch.dtype:
+        with torch.autocast("cpu", torch.bfloat16):
+            found: Tensor = network(image)
+        return found.dtype
+
+    with slow_layers_in_float32(network):
+        assert rounded() == (torch.float32 if is_slow else torch.bfloat16)
+        assert network(image.bfloat16() if is_slow else image).dtype == torch.float32
+    assert rounded() == torch.bfloat16
+    assert "forward" not in vars(layer)
+
+
+def test_an_error_puts_the_layers_back() -> None:
+    layer = LAYERS["depthwise with a stride"][0]
+    with pytest.raises(ZeroDivisionError), slow_layers_in_float32(layer):
+        raise ZeroDivisionError
+    assert "forward" not in vars(layer)

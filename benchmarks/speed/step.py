@@ -4,11 +4,12 @@
 
 Floors, timed in the same run, interleaved, medians of the ratios in each round, as CPU time of the process (user and
 system) and as wall time:
-- ``plain``: eager float32, NCHW, allocator as it comes (its own process);
+- ``plain``: eager float32, NCHW, torch's SGD and allocator as they come (its own process);
 - ``network``: forward and backward of the very network of a method in Segue's setting, with a loss that costs nothing.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -54,11 +55,18 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
 
     from segue.methods.pixel_contrast import Config, Contrast
     from segue.methods.supervised import Supervised
+    from segue.tuning import slow_layers_in_float32
 
-    def stepper(modules: Any, parameters: Any, loss: Callable[[], Any], precision: str) -> Callable[[], float]:
-        optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=4e-5)
+    def stepper(
+        modules: Any, parameters: Any, loss: Callable[[], Any], kind: str, precision: str
+    ) -> Callable[[], float]:
+        fused = {"fused": True} if kind == "ours" else {}
+        optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=4e-5, **fused)
+        setting = contextlib.ExitStack()
+        if (kind, precision) == ("ours", "bf16"):
+            setting.enter_context(slow_layers_in_float32(modules))
 
-        def step() -> float:
+        def step(setting: contextlib.ExitStack = setting) -> float:  # which holds as long as the function lives
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 value = loss()
@@ -71,14 +79,14 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
     full = data(batch, crop)
     half = {name: tensor[: batch // 2] for name, tensor in full.items()}
 
-    def plain(channels_last: bool, precision: str) -> Callable[[], float]:
-        model = network(channels_last)
+    def plain(kind: str, precision: str) -> Callable[[], float]:
+        model = network(kind == "ours")
         method = Supervised(model, torch.ones(CLASSES))
-        return stepper(method, model.parameters(), lambda: method(full)["cross_entropy"], precision)
+        return stepper(method, model.parameters(), lambda: method(full)["cross_entropy"], kind, precision)
 
     def bare() -> Callable[[], float]:
         model = network(True)
-        return stepper(model, model.parameters(), lambda: model(full["image"]).mean(), "bf16")
+        return stepper(model, model.parameters(), lambda: model(full["image"]).mean(), "ours", "bf16")
 
     def contrast(free: bool) -> Callable[[], float]:
         model = network(True)
@@ -86,12 +94,13 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
         used = [*model.encoder.parameters(), *model.decoder.parameters(), *method.projection.parameters()]
         both = torch.cat([half["image"], half["view"]])
         loss = (lambda: method.projection(model.features(both)).mean()) if free else (lambda: method(half)["contrast"])
-        return stepper(method, used, loss, "bf16")
+        return stepper(method, used, loss, "ours", "bf16")
 
     return {
-        "plain fp32 NCHW": lambda: plain(False, "fp32"),
-        "fp32 channels_last": lambda: plain(True, "fp32"),
-        "supervised bf16": lambda: plain(True, "bf16"),
+        "plain fp32 NCHW": lambda: plain("plain", "fp32"),
+        "plain bf16 NCHW": lambda: plain("plain", "bf16"),
+        "supervised fp32": lambda: plain("ours", "fp32"),
+        "supervised bf16": lambda: plain("ours", "bf16"),
         "network bf16": bare,
         "pixel contrast bf16": lambda: contrast(False),
         "network and projection bf16": lambda: contrast(True),
@@ -130,7 +139,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     context = multiprocessing.get_context("spawn")
     rows = {
-        "plain fp32 NCHW": False, "fp32 channels_last": True, "supervised bf16": True,
+        "plain fp32 NCHW": False, "plain bf16 NCHW": False, "supervised fp32": True, "supervised bf16": True,
         "network bf16": True, "pixel contrast bf16": True, "network and projection bf16": True,
     }  # fmt: skip
     workers: dict[str, tuple[Any, Connection]] = {}

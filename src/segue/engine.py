@@ -32,6 +32,7 @@ from segue.ranks import (
     wait_for_all,
 )
 from segue.run import Run, write_atomically
+from segue.tuning import slow_layers_in_float32
 
 if TYPE_CHECKING:
     from segue.sharded_state import Shards
@@ -153,6 +154,12 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+def _fast_on(run: Run, method: Method) -> contextlib.AbstractContextManager[None]:
+    """What makes a training with this precision fast on this device."""
+    is_rounded = run.device.type == "cpu" and run.precision == "bf16"
+    return slow_layers_in_float32(method) if is_rounded else contextlib.nullcontext()
+
+
 def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
     """Puts the method on its device, or a part of it where it is to be divided over several."""
     if run.shard and rank_and_world()[1] > 1:
@@ -224,7 +231,7 @@ def fit(
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
-        with Signals() as signals:
+        with Signals() as signals, _fast_on(run, method):
             method.train()
             while loop.step < steps and not all_agree(converged(), run.device):
                 losses, images, taken = loop.gradients(module, stream, accumulate)

@@ -8,12 +8,16 @@
                 the same accuracy; on others "medium" rounds to bfloat16. A trial product decides.
     pow         one vectorised power: until one has run, softplus and its kin may be ten times slower.
 
-`benchmarks/speed/step.py` measures each.
+`benchmarks/speed/step.py` measures each. What holds for one training alone, `slow_layers_in_float32`, is no switch.
 """
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from segue.allocator import keep_freed_memory
 
@@ -47,3 +51,30 @@ def first_power() -> bool:
     """Runs one vectorised power."""
     torch.full((4096,), 2.0).pow(0.9)
     return True
+
+
+@contextlib.contextmanager
+def slow_layers_in_float32(module: nn.Module) -> Iterator[None]:
+    """In it the layers of ``module`` whose bfloat16 gradient is slow on CPUs leave autocast, for this block.
+
+    These are depthwise convolutions but those of 3 x 3 with stride and dilation 1: oneDNN has no fast gradient for them
+    in bfloat16, and takes up to 20 times as long as in float32.
+    """
+    slow = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and _is_slow(layer)]
+    for layer in slow:
+        layer.forward = partial(_in_float32, layer.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in slow:
+            del layer.forward  # that of its class is back
+
+
+def _is_slow(layer: nn.Conv2d) -> bool:
+    is_depthwise = layer.groups == layer.in_channels > 1
+    return is_depthwise and (layer.kernel_size, layer.stride, layer.dilation) != ((3, 3), (1, 1), (1, 1))
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    with torch.autocast(image.device.type, enabled=False):
+        return forward(image.float())
