@@ -14,8 +14,9 @@ images alone, and none of their masks. Then, with the encoder frozen,
 - k-NN: each cell takes the vote of the 20 nearest of 8,000 training cells, by cosine, weighted by exp(cosine / 0.07).
 
 mIoU is over the confusion matrix of the whole split. It depends on the resolution that masks are compared at, so that
-is printed, and a second figure at masks of 100 pixels' width beside it. With ``--few-steps`` the same encoders also
-start a training on 5 % of the labels. Everything is kept in --out: the script goes on where it stopped.
+is printed, and a second figure at masks of 100 pixels' width beside it; ``ceiling`` is what a probe would reach that
+knew the share of each class in each cell. With ``--few-steps`` the same encoders also start a training on 5 % of the
+labels. Everything is kept in --out: the script goes on where it stopped.
 """
 
 import argparse
@@ -50,7 +51,7 @@ ARMS: dict[str, tuple[str, ...]] = {  # what each adds to the command; nothing: 
 BANK, NEIGHBOURS, TEMPERATURE = 8000, 20, 0.07
 SMALL_WIDTH = 100
 PROBE_STEPS, PROBE_BATCH, PROBE_LR = 2000, 1024, 3e-3
-FIGURES = ("linear", "linear_small", "knn", "few")
+FIGURES = ("linear", "linear_small", "knn", "few", "ceiling")
 
 
 @torch.inference_mode()
@@ -133,6 +134,7 @@ def probe(encoder: Encoder, listing: Listing, train_split: str, split: str, seed
         "linear": miou(linear, count, encoder.stride),
         "linear_small": miou(linear, count, encoder.stride, SMALL_WIDTH),
         "knn": miou(nearest, count, encoder.stride),
+        "ceiling": miou([(share, mask) for _, share, mask in test], count, encoder.stride),
     }
 
 
