@@ -266,7 +266,7 @@ def refuse_deep(model: AnyModel, source: str) -> None:
     """
     if model.spec.value_range != 255:
         raise UsageError(
-            f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures are exported, timed and served"
+            f"{source} takes values up to {model.spec.value_range:g}; only 8-bit pictures are exported and served"
         )
 
 
