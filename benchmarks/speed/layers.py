@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scale import made_up, method_and_optimizer
 from torch import nn
 
-from segue.methods.supervised import Supervised
-from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.tuning import slow_layers_in_float32
 
-BATCH, CLASSES = 8, 12
+BATCH = 8
 LAYERS: dict[str, tuple[dict[str, int], int]] = {  # fields of the convolution, side of the picture
     "depthwise": ({"in_channels": 144, "groups": 144}, 64),
     "depthwise, stride 2": ({"in_channels": 144, "groups": 144, "stride": 2}, 64),
@@ -70,12 +69,8 @@ def layer(fields: dict[str, int], side: int, rounds: int) -> dict[str, float]:
 
 def step(encoder: str, crop: int, rounds: int) -> dict[str, float]:
     """A training step."""
-    torch.manual_seed(0)
-    network = Segmenter(SegmenterSpec(encoder, tuple(map(str, range(CLASSES))), ((0, 0, 0),) * CLASSES)).train()
-    method = Supervised(network, torch.ones(CLASSES)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(method.parameters(), 1e-4, fused=True)
-    image = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8)
-    batch = {"image": image, "mask": torch.randint(0, CLASSES, (BATCH, crop, crop)).byte()}
+    method, optimizer = method_and_optimizer(encoder, "cpu", "AdamW", fused=True)
+    batch = made_up(BATCH, crop)
 
     def work(*, rounded: bool, kept: bool = False) -> None:
         optimizer.zero_grad()
