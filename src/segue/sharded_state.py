@@ -78,8 +78,7 @@ class Shards:
         self.parts = {parameter: parts[name] for name, parameter in own.items()}
         for parameter in self.parts:
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
-        self._optimise(self.parts)
-        self._fuse(False)
+        self._optimise(self.parts, fused=False)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -95,8 +94,7 @@ class Shards:
         self._gather()
         for module in self.divided:
             _module_state_mapping.pop(module, None)  # or torch would not divide it again, for a second stage
-        self._optimise({part: parameter for parameter, part in self.parts.items()})
-        self._fuse(self.fused)
+        self._optimise({part: parameter for parameter, part in self.parts.items()}, fused=self.fused)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes this process's parts of an optimiser's whole state."""
@@ -122,11 +120,12 @@ class Shards:
             return {name: self.gathered(value) for name, value in state.items()}
         return state
 
-    def _optimise(self, of: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    def _optimise(self, of: Mapping[nn.Parameter, nn.Parameter], *, fused: bool) -> None:
         """Puts other parameters in the place of the optimiser's."""
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["params"] = [of[parameter] for parameter in group["params"]]
+        self._fuse(fused)
 
     def _fuse(self, fused: bool) -> None:
         """Whether steps take one pass over parameter, gradient and state; torch has no such SGD for DTensors."""
