@@ -87,6 +87,16 @@ def write_model(folder: Path, encoder: str = "test_efficientnet", **changes: Any
     return save_model(untrained(encoder, **changes), folder, method="supervised", metrics={})
 
 
+def turned(pixels: np.ndarray, path: Path) -> Path:
+    """A photo that is stored on its side, as telephones do."""
+    from segue.data.sample import ORIENTATION
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Six training, two validation and two test pictures."""

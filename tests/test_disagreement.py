@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS
+from conftest import CLASSES, COLORS, draw, write_model
 from PIL import Image
 
 from segue.data.sample import IGNORE
@@ -96,3 +96,19 @@ def test_a_semantic_and_a_panoptic_model_are_compared(segue: Segue, tmp_path: Pa
     )
     assert (status, "the models share no class" in errors) == (2, True)
     assert not (tmp_path / "out2").exists()
+
+
+def test_a_deep_picture_is_scaled_as_each_model_learnt_it(segue: Segue, tmp_path: Path) -> None:
+    """Of two copies of a model, one that saw the darker half of the values in training: the two must not agree."""
+    (tmp_path / "photos").mkdir()
+    gray = draw(3)[0].mean(2)
+    Image.fromarray((500 + 9 * gray).astype(np.uint16)).save(tmp_path / "photos" / "deep.png")
+    models = [
+        write_model(tmp_path / name, tones=(("I;16", 500.0, white),)) for name, white in (("a", 2800.0), ("b", 900.0))
+    ]
+    status, _, errors = segue("compare", models[0], models[0], "--images", tmp_path / "photos", "--out", tmp_path / "c")
+    assert status == 0, errors
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["disagreement"] == 0
+    status, _, errors = segue("compare", *models, "--images", tmp_path / "photos", "--out", tmp_path / "d")
+    assert status == 0, errors
+    assert json.loads((tmp_path / "d" / "comparison.json").read_text())["disagreement"] > 0.05

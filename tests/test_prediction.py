@@ -1,18 +1,22 @@
 """Whole pictures: what is written, what is said, and that it is what was evaluated."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import draw, write_model
 from PIL import Image
 
+from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction import Outputs, find_images, overlay, predict_image, write_predictions
+
+Segue = Callable[..., tuple[int, str, str]]
 
 
 class ByColor(torch.nn.Module):
@@ -106,6 +110,29 @@ def test_sources_are_files_folders_and_globs_each_once(tmp_path: Path) -> None:
     assert names == ["b", "a"]
 
 
+def test_a_split_of_a_set_is_a_source(dataset: Path) -> None:
+    found = find_images([f"{dataset}:test"])
+    assert [pair.name for pair in found] == [pair.name for pair in open_listing(str(dataset)).split("test")]
+
+
+def test_the_prediction_of_another_picture_is_not_taken_for_this_one(segue: Segue, tmp_path: Path) -> None:
+    model, out = write_model(tmp_path / "model"), tmp_path / "out"
+    for folder, index in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(draw(index)[0]).save(tmp_path / folder / "x.png")
+    assert segue("predict", model, tmp_path / "a", "--out", out)[0] == 0
+    first = (out / "labels" / "x.png").read_bytes()
+    status, _, errors = segue("predict", model, tmp_path / "b", "--out", out)
+    assert status == 2
+    assert "holds what was predicted of another x, or" in errors
+    Image.fromarray(draw(2)[0]).save(tmp_path / "a" / "y.png")
+    assert "1 of 2 images written" in segue("predict", model, tmp_path / "a", "--out", out)[1]
+    Image.fromarray(draw(3)[0]).save(tmp_path / "a" / "x.png")
+    status, _, errors = segue("predict", model, tmp_path / "a", "--out", out)
+    assert (status, f"of {tmp_path / 'a' / 'x.png'} before it changed; name another" in errors) == (2, True)
+    assert (out / "labels" / "x.png").read_bytes() == first
+
+
 def test_sources_that_cannot_be_meant_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     Image.fromarray(draw(0)[0]).save(tmp_path / "a.png")
@@ -117,6 +144,7 @@ def test_sources_that_cannot_be_meant_are_named(tmp_path: Path) -> None:
         ([tmp_path / "empty"], "holds no image"),
         ([tmp_path / "notes.txt"], "no image by its name"),
         ([tmp_path / "a.png", tmp_path / "x" / "a.png"], "would both be written"),
+        ([tmp_path / "**" / "a.png"], "would both be written"),
     ):
         with pytest.raises(DataError, match=message):
             find_images([str(source) for source in sources])

@@ -119,11 +119,11 @@ def compare_models(
     found = Disagreement.of(old, new)
     for pair in pairs:
         try:
-            image = read(pair)
+            maps = [seen(model, pair, found) for model in (old, new)]
         except DataError as error:
             found.failed[str(pair.image)] = str(error)
         else:
-            found.add(pair.name, *(placed(model, says(model, image)[1], found) for model in (old, new)))
+            found.add(pair.name, *maps)
         tick()
     if not found.by_image:
         raise DataError(next(iter(found.failed.values()), "there is no image to compare on"))
@@ -133,9 +133,9 @@ def compare_models(
     return found
 
 
-def read(pair: Pair) -> Array:
-    """The image uint8 (H, W, 3)."""
-    return np.array(read_rgb(pair.image, pair.tones))
+def read(pair: Pair, model: AnyModel) -> Array:
+    """The image uint8 (H, W, 3); where it is deeper, scaled as those that ``model`` learnt from."""
+    return np.array(read_rgb(pair.image, model.spec.tones))
 
 
 def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:
@@ -147,6 +147,11 @@ def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:
     return None, predict_image(model, pixels)[0].numpy()
 
 
+def seen(model: AnyModel, pair: Pair, found: Disagreement) -> Array:
+    """The class that a model sees at each pixel of an image (H, W), as its place in the names of the comparison."""
+    return placed(model, says(model, read(pair, model))[1], found)
+
+
 def placed(model: AnyModel, classes: Array, found: Disagreement) -> Array:
     """Class ids of a model (H, W) as places in the names of the comparison, int64."""
     table = np.full(256, len(found.names) - 1)
@@ -154,8 +159,9 @@ def placed(model: AnyModel, classes: Array, found: Disagreement) -> Array:
     return table[classes]
 
 
-def drawn(model: AnyModel, image: Array) -> Array:
+def drawn(model: AnyModel, pair: Pair) -> Array:
     """The image tinted as the model sees it."""
+    image = read(pair, model)
     segments, classes = says(model, image)
     if segments is not None:
         return outlined(image, segments, model.spec.colors)
@@ -169,11 +175,12 @@ def page(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disagreemen
     by_name = {pair.name: pair for pair in pairs}
     shown = []
     for name, share in sorted(found.by_image, key=lambda item: -item[1])[:SHOWN]:
-        image = read(by_name[name])
-        first, second = (placed(model, says(model, image)[1], found) for model in (old, new))
+        pair = by_name[name]
+        image = read(pair, new)
+        first, second = (seen(model, pair, found) for model in (old, new))
         gray = image.mean(2, keepdims=True).repeat(3, 2)
         differs = np.where((first != second)[..., None], (213, 94, 0), 0.5 * gray + 100).astype(np.uint8)
-        panels = {"image": image, "old": drawn(old, image), "new": drawn(new, image), "where they differ": differs}
+        panels = {"image": image, "old": drawn(old, pair), "new": drawn(new, pair), "where they differ": differs}
         shown.append({"name": name, "share": share, "panels": [(what, *jpeg(p)) for what, p in panels.items()]})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8"))

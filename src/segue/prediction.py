@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from segue.data.layouts import is_set, open_images
-from segue.data.listing import Pair, images_in
+from segue.data.layouts import open_images, split_address
+from segue.data.listing import Pair
 from segue.data.packed import Packed
 from segue.data.sample import (
     IMAGE_SUFFIXES,
@@ -52,25 +52,24 @@ class Prediction:
 
 
 def find_images(sources: Sequence[str]) -> tuple[Pair, ...]:
-    """Pictures named by files, folders and globs, each once, in the order named.
+    """Pictures named by files, folders, splits of data sets (``DIR:split``) and globs, each once, in the order named.
 
     Raises:
         DataError: a source is missing, is no picture, or holds none; or two pictures have one name.
     """
     found: dict[str, Path] = {}
     for source in sources:
-        path = Path(source)
+        path, split = split_address(source)
+        pictures: Sequence[tuple[str, Path]]
         if path.is_dir():
-            pairs = {p.name: p.image for p in open_images(source)} if is_set(path) else images_in(path)
-            if not pairs:
-                raise DataError(f"{path} holds no image")
-        elif path.is_file():
-            pairs = {path.stem: _image_file(path)}
+            pictures = [(pair.name, pair.image) for pair in open_images(source)]
+        elif path.is_file() and split is None:
+            pictures = [(path.stem, _image_file(path))]
         else:
-            pairs = {Path(p).stem: _image_file(Path(p)) for p in sorted(glob.glob(source, recursive=True))}
-            if not pairs:
+            pictures = [(Path(p).stem, _image_file(Path(p))) for p in sorted(glob.glob(source, recursive=True))]
+            if not pictures:
                 raise DataError(f"{source}: no such file, folder or match")
-        for name, image in pairs.items():
+        for name, image in pictures:
             if name in found and found[name].resolve() != image.resolve():
                 raise DataError(f"{found[name]} and {image} would both be written as {name}.png; predict them apart")
             found[name] = image

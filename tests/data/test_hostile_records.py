@@ -25,6 +25,7 @@ from segue.config import UsageError, parse_fields
 from segue.data.class_map import read_class_map
 from segue.data.increments import Plan
 from segue.data.ledger import read_ledger
+from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.methods import load
 from segue.run import Run, signed
@@ -160,7 +161,14 @@ def predictions(root: Path) -> Path:
 def claimed(path: Path) -> None:
     from segue.cli.using import claim
 
-    claim(path.parent, {"model": "0" * 64, "how": {"flips": False}, "outputs": {}})
+    picture = path.parent / "x.png"
+    claim(path.parent, {"model": "0" * 64, "how": {"flips": False}, "outputs": {}}, [Pair("x", picture)])
+
+
+def predicted(root: Path) -> Path:
+    predictions(root)
+    (root / "pictures.json").write_text(json.dumps({"x": [str(root / "x.png"), 0, 0]}))
+    return root / "pictures.json"
 
 
 def parity(root: Path) -> Path:
@@ -227,6 +235,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], Read]] = {
     "plan.json": (plan, Plan.read),
     "trials.sqlite": (trials, read_trials),
     "predict.json": (predictions, claimed),
+    "pictures.json": (predicted, claimed),
     "parity.json": (parity, accuracy),
     "features.npy": (cache, opened_cache),
     "cache.json": (lambda root: cache(root).parents[1] / "cache.json", opened_cache),

@@ -154,6 +154,30 @@ def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(da
     assert all(pair.mask is None for pair in open_images(str(dataset)))
 
 
+def test_masks_are_no_images_in_sets_that_lie_as_they_were_published(tmp_path: Path) -> None:
+    """Images that no list names count; masks, instance maps and coloured masks do not, wherever they lie."""
+    stem, city = "aachen_000000_000019", Path("train") / "aachen"
+    photo(tmp_path / "cityscapes" / "leftImg8bit" / city / f"{stem}_leftImg8bit.png")
+    for kind in ("labelIds", "instanceIds", "color"):
+        save(tmp_path / "cityscapes" / "gtFine" / city / f"{stem}_gtFine_{kind}.png", draw(0)[1])
+    for name in ("2007_1", "2007_2"):
+        photo(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg")
+    for kind in ("Class", "Object"):
+        save(tmp_path / "voc" / f"Segmentation{kind}" / "2007_1.png", draw(0)[1])
+    (tmp_path / "voc" / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "voc" / "ImageSets" / "Segmentation" / "train.txt").write_text("2007_1\n")
+    photo(tmp_path / "camvid" / "train" / "f1.png")
+    save(tmp_path / "camvid" / "trainannot" / "f1.png", draw(0)[1])
+    found = {
+        name: [pair.name for pair in open_images(str(tmp_path / name))] for name in ("cityscapes", "voc", "camvid")
+    }
+    assert found == {
+        "cityscapes": [f"leftImg8bit/{city}/{stem}_leftImg8bit"],
+        "voc": ["JPEGImages/2007_1", "JPEGImages/2007_2"],
+        "camvid": ["train/f1"],
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw, write_model, write_set
+from conftest import CLASSES, COLORS, draw, turned, write_model, write_set
 from PIL import Image
 from torch import nn
 
+from segue import predict
 from segue.export.graph import onnx_classifier, onnx_metadata
 from segue.models.compact import LR_ASPP, CompactSegmenter, CompactSpec
 from segue.prediction import predict_image
-from segue.weights import load_any, save_model
+from segue.weights import save_model
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -48,16 +49,45 @@ def test_from_a_run_to_class_maps_without_segue(segue: Segue, source: Path, data
     assert (out / "model.int8.onnx").stat().st_size < 0.6 * (out / "model.onnx").stat().st_size
 
     (out / "infer.py").write_text((out / "infer.py").read_text().replace("model.int8.onnx", "model.onnx"))
-    Image.fromarray(draw(3)[0][:41, :33]).save(tmp_path / "new.png")
+    new = turned(draw(3)[0][:41, :33], tmp_path / "new.png")
     watched = (
         "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0]);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'segue', 'onnx')))"
     )
-    subprocess.run([sys.executable, "-c", watched, out / "infer.py", tmp_path / "new.png"], check=True)
-    expected = predict_image(load_any(str(source)), torch.from_numpy(draw(3)[0][:41, :33]).permute(2, 0, 1))[0]  # type: ignore[arg-type]
+    subprocess.run([sys.executable, "-c", watched, out / "infer.py", new], check=True)
+    expected = segue_says(source, new)
     with Image.open(tmp_path / "new.classes.png") as image:
-        assert (np.asarray(image) == expected.numpy()).mean() > 0.999
+        assert (np.asarray(image) == expected).mean() > 0.999
         assert image.getpalette()[:9] == [value for color in COLORS for value in color]  # type: ignore[index]
+
+
+def segue_says(model: Path, picture: Path) -> np.ndarray:
+    """The class map that ``segue predict`` gives."""
+    (found,) = predict(model, [picture])
+    return found.classes
+
+
+@pytest.mark.slow
+def test_a_model_of_deep_pictures_is_verified_and_used_on_deep_pictures(segue: Segue, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "deep", tones=(("I;16", 500.0, 3000.0),))
+    (tmp_path / "photos").mkdir()
+    gray = draw(3)[0][:41, :33].mean(2)
+    deep = tmp_path / "photos" / "deep.png"
+    Image.fromarray((600 + 9 * gray).astype(np.uint16)).save(deep)
+    status, _, errors = segue("export", source, "--verify", tmp_path / "photos", "--out", tmp_path / "out")
+    assert status == 0, errors
+    subprocess.run([sys.executable, tmp_path / "out" / "infer.py", deep], check=True)
+    with Image.open(deep.with_suffix(".classes.png")) as image:
+        assert (np.asarray(image) == segue_says(source, deep)).mean() > 0.99
+    Image.fromarray(gray.astype(np.float32)).save(tmp_path / "float.tiff")
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "out" / "infer.py", tmp_path / "float.tiff"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("which the model did not learn from or this script does not read")
 
 
 # Together they hold every operation of the search; the third is the decoder that searched ones are compared with.

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import turned
 from panoptic_sets import SHAPES, draw, untrained_panoptic, write_objects
 from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 import segue.export.panoptic as gate
 from segue.data.outlines import segment_ids
+from segue.data.sample import read_image
 from segue.export.panoptic import compare_panoptic, onnx_segmenter, same_pixels, torch_segmenter
 from segue.panoptic.maps import PanopticMap
 from segue.weights import load_panoptic, save_model
@@ -51,10 +53,9 @@ def test_from_a_panoptic_run_to_segments_without_segue(segue: Segue, source: Pat
         counts.append(len(expected.labels))
     assert max(counts) > 1
 
-    picture = tmp_path / "new.png"
-    Image.fromarray(draw(3)[0][:41, :33]).save(picture)
+    picture = turned(draw(3)[0][:41, :33], tmp_path / "new.png")
     subprocess.run([sys.executable, out / "infer.py", picture], check=True)
-    expected = reference(np.array(Image.open(picture)))
+    expected = reference(read_image(picture))
     segments = json.loads((tmp_path / "new.panoptic.json").read_text())
     assert [entry["class"] for entry in segments] == [SHAPES[label] for label in expected.labels]
     ids = segment_ids(Image.open(tmp_path / "new.panoptic.png"))

@@ -125,22 +125,54 @@ def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
     console.print(measured.line(), highlight=False)
 
 
-def claim(out: Path, identity: dict[str, object]) -> None:
-    """Takes ``out`` for these settings; the same settings on it go on where they stopped.
+def claim(out: Path, identity: dict[str, object], pairs: "Sequence[Pair]") -> dict[str, list[object]]:
+    """Makes sure that ``out`` is free or holds predictions of these settings, which then go on where they stopped.
+
+    Returns:
+        What is known of each picture, by its name, for `write_records`.
 
     Raises:
-        UsageError: it holds something else, or predictions of other settings.
+        UsageError: it holds something else, predictions of other settings, or of another picture of the same name.
     """
-    record = out / "predict.json"
-    if record.is_file():
-        from segue.records import read_json
+    from segue.records import read_json
 
+    record, pictures = out / "predict.json", out / "pictures.json"
+    if record.is_file():
         known = read_json(record, "the record of predictions")
         differing = [name for name in identity if known.get(name) != identity[name]]
         if differing:
             raise UsageError(f"--out {out} holds predictions of other settings ({', '.join(differing)}); name another")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is not an empty folder; name another")
+    before: dict[str, list[object]] = {}
+    if pictures.is_file():
+        before = read_json(pictures, "the record of predicted pictures")
+    now = {pair.name: _state(pair.image) for pair in pairs}
+    for name, state in now.items():
+        if before.get(name, state) != state:
+            raise UsageError(
+                f"--out {out} holds what was predicted of another {name}, or of {state[0]} before it changed; "
+                "name another folder"
+            )
+    return {**before, **now}
+
+
+def _state(picture: Path) -> list[object]:
+    """What tells a picture from another and from what it was: path, bytes, and time of the last change in ns."""
+    from segue.data.packed import Packed
+
+    file = picture.shard if isinstance(picture, Packed) else picture
+    known = file.stat() if file.exists() else None  # a link to nothing is told of when it is read
+    return [str(picture.absolute()), *((known.st_size, known.st_mtime_ns) if known else (0, 0))]
+
+
+def write_records(out: Path, record: dict[str, object], pictures: dict[str, list[object]]) -> None:
+    """Writes what `claim` looks for the next time."""
+    from segue.run import write_atomically
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
+    write_atomically(out / "pictures.json", json.dumps(pictures).encode())
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
@@ -218,7 +250,6 @@ def _predict_panoptic(
     from segue.bulk import Work
     from segue.panoptic.prediction import write_coco
     from segue.prediction import Outputs
-    from segue.run import write_atomically
     from segue.weights import model_fingerprint
 
     for option in ("maps", "flips", "calibrate", "run_lengths", "polygons", "labelme", "cvat"):
@@ -226,9 +257,7 @@ def _predict_panoptic(
             raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
-    claim(out, identity)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "predict.json", json.dumps(identity, indent=1).encode())
+    write_records(out, identity, claim(out, identity, pairs))
     account = _write(model, pairs, Work(arguments.model, out, Outputs(overlays)), arguments)
     write_coco(pairs, out, model.spec)
     return account
@@ -241,7 +270,6 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     from segue.export.delivery import open_check
     from segue.extras import require
     from segue.prediction import How, Outputs, is_scene, write_cvat_task
-    from segue.run import write_atomically
     from segue.tiling import Grid
     from segue.weights import model_fingerprint
 
@@ -262,10 +290,10 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
         "calibrate": arguments.calibrate, "outputs": asdict(outputs),
     }  # fmt: skip
-    claim(out, identity)
+    pictures = claim(out, identity, pairs)
     record: dict[str, object] = dict(identity)
     if arguments.calibrate:
-        fitted = calibrate(model, open_check(arguments.calibrate, model.spec.classes, limit=200))
+        fitted = calibrate(model, open_check(arguments.calibrate, model, limit=200))
         how = replace(how, temperature=fitted.temperature)
         record["calibration"] = asdict(fitted)
         print(  # noqa: T201
@@ -273,8 +301,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
             f"{percent(fitted.before)} % before, {percent(fitted.after)} % after",
             file=sys.stderr,
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
+    write_records(out, record, pictures)
     account = _write(model, pairs, Work(arguments.model, out, outputs, how), arguments)
     if arguments.cvat:
         write_cvat_task(pairs, out, model.spec.classes)

@@ -15,6 +15,7 @@ from segue.config import UsageError
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import is_set, open_listing, split_address
+from segue.data.listing import toned
 from segue.data.sample import DataError
 from segue.disk import ROOM, naming_a_full_disk
 from segue.evaluation import Samples
@@ -25,7 +26,6 @@ from segue.export.graph import (
     torch_classifier,
     write_onnx,
 )
-from segue.export.panoptic import INFER as INFER_SEGMENTS
 from segue.export.panoptic import (
     PanopticParity,
     compare_panoptic,
@@ -34,6 +34,7 @@ from segue.export.panoptic import (
     write_panoptic_onnx,
 )
 from segue.export.parity import Limits, Parity, compare
+from segue.export.scripts import CLASSES, SEGMENTS, infer_script
 from segue.extras import require
 from segue.models.mask_classifier import MaskClassifier
 from segue.prediction import find_images
@@ -45,20 +46,6 @@ OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer
 QUANTISED = ["Conv", "Add", "Concat"]  # the operations that take the time; the rest stays in float32
 CALIBRATION = 32  # pictures at most
 COPIES = 4  # of the weights that may lie on the disk at once, half-made ones among them
-
-INFER = '''"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png beside each."""
-import json, sys
-import numpy as np, onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession(__file__.replace("infer.py", "{file}"), providers=["CPUExecutionProvider"])
-colors = json.loads(session.get_modelmeta().custom_metadata_map["colors"])
-for path in sys.argv[1:]:
-    image = np.asarray(Image.open(path).convert("RGB"))
-    result = Image.fromarray(session.run(None, {{"image": image[None]}})[0][0])
-    result.putpalette([value for color in colors for value in color])
-    result.save(path.rsplit(".", 1)[0] + ".classes.png")
-'''
 
 
 @dataclass(frozen=True)
@@ -86,6 +73,7 @@ def described(model: AnyModel, source: str) -> dict[str, Any]:
     return {
         "classes": list(model.spec.classes),
         "colors": [list(color) for color in model.spec.colors],
+        "tones": [list(rule) for rule in model.spec.tones],
         "fingerprint": model_fingerprint(source),
         "segue": segue.__version__,
         "input": f"image: uint8 ({'1' if is_panoptic else 'batch'}, height, width, 3), RGB, upright; any size",
@@ -94,20 +82,22 @@ def described(model: AnyModel, source: str) -> dict[str, Any]:
     }
 
 
-def open_check(address: str, classes: Sequence[str], *, limit: int) -> Whole:
+def open_check(address: str, model: AnyModel, *, limit: int) -> Whole:
     """The pictures a file is checked on: the validation split of a labelled set, a named split, or plain pictures.
+
+    Where they are deeper than 8 bits, they are scaled as those that ``model`` learnt from.
 
     Raises:
         DataError: nothing there, or other classes than the model's.
     """
     root, split = split_address(address)
     if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
-        pairs = find_images([address])
+        pairs = toned(find_images([address]), model.spec.tones)
         return Whole(pairs[:limit], Decoder({}, (), False))
-    listing = open_listing(address)
-    if tuple(listing.classes) != tuple(classes):
+    listing = open_listing(address).toned(model.spec.tones)
+    if listing.classes != model.spec.classes:
         raise DataError(
-            f"{root} has the classes {', '.join(listing.classes)}; the model knows {', '.join(classes)}: "
+            f"{root} has the classes {', '.join(listing.classes)}; the model knows {', '.join(model.spec.classes)}: "
             "verify on a set of the same classes, or on plain pictures"
         )
     name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
@@ -239,7 +229,7 @@ def deliver(
                 quantise(kept / FLOAT, work / INT8, calibration or data)
                 passed(INT8, onnx_classifier(work / INT8), Limits(agreement=0, noise=1e-9, drop=drop))
         best = [entry.file for entry in found if entry.is_kept and entry.file.endswith(".onnx")]
-        report(found, kept, INFER.format(file=best[-1]) if best else "")
+        report(found, kept, infer_script(CLASSES, best[-1]) if best else "")
     return found
 
 
@@ -254,7 +244,7 @@ def deliver_panoptic(
         parity = compare_panoptic(torch_segmenter(model), run, data, classes=classes, bands=bands)
         found = gated(work / FLOAT, kept, parity)
         say(said(found))
-        report([found], kept, INFER_SEGMENTS if found.is_kept else "")
+        report([found], kept, infer_script(SEGMENTS, FLOAT) if found.is_kept else "")
     return [found]
 
 

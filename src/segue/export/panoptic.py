@@ -35,22 +35,6 @@ DROP = 0.5  # points of panoptic quality that may be lost where there are masks
 Segment = Callable[[Array], PanopticMap]
 """A picture uint8 (H, W, bands) -> its segments."""
 
-INFER = '''"""Segments: python infer.py picture.jpg ... writes picture.panoptic.png and .json beside each."""
-import json, sys
-import numpy as np, onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession(__file__.replace("infer.py", "model.onnx"), providers=["CPUExecutionProvider"])
-names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-for path in sys.argv[1:]:
-    image, stem = np.asarray(Image.open(path).convert("RGB")), path.rsplit(".", 1)[0]
-    (ids,), labels, scores = session.run(None, {"image": image[None]})
-    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # as COCO does
-    Image.fromarray(colors).save(stem + ".panoptic.png")
-    found = [{"id": i + 1, "class": names[k], "score": float(p)} for i, (k, p) in enumerate(zip(labels, scores))]
-    json.dump(found, open(stem + ".panoptic.json", "w"))
-'''
-
 
 class ImageToSegments(nn.Module):
     """A panoptic model as it is used: uint8 (1, H, W, bands) -> ids int32 (1, H, W), labels (N,), scores (N,)."""

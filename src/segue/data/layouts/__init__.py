@@ -3,6 +3,7 @@
 A layout is a class with ``matches(root)`` and ``read(root)``, in a file of its own; `LAYOUTS` lists them.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +57,9 @@ LAYOUTS: dict[str, type[Layout]] = {
 }
 
 
+OUTLINES = ("cvat", "labelme", "labelstudio", "coco_instances")  # in annotation files; none of their masks is a picture
+
+
 def split_address(address: str) -> tuple[Path, str | None]:
     """``DIR:split`` as (DIR, split); the split is None where none is named."""
     folder, colon, split = address.rpartition(":")
@@ -77,7 +81,7 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
     known = LAYOUTS
     if layout != "auto" and layout not in known:
         raise DataError(f"unknown layout {layout!r}; known are {', '.join(known)}")
-    name = layout if layout != "auto" else next((n for n, kind in known.items() if kind.matches(root)), None)
+    name = layout if layout != "auto" else layout_of(root)
     if name is None:
         inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
         raise DataError(
@@ -86,6 +90,11 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
         )
     listing = known[name].read(root)
     return replace(listing, splits={split: listing.split(split)}) if split else listing
+
+
+def layout_of(root: Path) -> str | None:
+    """The name of the layout that fits what is in a folder; None where none does."""
+    return next((name for name, layout in LAYOUTS.items() if layout.matches(root)), None)
 
 
 def is_set(root: Path) -> bool:
@@ -107,7 +116,21 @@ def open_images(address: str) -> tuple[Pair, ...]:
     if Shards.matches(root):
         return all_images(root)
     folder = root / "images" if (root / "images").is_dir() else root
-    pairs = tuple(Pair(name, path) for name, path in images_in(folder).items())
-    if not pairs:
+    found = images_in(folder)
+    if folder == root:
+        is_mask = _mask_test(root)
+        found = {name: path for name, path in found.items() if not is_mask(path)}
+    if not found:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return pairs
+    return tuple(Pair(name, path) for name, path in found.items())
+
+
+def _mask_test(root: Path) -> Callable[[Path], bool]:
+    """Tells masks from images below ``root``, if it is a data set whose masks are pictures too."""
+    name = layout_of(root)
+    if name is None or name in OUTLINES:
+        return lambda path: False
+    pairs = [pair for split in LAYOUTS[name].read(root).splits.values() for pair in split]
+    images = {pair.image for pair in pairs}
+    folders = {path.parent for path in images} - {pair.mask.parent for pair in pairs if pair.mask}
+    return lambda path: path not in images and path.parent not in folders  # images that no list names count too

@@ -1,0 +1,59 @@
+"""``infer.py``, which stands beside an exported file and needs NumPy, Pillow and ONNX Runtime alone."""
+
+_OPEN = '''
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(__file__.replace("infer.py", "{file}"), providers=["CPUExecutionProvider"])
+said = session.get_modelmeta().custom_metadata_map
+tones = {kind: (black, white) for kind, black, white in json.loads(said["tones"])}
+
+
+def pixels(path):
+    """The picture upright, uint8 (height, width, 3); where it is deeper than 8 bits, scaled as in training."""
+    picture = Image.open(path)
+    kind = "I;16" if picture.mode.startswith("I;16") else picture.mode
+    is_deep = kind in ("I", "I;16", "F")
+    if is_deep and kind not in tones or not is_deep and picture.tile and ";16" in str(picture.tile[0][3]):
+        sys.exit(f"{path}: deeper than 8 bits, which the model did not learn from or this script does not read")
+    picture = ImageOps.exif_transpose(picture)
+    if is_deep:
+        black, white = tones[kind]
+        scaled = (np.asarray(picture, np.float64) - black) / max(white - black, 1e-300)
+        picture = Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
+    return np.asarray(picture.convert("RGB"))
+
+'''
+
+CLASSES = (
+    '"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png beside each."""'
+    + _OPEN
+    + """
+colors = json.loads(said["colors"])
+for path in sys.argv[1:]:
+    result = Image.fromarray(session.run(None, {"image": pixels(path)[None]})[0][0])
+    result.putpalette([value for color in colors for value in color])
+    result.save(path.rsplit(".", 1)[0] + ".classes.png")
+"""
+)
+
+SEGMENTS = (
+    '"""Segments: python infer.py picture.jpg ... writes picture.panoptic.png and .json beside each."""'
+    + _OPEN
+    + """
+names = json.loads(said["classes"])
+for path in sys.argv[1:]:
+    stem = path.rsplit(".", 1)[0]
+    (ids,), labels, scores = session.run(None, {"image": pixels(path)[None]})
+    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # as COCO does
+    Image.fromarray(colors).save(stem + ".panoptic.png")
+    found = [{"id": i + 1, "class": names[k], "score": float(p)} for i, (k, p) in enumerate(zip(labels, scores))]
+    json.dump(found, open(stem + ".panoptic.json", "w"))
+"""
+)
+
+
+def infer_script(source: str, file: str) -> str:
+    """The script ``source`` for the exported ``file``."""
+    return source.replace("{file}", file)
