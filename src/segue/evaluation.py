@@ -31,12 +31,14 @@ class Measured:
         confusion: over all pixels.
         calibration: over all pixels.
         by_image: (name, mean IoU over the classes in that image), in the order of the data.
+        split: what was measured on, in words; empty where that is said elsewhere.
     """
 
     classes: tuple[str, ...]
     confusion: Confusion
     calibration: Calibration
     by_image: list[tuple[str, float]] = field(default_factory=list)
+    split: str = ""
 
     def scores(self) -> dict[str, float]:
         """``miou``, ``accuracy``, ``mean_accuracy``, ``ece`` and ``iou/CLASS``, all in [0, 1]; absent classes NaN."""

@@ -14,6 +14,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.panoptic import Annotation, images_with
 from segue.data.sample import IGNORE, Color, DataError
 from segue.data.training import TrainingData, open_training
+from segue.held_out import to_measure
 from segue.models.mask_classifier import MaskClassifier
 from segue.models.segmenter import Segmenter
 from segue.weights import load_any, model_folder
@@ -123,7 +124,7 @@ def open_extension(
     labelled = images_with(training.labelled, annotation, range(len(old), len(ids)))
     if not labelled:
         raise DataError(f"no training image of {listing.root} shows an object of {', '.join(fresh)}; label some")
-    keep = _old_set(keep_val, base, by_region) if keep_val else None
+    keep = _old_set(keep_val, base, model, by_region) if keep_val else None
     for pairs, of_them in ((training.val, known), *((keep,) if keep else ())):
         for pair in pairs:  # a fault is found before the training, not after it
             of_them.read(pair)
@@ -169,18 +170,19 @@ def _same_kind(base: MaskClassifier | Segmenter, listing: Listing) -> None:
             raise DataError(f"{listing.root} counts {name!r} among {kind} and the model does not; make the two agree")
 
 
-def _old_set(address: str, base: MaskClassifier | Segmenter, by_region: bool) -> tuple[tuple[Pair, ...], Annotation]:
+def _old_set(
+    address: str, base: MaskClassifier | Segmenter, model: str, by_region: bool
+) -> tuple[tuple[Pair, ...], Annotation]:
     """The pictures on which forgetting is measured; classes that the model lacks are unknown there."""
     folder, split = split_address(address)
     listing = open_listing(str(folder), "auto")
     if isinstance(base, Segmenter):
         listing = replace(listing, things=())
-    split = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
-    pairs = tuple(pair for pair in listing.split(split) if pair.mask is not None)
+    _, pairs = to_measure(listing, model, split or "")
     shared = [name for name in listing.classes if name in base.spec.classes]
-    if not pairs or not shared:
-        what = "no masks" if not pairs else f"none of the model's classes ({', '.join(base.spec.classes)})"
-        raise DataError(f"--keep-val {address}: split {split!r} has {what}; name a set of the old classes")
+    if not shared:
+        known = ", ".join(base.spec.classes)
+        raise DataError(f"--keep-val {address} has none of the model's classes ({known}); name a set of the old classes")
     _same_kind(base, listing)
     places = {i: base.spec.classes.index(name) if name in shared else IGNORE for i, name in enumerate(listing.classes)}
     return pairs, Annotation(listing, by_region, places)

@@ -1,6 +1,7 @@
 """The verbs that use a model, as functions: what the command line and Python both call."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segue.data.decoder import Decoder
@@ -12,6 +13,7 @@ from segue.data.sample import IGNORE, DataError
 from segue.data.stored_values import parse_map
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
+from segue.held_out import to_measure
 from segue.launch import pick_device
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
@@ -29,7 +31,7 @@ def evaluate(
     model: str | Path,
     data: str = "",
     *,
-    split: str = "val",
+    split: str = "",
     layout: str = "auto",
     mapping: str = "",
     device: str = "auto",
@@ -39,7 +41,7 @@ def evaluate(
     Args:
         model: a run or model folder, or ``hf:owner/name``.
         data: the set's folder; that of the run if absent.
-        split: which part of it.
+        split: which part of it; if absent, see `segue.held_out.part_for`.
         layout: how the set lies on disk.
         mapping: stored mask values to map, as ``77:ignore``.
         device: ``auto``, ``cpu``, ``cuda``.
@@ -64,41 +66,31 @@ def evaluate(
             raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
     listing = open_listing(data, layout)
     listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
+    name, pairs = to_measure(listing, str(model), split)
     if isinstance(network, MaskClassifier):
-        return measure_panoptic(network, panoptic_set(listing, network, str(model), split, by_region))
+        found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, by_region))
+        return replace(found, split=name)
     if listing.classes != network.spec.classes:
         raise DataError(
             f"{model} knows the classes {', '.join(network.spec.classes)}; "
             f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
         )
-    return measure(network, Whole(masked(listing, split), Decoder.of(listing)), listing.classes)
+    return replace(measure(network, Whole(pairs, Decoder.of(listing)), listing.classes), split=name)
 
 
-def masked(listing: Listing, split: str) -> tuple[Pair, ...]:
-    """The labelled pairs of a split, or of the only one there is.
-
-    Raises:
-        DataError: there are none.
-    """
-    name = split if split in listing.splits or len(listing.splits) > 1 else next(iter(listing.splits))
-    pairs = tuple(pair for pair in listing.split(name) if pair.mask is not None)
-    if not pairs:
-        raise DataError(f"split {name!r} of {listing.root} has no mask to compare with")
-    return pairs
-
-
-def panoptic_set(listing: Listing, model: MaskClassifier, source: str, split: str, by_region: bool) -> PanopticWhole:
-    """A split for a panoptic model; classes are matched by name, and those that the model lacks are void.
+def panoptic_set(
+    listing: Listing, model: MaskClassifier, source: str, pairs: tuple[Pair, ...], by_region: bool
+) -> PanopticWhole:
+    """Pairs of a set for a panoptic model; classes are matched by name, and those that the model lacks are void.
 
     Raises:
-        DataError: the set has none of the model's classes, or no mask.
+        DataError: the set has none of the model's classes.
     """
     known = {name: i for i, name in enumerate(model.spec.classes)}
     places = {i: known.get(name, IGNORE) for i, name in enumerate(listing.classes)}
     if set(places.values()) == {IGNORE}:
         raise DataError(f"{listing.root} has none of the classes of {source} ({', '.join(known)})")
-    pairs = toned(masked(listing, split), model.spec.tones)
-    return PanopticWhole(pairs, Annotation(listing, by_region, places))
+    return PanopticWhole(toned(pairs, model.spec.tones), Annotation(listing, by_region, places))
 
 
 def predict(

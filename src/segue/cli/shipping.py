@@ -69,10 +69,10 @@ def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         say(f"verifying on {len(truths)} images of {arguments.verify}")
         found = deliver_panoptic(model, arguments.model, out, truths, say=say)
     else:
-        data = open_check(arguments.verify, model, limit=arguments.images)
+        data = open_check(arguments.verify, model, arguments.model, limit=arguments.images)
         calibration = None
         if arguments.calibrate:
-            calibration = open_check(arguments.calibrate, model, limit=arguments.images)
+            calibration = open_check(arguments.calibrate, model, arguments.model, limit=arguments.images)
         say(f"verifying on {len(data)} images of {arguments.verify}")
         found = deliver(
             model, arguments.model, out, data, int8=arguments.int8, openvino=arguments.openvino,
@@ -103,12 +103,13 @@ def open_panoptic_check(address: str, model: "MaskClassifier", source: str, *, l
     from segue.data.layouts import is_set, open_listing, split_address
     from segue.data.panoptic import PanopticWhole
     from segue.export.delivery import open_check
+    from segue.held_out import to_measure
     from segue.using import panoptic_set
 
     root, split = split_address(address)
     if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
-        return open_check(address, model, limit=limit)
+        return open_check(address, model, source, limit=limit)
     listing = open_listing(address)
-    name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
-    found = panoptic_set(listing.toned(model.spec.tones), model, source, name, by_region=True)
+    _, pairs = to_measure(listing, source, split or "")
+    found = panoptic_set(listing, model, source, pairs, by_region=True)
     return PanopticWhole(found.pairs[:limit], found.annotation)

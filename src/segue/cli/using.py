@@ -27,7 +27,7 @@ def add_commands(command: Command) -> None:
     evaluate = command("evaluate", evaluate_command, "score a model on a labelled split")
     evaluate.add_argument("model", metavar="RUN", help="run or model folder, or hf:owner/name")
     evaluate.add_argument("--data", default="", help="the set's folder; that of the run if absent")
-    evaluate.add_argument("--split", default="val", help="which part of it")
+    evaluate.add_argument("--split", default="", help="which part of it; else what the run validated on, or val")
     evaluate.add_argument("--layout", default="auto", help="how the set lies on disk")
     evaluate.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
     evaluate.add_argument("--device", default="auto")
@@ -78,7 +78,7 @@ def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         mapping=arguments.map, device=arguments.device,
     )  # fmt: skip
     if arguments.json:
-        print(json.dumps(measured.plain()))  # noqa: T201
+        print(json.dumps({**measured.plain(), "split": measured.split}))  # noqa: T201
         return 0
     from rich.console import Console
     from rich.table import Table
@@ -86,10 +86,10 @@ def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.panoptic.evaluation import PanopticMeasured
 
     if isinstance(measured, PanopticMeasured):
-        print_panoptic(measured, f"{arguments.model} on {arguments.split}")
+        print_panoptic(measured, f"{arguments.model} on {measured.split}")
         return 0
     scores = measured.scores()
-    table = Table(title=f"{arguments.model} on {arguments.split}: {len(measured.by_image)} images")
+    table = Table(title=f"{arguments.model} on {measured.split}: {len(measured.by_image)} images")
     table.add_column("class")
     for column in ("IoU", "accuracy", "pixels"):
         table.add_column(column, justify="right")
@@ -293,7 +293,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     pictures = claim(out, identity, pairs)
     record: dict[str, object] = dict(identity)
     if arguments.calibrate:
-        fitted = calibrate(model, open_check(arguments.calibrate, model, limit=200))
+        fitted = calibrate(model, open_check(arguments.calibrate, model, arguments.model, limit=200))
         how = replace(how, temperature=fitted.temperature)
         record["calibration"] = asdict(fitted)
         print(  # noqa: T201

@@ -70,6 +70,7 @@ class TrainingData:
             "validation": len(self.val),
             "dropped": self.dropped,
             "labelled_names": [pair.name for pair in self.labelled],
+            "validation_names": [pair.name for pair in self.val],
             "warnings": [str(finding) for finding in self.warnings],
             "validation_at": dict(self.validation_at),
         }

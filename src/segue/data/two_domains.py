@@ -99,6 +99,7 @@ class DomainData:
             "validation": len(self.val),
             "dropped": self.dropped,
             "labelled_names": [pair.name for pair in self.labelled()],
+            "validation_names": [pair.name for pair in self.val],
             "warnings": [str(finding) for finding in self.warnings],
             "notes": list(self.notes),
             "tones": [list(rule) for rule in self.listing.tones],

@@ -36,6 +36,7 @@ from segue.export.panoptic import (
 from segue.export.parity import Limits, Parity, compare
 from segue.export.scripts import CLASSES, SEGMENTS, infer_script
 from segue.extras import require
+from segue.held_out import part_for
 from segue.models.mask_classifier import MaskClassifier
 from segue.prediction import find_images
 from segue.run import write_atomically
@@ -82,8 +83,8 @@ def described(model: AnyModel, source: str) -> dict[str, Any]:
     }
 
 
-def open_check(address: str, model: AnyModel, *, limit: int) -> Whole:
-    """The pictures a file is checked on: the validation split of a labelled set, a named split, or plain pictures.
+def open_check(address: str, model: AnyModel, source: str, *, limit: int) -> Whole:
+    """The pictures a file is checked on: of a labelled set those of `part_for`, or plain pictures.
 
     Where they are deeper than 8 bits, they are scaled as those that ``model`` learnt from.
 
@@ -100,8 +101,7 @@ def open_check(address: str, model: AnyModel, *, limit: int) -> Whole:
             f"{root} has the classes {', '.join(listing.classes)}; the model knows {', '.join(model.spec.classes)}: "
             "verify on a set of the same classes, or on plain pictures"
         )
-    name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
-    pairs = listing.split(name)
+    name, pairs = part_for(listing, source, split or "")
     if not pairs:
         raise DataError(f"split {name!r} of {root} holds no picture to verify with")
     return Whole(pairs[:limit], Decoder.of(listing))

@@ -25,6 +25,7 @@ class PanopticMeasured:
         quality: over all pictures.
         groups: further groups of class ids that are scored.
         by_image: (name, panoptic quality of that picture), in the order of the data.
+        split: what was measured on, in words; empty where that is said elsewhere.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +33,7 @@ class PanopticMeasured:
     quality: PanopticQuality
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     by_image: list[tuple[str, float]] = field(default_factory=list)
+    split: str = ""
 
     def scores(self) -> dict[str, float]:
         """``pq``, ``sq``, ``rq``, the same of ``things``, ``stuff`` and each group, and ``pq/CLASS``; in [0, 1]."""
