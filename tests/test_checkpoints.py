@@ -1,6 +1,7 @@
 """Checkpoints: kept twice, checked to the last byte, written whole or not at all."""
 
 import contextlib
+import errno
 import io
 import os
 import random
@@ -18,6 +19,7 @@ from test_engine import Line, Noise
 
 from segue.engine import Losses, Run, endless, fit
 from segue.run import signed
+from segue.signals import stoppable
 
 
 def weight(folder: Path) -> torch.Tensor:
@@ -117,6 +119,64 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
     started = time.monotonic()
     assert child.status() == -signal.SIGTERM
     assert time.monotonic() - started < 20
+
+
+class Signalled(Line):
+    """Gets SIGTERM in its last step."""
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(batch)
+
+
+def train_signalled(folder: Path) -> None:
+    method = Signalled()
+    fit(
+        method, lambda start: endless(Noise(16), 4, seed=0, start=start), run=Run(folder, quiet=True),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=1,
+    )  # fmt: skip
+
+
+def test_a_signal_in_the_last_step_stops_after_it(tmp_path: Path) -> None:
+    """What comes behind a stage, another one or the report, may take hours."""
+    assert Child(train_signalled, tmp_path).status() == 75
+    state = Run(tmp_path, quiet=True).checkpoint("train")
+    assert state is not None
+    assert state["done"]
+
+
+def work_without_steps(folder: Path) -> None:
+    with stoppable():
+        (folder / "began").touch()
+        time.sleep(60)
+
+
+def test_a_signal_outside_steps_ends_with_75_too(tmp_path: Path) -> None:
+    child = Child(work_without_steps, tmp_path)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.01)
+    child.signal(signal.SIGTERM)
+    assert child.status() == 75
+
+
+def test_what_went_before_a_damaged_checkpoint_is_kept_until_a_good_one_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        Run(tmp_path, quiet=True).save("train", {"step": step})
+    (tmp_path / "train.pt").write_bytes(b"damaged")
+    run = Run(tmp_path, quiet=True)
+    assert run.checkpoint("train") == {"step": 1}
+
+    def full(path: Path, content: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("segue.run.write_atomically", full)
+        run.save("train", {"step": 3})
+    assert Run(tmp_path, quiet=True).checkpoint("train") == {"step": 1}
+    run.save("train", {"step": 3})
+    assert [torch.load(tmp_path / f"train{kept}.pt")["step"] for kept in ("", ".previous")] == [3, 1]
 
 
 def test_a_change_of_any_byte_is_noticed_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:

@@ -7,9 +7,6 @@ checkpoint holds no random state, and neither the number of workers nor a restar
 import contextlib
 import itertools
 import math
-import os
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +29,7 @@ from segue.ranks import (
     wait_for_all,
 )
 from segue.run import Run, write_atomically
+from segue.signals import Preempted, Signals
 from segue.tuning import slow_layers_in_float32
 
 if TYPE_CHECKING:
@@ -40,9 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Losses",
     "Method",
-    "Preempted",
     "Run",
-    "Signals",
     "cosine",
     "ema_update",
     "endless",
@@ -58,17 +54,8 @@ __all__ = [
 
 Losses = dict[str, Tensor]
 Batch = Any
-PREEMPTED = 75
 _REHEARSED = ("cuda",)  # where running out of memory can be met; elsewhere the system kills the process
-ECHO = 2.0  # seconds
 PATIENCE = 5  # steps in a row whose loss or gradient may be NaN or infinite before the run stops
-
-
-class Preempted(SystemExit):
-    """A signal asked the run to stop; its checkpoint is on disk and the same command goes on from there."""
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)
 
 
 class Method(nn.Module):
@@ -110,40 +97,6 @@ def hold_statistics(module: nn.Module) -> None:
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
-
-
-class Signals(contextlib.AbstractContextManager["Signals"]):
-    """Notes SIGTERM and SIGINT, so that the loop can save first; a second signal acts at once.
-
-    One of several processes gets a signal more than once, from whoever ends the job and from ``torchrun``: there those
-    that come within `ECHO` of the first are the same one.
-    """
-
-    def __init__(self) -> None:
-        self.seen = False
-        self.at = 0.0
-        self.old: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            self.old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, _: object) -> None:
-        if not self.seen:
-            self.seen, self.at = True, time.monotonic()
-            if rank_and_world()[1] == 1:
-                self._restore()
-        elif time.monotonic() - self.at > ECHO:
-            self._restore()
-            os.kill(os.getpid(), number)
-
-    def _restore(self) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -242,7 +195,7 @@ def fit(
                 loop.save(stopping=not all_agree(not signals.seen, run.device))
     finally:
         bar.close()
-    loop.finish()
+    loop.finish(stopping=not all_agree(not signals.seen, run.device))
 
 
 class _Loop:
@@ -455,17 +408,27 @@ class _Loop:
             self._write(done=False)
             self.saved_at = time.monotonic()
         if stopping:
-            wait_for_all()  # the first has written: whoever started them ends all with one that goes
-            place = f"step {self.step} of {self.stage}"
-            self.run.say(f"stopped by a signal at {place}; the same command goes on from there")
-            raise Preempted
+            self._stop()
 
-    def finish(self) -> None:
-        """Writes the checkpoint of a finished stage, without the optimiser's state, which nothing needs any more."""
+    def _stop(self) -> None:
+        """Raises `Preempted` in all processes once the first has written: whoever started them ends all with one."""
+        wait_for_all()
+        place = f"step {self.step} of {self.stage}"
+        self.run.say(f"stopped by a signal at {place}; the same command goes on from there")
+        raise Preempted
+
+    def finish(self, *, stopping: bool) -> None:
+        """Writes the checkpoint of a finished stage, without the optimiser's state, which nothing needs any more.
+
+        Raises:
+            Preempted: a signal came in the last step.
+        """
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
         self._end_shards()
         self._write(done=True)
+        if stopping:
+            self._stop()
 
     def _end_shards(self) -> None:
         """Every process has the whole method again."""

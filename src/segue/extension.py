@@ -182,7 +182,9 @@ def _old_set(
     shared = [name for name in listing.classes if name in base.spec.classes]
     if not shared:
         known = ", ".join(base.spec.classes)
-        raise DataError(f"--keep-val {address} has none of the model's classes ({known}); name a set of the old classes")
+        raise DataError(
+            f"--keep-val {address} has none of the model's classes ({known}); name a set of the old classes"
+        )
     _same_kind(base, listing)
     places = {i: base.spec.classes.index(name) if name in shared else IGNORE for i, name in enumerate(listing.classes)}
     return pairs, Annotation(listing, by_region, places)

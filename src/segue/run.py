@@ -1,6 +1,5 @@
 """The run folder: what a run writes, atomically."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -57,6 +56,7 @@ class Run:
         self.out = out
         self.parent = parent
         self.records = dict(records or {})
+        self.damaged: set[Path] = set()  # checkpoints that must not take the place of the good ones before them
         self.seed = seed
         self.device = torch.device(device)
         self.precision = precision
@@ -146,6 +146,7 @@ class Run:
             try:
                 return _load(path)
             except _UNSOUND as error:
+                self.damaged.add(path)
                 self.say(f"warning: {path} is damaged ({str(error).splitlines()[0]}); going on from what is before it")
         return None
 
@@ -155,9 +156,10 @@ class Run:
             path = self.out / f"{stage}.pt"
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            with contextlib.suppress(FileNotFoundError):
+            if path.exists() and path not in self.damaged:
                 os.replace(path, self.out / f"{stage}.previous.pt")
             write_atomically(path, signed(buffer.getvalue()))
+            self.damaged.discard(path)
 
 
 # What reading a checkpoint raises when bytes of it are missing or changed.

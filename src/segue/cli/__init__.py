@@ -1,6 +1,7 @@
 """The command line. Parsers are built from plain tables; torch is imported only by a command that needs it."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -10,8 +11,11 @@ from segue import __version__
 from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
 from segue.config import UsageError, did_you_mean
+from segue.signals import stoppable
 
 __all__ = ["main", "parser"]
+
+RESUMED = ("pretrain", "train", "adapt", "compress", "extend", "demo", "predict")  # the same command goes on
 
 
 def parser() -> Parser:
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known.words = arguments
         if known.command is None:
             return data.print_help(top)
-        return int(known.run(known, rest))
+        with stoppable() if known.command in RESUMED else contextlib.nullcontext():
+            return int(known.run(known, rest))
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_EXIT

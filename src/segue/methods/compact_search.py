@@ -36,7 +36,7 @@ from segue.config import Data, Network, UsageError, Views
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
 from segue.data.transforms import PLAIN, ColorJitter
-from segue.engine import Losses, Method, Preempted, Run, Signals, endless, fit, hold_statistics
+from segue.engine import Losses, Method, Run, endless, fit, hold_statistics
 from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise
@@ -53,6 +53,7 @@ from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials
+from segue.signals import Preempted, Signals
 from segue.weights import encoder_weights, fill_encoder
 
 VERB = "compress"
