@@ -63,6 +63,20 @@ def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Pat
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
 
 
+def test_a_run_does_not_go_on_with_other_data(segue: Segue, run: Path, dataset: Path) -> None:
+    """Neither one that was cut nor one that is done: its record would be of data that it did not learn from."""
+    (run / "report.html").unlink()
+    mask = dataset / "labels" / "train_000.png"
+    before = mask.read_bytes()
+    with Image.open(mask) as image:
+        image.putpixel((0, 0), (image.getpixel((0, 0)) + 1) % 3)  # type: ignore[operator]
+        image.save(mask)
+    status, _, errors = train(segue, dataset, run, "--method", "supervised")
+    assert (status, f"lists of {dataset} have changed since it began" in errors) == (2, True)
+    mask.write_bytes(before)
+    assert train(segue, dataset, run, "--method", "supervised")[0] == 0
+
+
 def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segue, run: Path, dataset: Path) -> None:
     for path in (dataset / "labels").glob("test*.png"):
         with Image.open(path) as image:

@@ -5,22 +5,7 @@ from typing import Any
 
 from segue.data.listing import Listing, Pair
 from segue.data.sample import DataError
-from segue.records import expecting, read_json
-
-
-def record_of(source: str) -> dict[str, Any]:
-    """What ``run.json`` says of the data that a run learnt from; nothing of a model that is no run's.
-
-    Raises:
-        DataError: the record is damaged.
-    """
-    folder = Path(source)
-    path = (folder.parent if folder.name == "model" else folder) / "run.json"
-    if not path.is_file():
-        return {}
-    with expecting(path, "the record of a run"):
-        found: dict[str, Any] = read_json(path, "the record of a run")["data"]
-        return found
+from segue.records import run_data
 
 
 def to_measure(listing: Listing, source: str, split: str = "") -> tuple[str, tuple[Pair, ...]]:
@@ -48,7 +33,7 @@ def part_for(listing: Listing, source: str, split: str = "") -> tuple[str, tuple
     Raises:
         DataError: no such split, or none that the model did not learn from.
     """
-    data = record_of(source)
+    data = run_data(source)
     at = data.get("validation_at", {})
     is_own = bool(at.get("data")) and Path(str(at["data"])).resolve() == listing.root.resolve()
     if is_own and (not split or (split == "val" and "val" not in listing.splits)):

@@ -28,6 +28,7 @@ from segue import methods
 from segue.config import UsageError, Views, did_you_mean, flat
 from segue.engine import Run, only_first, rank_and_world, write_atomically
 from segue.ranks import STEP, leave
+from segue.records import run_data
 from segue.tuning import tune
 from segue.weights import Saved, save_model
 
@@ -249,6 +250,7 @@ def launch(
     only_first(lambda: claim_folder(out, identity))
     data = open_data()
     records = describe_run(identity, data, around.command, tuned, around.device)
+    only_first(lambda: refuse_changed(out, records["run.json"], data.account()["root"]))
     run = Run(
         out, seed=around.seed, device=around.device, precision=around.precision, workers=around.workers,
         quiet=around.quiet, shard=around.shard, records=records,
@@ -325,6 +327,25 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> None:
             f"{key}: {before!r} there, {now!r} here" for key, before, now in _pairs(known, identity) if before != now
         )
         raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")
+
+
+def refuse_changed(out: Path, described: bytes, root: object) -> None:
+    """Refuses to go on with a run whose data is not what it was: it would not end as it would have.
+
+    Args:
+        out: the run folder.
+        described: ``run.json`` as it would be written now.
+        root: the data, for the message.
+
+    Raises:
+        UsageError: an image, a mask or a list has changed.
+    """
+    before = run_data(str(out)).get("fingerprint")
+    if before and before != json.loads(described)["data"]["fingerprint"]:
+        raise UsageError(
+            f"--out {out} holds a run on other data: images, masks or lists of {root} have changed since it began; "
+            "bring them back, or name another folder"
+        )
 
 
 def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, Any, Any]]:

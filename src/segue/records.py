@@ -52,6 +52,21 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         return found
 
 
+def run_data(source: str) -> dict[str, Any]:
+    """What ``run.json`` says of the data that a run learnt from; nothing of a model that is no run's.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    folder = Path(source)
+    path = (folder.parent if folder.name == "model" else folder) / "run.json"
+    if not path.is_file():
+        return {}
+    with expecting(path, "the record of a run"):
+        found: dict[str, Any] = read_json(path, "the record of a run")["data"]
+        return found
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """What a YAML file holds, by the safe loader.
 
