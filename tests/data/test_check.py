@@ -21,6 +21,7 @@ from PIL import Image
 from segue.config import Data
 from segue.data.check import check
 from segue.data.check.audit import audit
+from segue.data.check.inspection import MANY_VALUES
 from segue.data.finding import Finding
 from segue.data.layouts import LAYOUTS, open_listing
 from segue.data.sample import DataError, write_label_map
@@ -80,6 +81,16 @@ def jpeg_mask(root: Path) -> None:
 def smoothed(root: Path) -> None:
     large = Image.fromarray(draw(2)[1] * 100).resize((24, 24)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     large.save(root / "labels" / "train_002.png")
+
+
+def blurred(ids: np.ndarray) -> np.ndarray:
+    """A mask of 0, 100 and 200 whose edges, drawn with smoothing, hold dozens of values between."""
+    large = (
+        Image.fromarray((ids * 100).astype(np.uint8)).resize((19, 19)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    )
+    values = np.asarray(large)
+    assert len(np.unique(values)) > MANY_VALUES
+    return values
 
 
 def colored(root: Path) -> None:
@@ -155,6 +166,11 @@ STOPS = [
     Fault("E103", lambda r: every_mask(r, lambda v: v + 1), "set", "--map 1-3:0", {"map": "1-3:0"}),
     Fault("E104", colored, "labels/train_000", "dataset.json: \"colors\"", copied=False,
           by_hand=lambda r: described(r, lambda t: t.update(colors=COLORS))),
+    Fault("E101", lambda r: every_mask(r, lambda v: np.where(v == 0, 3, v - 1)), "set", "--map 3:ignore",
+          {"map": "3:ignore"}, id="unlabelled last"),
+    Fault("E101", lambda r: every_mask(r, lambda v: np.where(np.arange(SIZE) < 9, 0, v + 1)), "set",
+          "--map 0:ignore,1-3:0", {"map": "0:ignore,1-3:0"}, id="unlabelled first"),
+    Fault("E105", lambda r: every_mask(r, blurred), "labels/", "nearest neighbour", id="all smoothed"),
     Fault("E105", jpeg_mask, MASK, "nearest neighbour", id="jpeg"),
     Fault("E105", smoothed, MASK, "nearest neighbour", id="smoothed"),
     Fault("E106", lambda r: unlink(r / "labels" / "train_002.png"), IMAGE, "--allow-missing", {"allow_missing": True},

@@ -169,6 +169,12 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
                         "Every label would name the class after its own.",
                         f"If 1 is the first class: --map 1-{count}:0. {mended}")  # fmt: skip
         return replaced(whole, "E101")
+    if ids and ids[0] == 0 and ids[-1] == count and listing.ids.get(count) is None:
+        whole = Finding("E101", f"ids are 0-{count} with {count} classes (0-{count - 1})", (root,),
+                        f"The value {count} is no class, or 0 is none and every label names the class after its own.",
+                        f"If 0 says unlabelled and 1 is the first class: --map 0:ignore,1-{count}:0. If {count} says "
+                        f"unlabelled: --map {count}:ignore. Else add the class")  # fmt: skip
+        return replaced(whole, "E101")
     if facts.read and facts.many > facts.read / 2 and count <= MANY_VALUES:
         whole = Finding("E151", f"masks hold up to {len(values)} ids, more than the {count} classes", (root,),
                         "They look like instance ids, where class ids are expected.",

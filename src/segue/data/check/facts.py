@@ -24,7 +24,7 @@ class Facts:
         by_split: images in which each class occurs, by split (K,).
         read: masks whose pixels were read.
         values: stored values that occur in any mask.
-        many: masks with more values than `MANY_VALUES`.
+        many: masks with more values than `MANY_VALUES`, in areas as objects have them.
         sizes: images of each (width, height).
         modes: images of each kind of pixels.
         turned: images that EXIF turns.
@@ -91,7 +91,7 @@ class Facts:
             for name in splits:
                 self.by_split[name] = self.by_split.get(name, 0) + held
             self.values.update(seen.values)
-            self.many += len(seen.values) > MANY_VALUES
+            self.many += len(seen.values) > MANY_VALUES and not seen.is_smoothed
 
     def add_all(self, other: "Facts") -> None:
         """Adds what was read of other pairs."""

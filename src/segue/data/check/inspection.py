@@ -39,6 +39,7 @@ class Seen:
         mode: kind of pixels of the image; empty where it cannot be read.
         is_turned: EXIF turns the image.
         values: stored values of the mask; empty for coloured and drawn masks.
+        is_smoothed: those values are more than objects could have, and lie along edges.
         counts: labelled pixels by class (K,); None where no mask was read.
         digest: of the image's bytes; empty where it was not asked for.
         look: 64-bit difference hash of the picture; None where it was not asked for.
@@ -51,6 +52,7 @@ class Seen:
     mode: str = ""
     is_turned: bool = False
     values: Sequence[int] = ()
+    is_smoothed: bool = False
     counts: Array | None = None
     digest: bytes = b""
     look: int | None = None
@@ -90,11 +92,13 @@ class Inspector:
             if pixels and self._is_plain(pair) and (flat := flat_histogram(pair.mask, mask_size)) is not None:
                 if self._fits(seen, flat[0]):
                     self._ids(seen, flat[1], self.decoder.table)
-                return seen
-            with Image.open(content(pair.mask), formats=FORMATS) as mask:
-                self._lossless(seen, mask)
-                if self._fits(seen, mask.size[::-1] if orientation(mask) >= 5 else mask.size) and pixels:
-                    self._mask(seen, mask)
+            else:
+                with Image.open(content(pair.mask), formats=FORMATS) as mask:
+                    self._lossless(seen, mask)
+                    if self._fits(seen, mask.size[::-1] if orientation(mask) >= 5 else mask.size) and pixels:
+                        self._mask(seen, mask)
+            if len(seen.values) > MANY_VALUES and self._is_plain(pair):
+                seen.is_smoothed = lies_along_edges(np.asarray(mask_image(pair)), len(self.classes))
         except UNREADABLE as error:
             seen.findings.append(unreadable(pair.mask, str(error), self.root))
         return seen
@@ -233,6 +237,16 @@ class Inspector:
                 Finding("W116", "every pixel is ignored", (path,), "Nothing is learnt from it.",
                         "Label it, or take it out.")
             )  # fmt: skip
+
+
+def lies_along_edges(values: Array, classes: int) -> bool:
+    """Whether the rare values of a mask (H, W) come in no areas: it was smoothed, and they are no objects' numbers."""
+    if values.ndim > 2:
+        return False
+    kinds, counts = np.unique(values, return_counts=True)
+    is_rare = ~np.isin(values[:, :-1], kinds[counts.argsort()[-classes - 1 :]])
+    is_flat = values[:, :-1] == values[:, 1:]
+    return bool((is_flat & is_rare).sum() < 0.5 * is_rare.sum())
 
 
 def size_or_fault(path: Path) -> int | Finding:
