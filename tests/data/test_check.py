@@ -254,6 +254,16 @@ def test_a_sound_set_has_no_finding(dataset: Path) -> None:
     assert facts.images.tolist() == [8, 8, 8]
 
 
+def test_every_value_that_is_no_class_is_told_at_once(dataset: Path) -> None:
+    values = draw(2)[1].copy()
+    values[:4], values[4:6] = 77, 78
+    save_mask(dataset, values)
+    findings, _ = check(open_listing(str(dataset)))
+    assert [(f.code, f.what.split(" is ")[0]) for f in findings if f.stop] == [
+        ("E101", "the value 77"), ("E101", "the value 78")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
 def test_each_fault_stops_training_and_names_code_file_and_mend(dataset: Path, fault: Fault, segue: Any) -> None:
     fault.make(dataset)

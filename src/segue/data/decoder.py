@@ -67,7 +67,7 @@ class Decoder:
         """
         decoded = self(stored)
         if (decoded < 0).any():
-            value, count = first_unknown(stored, decoded)
+            value, count = unknown_values(stored, decoded)[0]
             raise DataError(
                 f"E101 {where} holds {value} in {count} pixels, which is no class of the list; "
                 f"mend the mask, add the class, or map it: --map {value}:ignore"
@@ -75,12 +75,11 @@ class Decoder:
         return decoded.astype(np.uint8)
 
 
-def first_unknown(stored: Array, decoded: Array) -> tuple[str, int]:
-    """The commonest stored value that belongs to no class, as text, and how many pixels hold it."""
+def unknown_values(stored: Array, decoded: Array) -> list[tuple[str, int]]:
+    """(stored value that belongs to no class, as text; how many pixels hold it) of each, the commonest first."""
     values, counts = np.unique(stored[decoded < 0], axis=0, return_counts=True)
-    top = counts.argmax()
-    value = values[top]
-    return (",".join(map(str, value.tolist())) if value.ndim else str(int(value))), int(counts[top])
+    texts = [",".join(map(str, value.tolist())) if value.ndim else str(int(value)) for value in values]
+    return [(texts[i], int(counts[i])) for i in np.argsort(-counts, kind="stable").tolist()]
 
 
 def mask_image(pair: Pair) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from segue.data.check.flat_png import flat_histogram, histogram
-from segue.data.decoder import UNKNOWN, Decoder, first_unknown, mask_image
+from segue.data.decoder import Decoder, mask_image, unknown_values
 from segue.data.finding import Finding
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
@@ -185,10 +185,7 @@ class Inspector:
             seen.values = np.unique(stored).tolist()
         held = decoded[(decoded >= 0) & (decoded != IGNORE)]
         seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
-        unknown = None
-        if (decoded == UNKNOWN).any():
-            unknown = (*first_unknown(stored, decoded), len(np.unique(stored[decoded == UNKNOWN], axis=0)))
-        self._values(seen, unknown)
+        self._values(seen, unknown_values(stored, decoded) if (decoded < 0).any() else [])
 
     def _drawn(self, seen: Seen, image: Image.Image) -> None:
         """Classes of a mask that is drawn from segments or outlines."""
@@ -198,41 +195,40 @@ class Inspector:
     def _ids(self, seen: Seen, pixels: Array, table: Array) -> None:
         """Classes of a mask by the pixels of each value (256,) and the class of each value."""
         values = pixels.nonzero()[0]
-        ids, held, unknown = table[values], pixels[values], None
-        strange = ids < 0
-        if strange.any():
-            worst = int(np.where(strange, held, -1).argmax())
-            unknown = str(values[worst]), int(held[worst]), int(strange.sum())
-            ids = np.where(strange, IGNORE, ids)
+        ids, held = table[values], pixels[values]
+        strange = np.flatnonzero(ids < 0)
+        strange = strange[np.argsort(-held[strange], kind="stable")]
+        unknown = [(str(values[i]), int(held[i])) for i in strange]
+        ids = np.where(ids < 0, IGNORE, ids)
         seen.values = values.tolist()
         seen.counts = np.bincount(ids, held, IGNORE + 1)[: len(self.classes)].astype(np.int64)
         self._values(seen, unknown)
 
-    def _values(self, seen: Seen, unknown: tuple[str, int, int] | None) -> None:
-        """Findings on a mask that was read: the commonest value that is no class, its pixels, how many such values."""
+    def _values(self, seen: Seen, unknown: Sequence[tuple[str, int]]) -> None:
+        """Findings on a mask that was read: each value that is no class, with its pixels, the commonest first."""
         path, by_color = str(seen.pair.mask), self.decoder.by_color
-        if unknown is not None and not any(found.code == "E105" for found in seen.findings):
-            value, pixels, kinds = unknown
-            if kinds >= BLURRED:
-                word = "colours" if by_color else "ids"
-                seen.findings.append(
-                    Finding("E105", f"mask holds {BLURRED} or more {word} that are no class", (f"{path} ({kinds})",),
-                            "It was saved as JPEG or resized with smoothing, which invents classes along edges.",
-                            f"{REEXPORT}. {self._fix('ignores those pixels')}")
-                )  # fmt: skip
-            elif by_color:
-                seen.findings.append(
-                    Finding("E101", f"the colour {value} is no class", (f"{path} ({pixels} pixels)",),
-                            "It would be trained as something it is not.",
-                            f"Add the class with its colour. {self._fix('ignores those pixels')}")
-                )  # fmt: skip
+        is_known = any(found.code == "E105" for found in seen.findings)
+        if len(unknown) >= BLURRED and not is_known:
+            word = "colours" if by_color else "ids"
+            seen.findings.append(
+                Finding("E105", f"mask holds {BLURRED} or more {word} that are no class", (f"{path} ({len(unknown)})",),
+                        "It was saved as JPEG or resized with smoothing, which invents classes along edges.",
+                        f"{REEXPORT}. {self._fix('ignores those pixels')}")
+            )  # fmt: skip
+            is_known = True
+        for value, pixels in () if is_known else unknown:
+            if by_color:
+                what = f"the colour {value} is no class"
+                mend = f"Add the class with its colour. {self._fix('ignores those pixels')}"
             else:
                 what = f"the value {value} is no class (classes are 0-{len(self.classes) - 1})"
-                seen.findings.append(
-                    Finding("E101", what, (f"{path} ({pixels} pixels)",), "It would be trained as something it is not.",
-                            f"Mend the mask, add the class, or map it: --map {value}:ignore")
-                )  # fmt: skip
-        if unknown is None and seen.counts is not None and seen.counts.sum() == 0:
+                mend = f"Mend the mask, add the class, or map it: --map {value}:ignore"
+            seen.findings.append(
+                Finding(
+                    "E101", what, (f"{path} ({pixels} pixels)",), "It would be trained as something it is not.", mend
+                )
+            )
+        if not unknown and seen.counts is not None and seen.counts.sum() == 0:
             seen.findings.append(
                 Finding("W116", "every pixel is ignored", (path,), "Nothing is learnt from it.",
                         "Label it, or take it out.")
