@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import options, torchrun, write_set
+from conftest import options, torchrun, write_model, write_set
 from PIL import Image
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -61,6 +61,17 @@ def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Pat
     assert status == 0
     assert errors.count("finished before") == 2
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+
+
+@pytest.mark.parametrize("words", [["train", "SET", "--method", "supervised", *options()], ["predict", "MODEL", "SET"]])
+def test_a_place_where_nothing_can_be_written_is_named_in_a_line(
+    segue: Segue, dataset: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """No permission is not tested: who runs tests as root has it."""
+    (tmp_path / "file").write_text("no folder")
+    places = {"SET": dataset, "MODEL": write_model(tmp_path / "model")}
+    status, _, errors = segue(*(places.get(word, word) for word in words), "--out", tmp_path / "file" / "run")
+    assert (status, errors.splitlines()[-1]) == (1, f"error: {tmp_path / 'file' / 'run'}: Not a directory")
 
 
 def test_a_run_does_not_go_on_with_other_data(segue: Segue, run: Path, dataset: Path) -> None:

@@ -118,7 +118,7 @@ class Arm(Generic[D]):
 
 
 def pick_device(name: str) -> str:
-    """``auto`` as cuda, mps or cpu; another name as it is.
+    """``auto`` as cuda or cpu; another name as it is.
 
     Raises:
         UsageError: no such device here.
@@ -128,7 +128,8 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; here is: cpu") from None
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; here is: {here}") from None
     return name
 
 

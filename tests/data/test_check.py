@@ -513,6 +513,13 @@ def test_domains_propose_a_map_and_refuse_one_set_twice(dataset: Path, tmp_path:
     status, output, _ = segue("check", "--source", dataset, "--target", dataset)
     assert status == 2
     assert "share images" in output
+    for target, why in (
+        (dataset, "the classes of both are the same"),
+        (other / "images", "names no classes to map to"),
+    ):
+        _, output, _ = segue("check", "--source", dataset, "--target", target, "--maps", tmp_path / "none.yaml")
+        assert why in output and "none.yaml is not written" in output
+    assert not (tmp_path / "none.yaml").exists()
 
 
 def test_a_model_of_other_classes_is_named(dataset: Path, tmp_path: Path, segue: Any) -> None:
@@ -523,6 +530,10 @@ def test_a_model_of_other_classes_is_named(dataset: Path, tmp_path: Path, segue:
     status, output, _ = segue("check", dataset, "--model", model)
     assert status == 2
     assert "E132" in output and "another order" in output and "--map 0:1,1:0,2:2" in output
+    (model / "model.yaml").write_text(json.dumps({**spec, "spec": {"classes": ["ground", "bar"]}}))
+    status, output, _ = segue("check", dataset, "--model", model)
+    assert status == 2
+    assert f"To teach it disc: segue extend {model} --new {dataset} --out RUN" in output
 
 
 def test_the_docs_name_every_code_and_every_layout() -> None:

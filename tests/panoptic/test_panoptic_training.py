@@ -133,6 +133,9 @@ def test_probability_maps_of_a_panoptic_model_are_refused(segue: Segue, tmp_path
     assert trained(segue, data, out)[0] == 0
     status, _, errors = segue("predict", out, data / "images", "--out", tmp_path / "predicted", "--maps")
     assert (status, "--maps" in errors) == (2, True)
+    for option, value in (("--tile", 32), ("--overlap", 8), ("--scales", "0.5,1")):
+        status, _, errors = segue("predict", out, data / "images", "--out", tmp_path / "predicted", option, value)
+        assert (status, f"{option}: a panoptic model cannot" in errors) == (2, True)
     assert not (tmp_path / "predicted").exists()
     other = write_objects(tmp_path / "other", ("ground",))
     described = json.loads((other / "dataset.json").read_text())

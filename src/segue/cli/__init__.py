@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+            if error.filename is None:  # of no file that somebody named
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+            return FAILED_EXIT
         print(  # noqa: T201
             f"error: {error}; what was written before is intact: make room, and the same command goes on",
             file=sys.stderr,

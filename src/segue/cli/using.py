@@ -56,6 +56,7 @@ def add_commands(command: Command) -> None:
     )  # fmt: skip
     predict.add_argument("--device", default="auto")
     predict.add_argument("--json", action="store_true", help="print what was written as JSON")
+    predict.set_defaults(unset={action.dest: action.default for action in predict._actions})
 
     suggest = command("suggest", suggest_command, "which images to label next, and why")
     suggest.add_argument("images", metavar="IMAGES", help="folder of images, or FOLDER:split; masks are left alone")
@@ -252,8 +253,19 @@ def _predict_panoptic(
     from segue.prediction import Outputs
     from segue.weights import model_fingerprint
 
-    for option in ("maps", "flips", "calibrate", "run_lengths", "polygons", "labelme", "cvat"):
-        if getattr(arguments, option):
+    for option in (
+        "maps",
+        "flips",
+        "scales",
+        "tile",
+        "overlap",
+        "calibrate",
+        "run_lengths",
+        "polygons",
+        "labelme",
+        "cvat",
+    ):
+        if getattr(arguments, option) != arguments.unset[option]:
             raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}

@@ -94,7 +94,8 @@ class Audit:
             notes = _counted(len(self.findings) - stops, "note")
             lines.append(f"STOP: {_counted(stops, 'kind')} of fault that must be mended before training, {notes}")
         elif not self.listing.classes:
-            lines.append(f"no labels found; as unlabelled images: segue train LABELLED --unlabeled {self.address}")
+            learnt = f"segue pretrain {self.address} --out RUN"
+            lines.append(f"no labels found. Next: {learnt}, or segue train LABELLED --unlabeled {self.address}")
         else:
             lines.append(f"sound: {_counted(len(self.findings), 'note')}. Next: segue train {self.address} --out RUN")
         return [printable(line) for line in lines]
@@ -161,6 +162,10 @@ def audit_domains(source: Audit, target: Audit, maps: Path | None) -> tuple[list
     """
     findings = domains.domain_faults(source.listing, target.listing, source.facts, target.facts)
     text = ""
+    if maps is not None and source.listing.classes == target.listing.classes:
+        text = f"the classes of both are the same, so none has to be mapped: {maps} is not written"
+    elif maps is not None and not target.listing.classes:
+        text = f"{target.address} names no classes to map to, so {maps} is not written: give it a classes.txt"
     if target.listing.classes and source.listing.classes != target.listing.classes:
         proposal = domains.proposed_map(source.listing.classes, target.listing.classes)
         text = domains.map_text(proposal, source.address, target.address)

@@ -115,8 +115,11 @@ def model_faults(listing: Listing, model: Path | str, classes: Sequence[str]) ->
         ]  # fmt: skip
     missing = [name for name in listing.classes if name not in classes]
     extra = [name for name in classes if name not in listing.classes]
+    mend = "Name the classes as the model does, in its order, or train a model for this set."
+    if missing:
+        mend = f"{mend} To teach it {', '.join(missing)}: segue extend {model} --new {listing.root} --out RUN"
     what = f"only the set has {', '.join(missing) or 'none'}; only the model has {', '.join(extra) or 'none'}"
     return [
         Finding("E132", f"the set's classes are not the model's: {what}", where, "Ids would mean different things.",
-                "Name the classes as the model does, in its order, or train a model for this set.")
+                mend)
     ]  # fmt: skip
