@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from segue.config import UsageError, build, documented, flat, leaves, parse_fields
+from segue.verbs import config_from
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,17 @@ def test_a_field_there_twice_is_refused() -> None:
     sys.modules[__name__].Inner = Inner  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="'lr' is there twice"):
         leaves(Twice)
+
+
+def test_fields_from_python_are_of_their_kinds(tmp_path: Path) -> None:
+    """What can be meant is taken; the rest is refused before anything is looked at."""
+    config = config_from(
+        "train", "pixel_contrast", {"labels": 5, "unlabeled": tmp_path, "finetune_lr": 1, "crop": "64"}
+    )
+    assert (config.data.labels, config.data.unlabeled, config.finetune_lr) == ("5", (str(tmp_path),), 1.0)
+    assert config.views.crop == 64
+    for name, value in (("skip_bad", "maybe"), ("steps", 2.5), ("steps", "x"), ("scale", "large"), ("labels", ["a"])):
+        with pytest.raises(UsageError, match=name):
+            config_from("train", "pixel_contrast", {name: value})
+    with pytest.raises(UsageError, match="pixel_contrast has no field 'stpes'; did you mean steps"):
+        config_from("train", "pixel_contrast", {"stpes": 2})

@@ -198,6 +198,35 @@ def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str
     return build(kind, {**{name: _tuples(getattr(namespace, name)) for name in fields if name != "data"}, "data": data})
 
 
+def take_fields(kind: type[T], values: Mapping[str, Any], who: str) -> T:
+    """A config from leaf values as Python holds them: of a tuple's fields one value will do, and a number for a text.
+
+    Raises:
+        UsageError: an unknown field, or a value of the wrong kind.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    fields = leaves(kind)
+    parser = ArgumentParser(default_env=False, exit_on_error=False)
+    for name, (type_, default) in fields.items():
+        parser.add_argument(f"--{name}", type=type_, default=default)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UsageError(f"{who} has no field {name!r}{did_you_mean(name, set(fields))}")
+        type_, plain = fields[name][0], str(value) if isinstance(value, Path) else value
+        if get_origin(type_) is tuple and not isinstance(plain, tuple | list):
+            plain = [plain]
+        elif type_ is str and isinstance(plain, int | float) and not isinstance(plain, bool):
+            plain = str(plain)
+        given[name] = plain
+    try:
+        found = parser.parse_object(given)
+    except ArgumentError as error:
+        raise UsageError(f"{who}: {_plain(str(error))}") from None
+    return build(kind, {name: _tuples(getattr(found, name)) for name in values})
+
+
 def _options(arguments: list[str], fields: Mapping[str, tuple[Any, Any]], command: str) -> tuple[list[str], str]:
     """Options as ``--name=value``, and the file that ``--config`` names; hyphens in names do as well as underscores.
 

@@ -11,7 +11,7 @@ from typing import Any
 from segue import methods
 from segue.adaptation import SOURCE_ONLY
 from segue.adaptation import conclude as conclude_adaptation
-from segue.config import UsageError, build, did_you_mean, leaves
+from segue.config import UsageError, take_fields
 from segue.data.images import Whole
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.training import TrainingData, open_training
@@ -37,14 +37,9 @@ def config_from(verb: str, method: str, fields: Mapping[str, Any]) -> Any:
     """The ``Config`` of a method with the given fields.
 
     Raises:
-        UsageError: the verb has no such method, or the method no such field.
+        UsageError: the verb has no such method, the method no such field, or the field no such values.
     """
-    kind = method_module(method, verb).Config
-    known = leaves(kind)
-    unknown = [name for name in fields if name not in known]
-    if unknown:
-        raise UsageError(f"{method} has no field {unknown[0]!r}{did_you_mean(unknown[0], set(known))}")
-    return build(kind, fields)
+    return take_fields(method_module(method, verb).Config, fields, method)
 
 
 def train(
