@@ -369,6 +369,7 @@ def run_adaptation(method: str, config: Any, out: Path, around: Surroundings) ->
 
 
 def control(config: Any) -> Any:
-    """The plain training that a method is measured against: same data, network, views and number of steps."""
+    """The plain training that a method is measured against: same data, network, views, steps and weights of classes."""
     shared = {"data": config.data, "network": config.network, "views": config.views, "steps": config.steps}
-    return methods.load("supervised").Config(**shared, evaluate_every=config.evaluate_every)
+    balance = getattr(config, "balance", "none")  # not every method has a loss that classes can be weighted in
+    return methods.load("supervised").Config(**shared, balance=balance, evaluate_every=config.evaluate_every)

@@ -24,6 +24,7 @@ from segue.methods.pixel_contrast import (
     train,
     within_image,
 )
+from segue.verbs import control
 
 T = 0.2
 
@@ -205,3 +206,14 @@ def test_contrast_is_gentle_with_given_weights(dataset: Path, tmp_path: Path, gi
     run, config = Run(tmp_path / "run", quiet=True), build(Config, values)
     train(config, run, open_training(config.data, seed=0))
     assert run.read_log()[0]["lr"] == pytest.approx(expected)
+
+
+def test_rare_classes_can_count_more_in_fine_tuning_and_in_its_control(dataset: Path, tmp_path: Path) -> None:
+    """The first loss that is logged is that of the same weights and batch, weighted by class or not."""
+    first = {}
+    for balance in ("none", "auto"):
+        config = build(Config, {**TINY, "data": str(dataset), "balance": balance})
+        train(config, run := Run(tmp_path / balance, quiet=True), open_training(config.data, seed=0))
+        first[balance] = next(line["cross_entropy"] for line in run.read_log() if line["stage"] == "finetune")
+        assert control(config).balance == balance
+    assert first["auto"] != pytest.approx(first["none"], rel=1e-3)

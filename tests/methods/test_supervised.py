@@ -8,11 +8,12 @@ import torch
 from conftest import TINY, write_set
 
 from segue.config import build
+from segue.data.balance import class_weights
 from segue.data.images import Whole
 from segue.data.training import open_training
 from segue.engine import Run
 from segue.evaluation import semantic
-from segue.methods.supervised import Config, Supervised, class_weights, train
+from segue.methods.supervised import Config, Supervised, train
 
 
 def test_class_weights_by_hand(dataset: Path) -> None:

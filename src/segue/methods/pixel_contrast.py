@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from segue.config import Data, Network, Views
+from segue.data.balance import class_weights
 from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
 from segue.data.images import RandomViews, Whole
@@ -63,6 +64,7 @@ class Config:
             for one of given weights, whose features 0.1 destroys.
         finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper, over 50,000 steps and more.
         weight_decay: of all weights; 4e-5 in the paper.
+        balance: ``auto`` weights the classes of eq. 4 by how rare they are among the labels, ``none`` alike.
         temperature: t; 0.07 in the paper.
         embedding: length of f and g; 256 in the paper.
         positives: eq. 1 ``image``, eq. 2 ``pair``, eq. 3 ``batch``.
@@ -83,6 +85,7 @@ class Config:
     contrast_lr: float = 0.0
     finetune_lr: float = 0.03
     weight_decay: float = 4e-5
+    balance: Literal["none", "auto"] = "none"
     temperature: float = 0.07
     embedding: int = 256
     positives: Literal["image", "pair", "batch"] = "image"
@@ -185,14 +188,18 @@ class Contrast(Method):
 
 
 class FineTune(Method):
-    """Eq. 4. A batch holds ``image`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+    """Eq. 4, with weights of the classes (K,) if given. A batch holds ``image`` (B, 3, H, W), ``mask`` (B, H, W)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    class_weights: Tensor | None
+
+    def __init__(self, network: nn.Module, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> Losses:
-        return {"cross_entropy": pixel_cross_entropy(self.network(batch["image"]), batch["mask"])}
+        logits = self.network(batch["image"])
+        return {"cross_entropy": pixel_cross_entropy(logits, batch["mask"], class_weights=self.class_weights)}
 
 
 def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
@@ -321,7 +328,7 @@ def fine_tune(
     """Eq. 4 on the whole network, with a new classifier."""
     torch.manual_seed(mix(run.seed, stage))
     network.head.reset_parameters()
-    method = FineTune(network)
+    method = FineTune(network, class_weights(data) if config.balance == "auto" else None)
     optimizer = torch.optim.SGD(
         network.parameters(), config.finetune_lr, momentum=0.9, weight_decay=config.weight_decay, fused=True
     )

@@ -12,17 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segue.config import Data, Network, Views
+from segue.data.balance import class_weights
 from segue.data.images import RandomViews, Whole
 from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
 from segue.evaluation import Samples, semantic
 from segue.losses import pixel_cross_entropy
-from segue.metrics import Confusion
 from segue.models.heads import LinearProbe
 from segue.weights import Model, new_segmenter
 
@@ -51,20 +50,6 @@ class Config:
     balance: Literal["none", "auto"] = "none"
     linear_probe: bool = False
     evaluate_every: int = 0
-
-
-def class_weights(data: TrainingData) -> Tensor:
-    """Eq. 2 over the labelled masks: (K,); 1 for a class that no mask holds."""
-    pixels = np.zeros(len(data.classes))
-    masks = Whole(data.labelled, data.decoder)
-    for i in range(len(masks)):
-        alone = Confusion(len(data.classes))
-        mask = masks[i]["mask"].numpy()
-        alone.update(mask, np.zeros_like(mask))
-        pixels += alone.counts.sum(1)
-    present = pixels > 0
-    weights = np.where(present, np.median(pixels[present]) / np.maximum(pixels, 1), 1.0)
-    return torch.tensor(weights, dtype=torch.float32).clamp(0.1, 10.0)
 
 
 class Supervised(Method):
