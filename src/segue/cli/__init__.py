@@ -26,9 +26,9 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"segue {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str) -> Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
         added: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, parser=added)
         return added
 
     for group in (learning, data, using, shipping, inspecting, serving):
@@ -49,11 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"segue: unknown command {arguments[0]!r}{did_you_mean(arguments[0], list(commands or {}))}"
             )
         known, rest = top.parse_known_args(arguments)
-        known.words = arguments
+        known.words, known.rest = arguments, rest
         if known.command is None:
             return data.print_help(top)
+        if rest and "fields" not in known:  # which only commands have whose further options are a method's
+            options = [name for action in known.parser._actions for name in action.option_strings]
+            raise UsageError(f"{known.parser.prog}: unknown {rest[0]!r}{did_you_mean(rest[0], options)}")
         with stoppable() if known.command in RESUMED else contextlib.nullcontext():
-            return int(known.run(known, rest))
+            return int(known.run(known))
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_EXIT

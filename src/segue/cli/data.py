@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_rest, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, Parser, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_commands(command: Command) -> None:
     """Adds them to the parser."""
     _check_options(command("check", check_command, "every fault of a data set, with the command that mends it"))
-    data = command("data", lambda arguments, rest: print_help(data), "data sets: list, get, convert, shard")
+    data = command("data", lambda arguments: print_help(data), "data sets: list, get, convert, shard")
     _data_commands(data)
 
 
@@ -31,16 +31,16 @@ def _data_commands(data: Parser) -> None:
     """The commands below ``segue data``."""
     of_data = data.add_subparsers(dest="data_command", metavar="list|get|convert|shard|increments")
     listing = of_data.add_parser("list", help="what can be had, from where, under which terms")
-    listing.set_defaults(run=list_command)
+    listing.set_defaults(run=list_command, parser=listing)
     listing.add_argument("--json", action="store_true")
     get = of_data.add_parser("get", help="download a set; SEGUE_MIRROR names a folder or URL to take it from instead")
-    get.set_defaults(run=get_command)
+    get.set_defaults(run=get_command, parser=get)
     get.add_argument("name")
     get.add_argument("--out", required=True, metavar="FOLDER")
     increments = of_data.add_parser(
         "increments", help="a set as increments of classes, to measure what segue extend forgets"
     )
-    increments.set_defaults(run=increments_command)
+    increments.set_defaults(run=increments_command, parser=increments)
     increments.add_argument("source", metavar="SRC", help="the set's folder")
     increments.add_argument("out", metavar="DST", help="an empty or new folder")
     increments.add_argument("--classes", default="", metavar="B-I", help="B classes first, then I in each increment")
@@ -50,14 +50,14 @@ def _data_commands(data: Parser) -> None:
     increments.add_argument("--by_region", "--by-region", action="store_true", help="connected regions are objects")
     increments.add_argument("--layout", default="auto", help="how the set lies on disk")
     convert = of_data.add_parser("convert", help="bring a set of any layout into the canonical folder")
-    convert.set_defaults(run=convert_command)
+    convert.set_defaults(run=convert_command, parser=convert)
     convert.add_argument("source", metavar="SRC", help="the set's folder, or FOLDER:split")
     convert.add_argument("out", metavar="DST", help="an empty or new folder")
     convert.add_argument("--layout", default="auto", help="how the set lies on disk")
     convert.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
     convert.add_argument("--json", action="store_true", help="print what was written as JSON")
     shard = of_data.add_parser("shard", help="pack a set into tar shards, which every command reads like any other set")
-    shard.set_defaults(run=shard_command)
+    shard.set_defaults(run=shard_command, parser=shard)
     shard.add_argument("data", metavar="DATA", help="the set's folder, or FOLDER:split; images without labels too")
     shard.add_argument("--out", required=True, metavar="SHARDS", help="an empty or new folder")
     shard.add_argument("--layout", default="auto", help="how the set lies on disk")
@@ -81,18 +81,11 @@ def _check_options(check: Parser) -> None:
     check.add_argument("--fix", default="", metavar="OUT", help="write a mended copy into a new folder")
 
 
-CHECK_OPTIONS = [
-    *("--source", "--target", "--maps", "--model", "--layout", "--map"),
-    *("--allow_missing", "--skip_bad", "--json", "--html", "--fix"),
-]
-
-
-def check_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def check_command(arguments: argparse.Namespace) -> int:
     """``segue check``."""
     from segue.data.check.audit import as_json, audit, audit_domains
     from segue.progress import track
 
-    refuse_rest(rest, "segue check", CHECK_OPTIONS)
     if bool(arguments.source) != bool(arguments.target):
         raise UsageError("segue check: --source and --target are given together")
     domains = [arguments.source, arguments.target] if arguments.source else []
@@ -176,14 +169,13 @@ def left_out_lines(out: Path) -> list[str]:
     return [printable(f"left out: {file}: {reason}") for file, reason in left_out.items()]
 
 
-def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def convert_command(arguments: argparse.Namespace) -> int:
     """``segue data convert``."""
     from segue.data.convert import convert
     from segue.data.layouts import open_listing
     from segue.data.stored_values import parse_map
     from segue.progress import track
 
-    refuse_rest(rest, "segue data convert", ["--layout", "--map", "--json"])
     listing = open_listing(arguments.source, arguments.layout)
     stops = [str(fault) for fault in listing.faults if fault.stop]
     if stops:
@@ -202,14 +194,13 @@ def convert_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return USAGE_EXIT if written["left_out"] else 0
 
 
-def shard_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def shard_command(arguments: argparse.Namespace) -> int:
     """``segue data shard``."""
     from segue.data.check.audit import open_any
     from segue.data.layouts import open_images, split_address
     from segue.data.sharding import write_shards
     from segue.progress import track
 
-    refuse_rest(rest, "segue data shard", ["--out", "--layout", "--shard-mb", "--json"])
     if arguments.shard_mb < 1:
         raise UsageError(f"--shard-mb {arguments.shard_mb}: give at least 1")
     listing = open_any(arguments.data, arguments.layout)
@@ -228,15 +219,13 @@ def shard_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def increments_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def increments_command(arguments: argparse.Namespace) -> int:
     """``segue data increments``."""
     from segue.data.increments import Plan, plan_increments, write_increments
     from segue.data.layouts import open_listing
     from segue.data.panoptic import Annotation
     from segue.progress import track
 
-    known = ["--classes", "--order", "--protocol", "--plan", "--by_region", "--layout"]
-    refuse_rest(rest, "segue data increments", known)
     listing = open_listing(arguments.source, arguments.layout)
     annotation = Annotation(listing, arguments.by_region)
     if arguments.plan:
@@ -264,12 +253,11 @@ def _two_numbers(text: str) -> tuple[int, int]:
     return int(base), int(more)
 
 
-def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def list_command(arguments: argparse.Namespace) -> int:
     """``segue data list``."""
     from segue.data.catalogue import catalogue
     from segue.data.fetch import in_mirror
 
-    refuse_rest(rest, "segue data list", ["--json"])
     mirror = os.environ.get("SEGUE_MIRROR", "")
     names = in_mirror(mirror) if mirror else ()
     rows = [
@@ -290,11 +278,10 @@ def list_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def get_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def get_command(arguments: argparse.Namespace) -> int:
     """``segue data get``."""
     from segue.data.fetch import get
 
-    refuse_rest(rest, "segue data get", ["--out"])
     path = get(arguments.name, Path(arguments.out))
     print(f"{arguments.name} is in {path}")  # noqa: T201
     return 0

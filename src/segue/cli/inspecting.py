@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, refuse_rest, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, whole_number
 from segue.config import UsageError
 
 
@@ -46,14 +46,12 @@ def counts(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def bench_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def bench_command(arguments: argparse.Namespace) -> int:
     """``segue bench``."""
     from segue.bench import candidates, known_accuracy, machine, measure, write_picture
     from segue.progress import track
     from segue.run import write_atomically
 
-    known = ["--sizes", "--threads", "--rounds", "--compiled", "--openvino", "--out", "--json"]
-    refuse_rest(rest, "segue bench", known)
     sizes = []
     for part in arguments.sizes.split(","):
         sides = part.split("x")
@@ -106,12 +104,11 @@ def _print_table(result: dict[str, object]) -> None:
     console.print(table)
 
 
-def compare_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def compare_command(arguments: argparse.Namespace) -> int:
     """``segue compare``."""
     from segue.report.comparison import comparison_page, read_entries
     from segue.run import write_atomically
 
-    refuse_rest(rest, "segue compare", ["--images", "--out", "--device", "--json"])
     if arguments.images:
         return _compare_on_images(arguments)
     out = empty_folder(arguments.out)
@@ -160,13 +157,12 @@ def _compare_on_images(arguments: argparse.Namespace) -> int:
     return USAGE_EXIT if found.failed else 0
 
 
-def doctor_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def doctor_command(arguments: argparse.Namespace) -> int:
     """``segue doctor``."""
     from dataclasses import asdict
 
     from segue.doctor import examine
 
-    refuse_rest(rest, "segue doctor", ["--out", "--json"])
     lines = examine(Path(arguments.out))
     if arguments.json:
         print(json.dumps([asdict(line) for line in lines]))  # noqa: T201

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue import methods
-from segue.cli.parsing import GATE_EXIT, Command, add_surroundings, refuse_rest, whole_number
+from segue.cli.parsing import GATE_EXIT, Command, add_surroundings, whole_number
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
@@ -99,7 +99,12 @@ def _add_extend(command: Command) -> None:
     extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
 
 
-def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
+    """Options that set a method's fields: the command's own, then what was given; ``--help`` lists the fields."""
+    return ["--help"] if arguments.fields else [*own, *arguments.rest]
+
+
+def train_command(arguments: argparse.Namespace) -> int:
     """``segue train``."""
     from segue.launch import method_module
     from segue.verbs import run_training
@@ -110,27 +115,27 @@ def train_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError(f"--task {arguments.task}: {name} trains {trains} models; leave --method or --task out")
     kind = method_module(name, "train").Config
     prog = f"segue train --method {name}"
-    config = parse_fields(kind, ["--help"] if arguments.fields else rest, prog, data=arguments.data)
+    config = parse_fields(kind, field_options(arguments), prog, data=arguments.data)
     out = run_training(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
     if arguments.json:
         print_result(out)
     return 0
 
 
-def extend_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def extend_command(arguments: argparse.Namespace) -> int:
     """``segue extend``; `GATE_EXIT` where the model forgot too much."""
     from segue.launch import method_module
     from segue.verbs import run_extension
 
     name = arguments.method or f"incremental_{arguments.task}"
     kind = method_module(name, "extend").Config
-    given = ["--help"] if arguments.fields else [f"--model={arguments.model}", *rest]
+    given = field_options(arguments, f"--model={arguments.model}")
     config = parse_fields(kind, given, f"segue extend --method {name}", data=arguments.new)
     out = run_extension(name, config, Path(arguments.out), surroundings(arguments))
     return report_decision(out, as_json=arguments.json)
 
 
-def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def compress_command(arguments: argparse.Namespace) -> int:
     """``segue compress``."""
     from segue.launch import method_module
     from segue.verbs import run_compression
@@ -141,7 +146,11 @@ def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     cluster = [f"--ray={arguments.ray}"] if arguments.ray else []
     device, threads = device_and_threads(arguments.device)
     arguments.device = device
-    given = ["--help"] if arguments.fields else [f"--teacher={arguments.teacher}", *threads, *budget, *cluster, *rest]
+    given = (
+        ["--help"]
+        if arguments.fields
+        else [f"--teacher={arguments.teacher}", *threads, *budget, *cluster, *arguments.rest]
+    )
     config = parse_fields(kind, given, f"segue compress --method {name}", data=arguments.data)
     out = run_compression(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
     if arguments.json:
@@ -149,7 +158,7 @@ def compress_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def adapt_command(arguments: argparse.Namespace) -> int:
     """``segue adapt``; `GATE_EXIT` where adaptation did harm."""
     from segue.launch import method_module
     from segue.verbs import run_adaptation
@@ -158,7 +167,7 @@ def adapt_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     kind = method_module(name, "adapt").Config
     given = {"source": arguments.source, "target": arguments.target, "val": arguments.val}
     options = [f"--{option}={json.dumps(v) if option == 'source' else v}" for option, v in given.items() if v]
-    config = parse_fields(kind, ["--help"] if arguments.fields else [*options, *rest], f"segue adapt --method {name}")
+    config = parse_fields(kind, field_options(arguments, *options), f"segue adapt --method {name}")
     out = run_adaptation(name, config, Path(arguments.out), surroundings(arguments))
     return report_decision(out, as_json=arguments.json)
 
@@ -176,13 +185,13 @@ def report_decision(out: Path, *, as_json: bool) -> int:
     return GATE_EXIT if decision["release"] is False else 0
 
 
-def pretrain_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def pretrain_command(arguments: argparse.Namespace) -> int:
     """``segue pretrain``."""
     from segue.launch import method_module
     from segue.verbs import PRETRAINING, run_pretraining
 
     kind = method_module(PRETRAINING, "pretrain").Config
-    config = parse_fields(kind, ["--help"] if arguments.fields else rest, "segue pretrain", data=arguments.images)
+    config = parse_fields(kind, field_options(arguments), "segue pretrain", data=arguments.images)
     out = run_pretraining(config, Path(arguments.out), surroundings(arguments))
     if arguments.json:
         print_result(out)
@@ -227,11 +236,10 @@ def print_result(out: Path) -> None:
     print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201
 
 
-def demo_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def demo_command(arguments: argparse.Namespace) -> int:
     """``segue demo``."""
     from segue.demo import run_demo
 
-    refuse_rest(rest, "segue demo", ["--out", "--steps", "--seed", "--device", "--precision", "--workers", "--json"])
     scores = run_demo(
         Path(arguments.out), steps=arguments.steps, seed=arguments.seed, device=arguments.device,
         precision=arguments.precision, workers=arguments.workers,

@@ -2,11 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segue.config import UsageError, did_you_mean
+from segue.config import UsageError
 
 FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2
@@ -29,7 +29,7 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
-Command = Callable[[str, Callable[[argparse.Namespace, list[str]], int], str], Parser]
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], Parser]
 """Adds a command: (name, what it runs, what it does in words) gives its parser."""
 
 
@@ -45,12 +45,6 @@ def add_surroundings(command: Parser, *, divisible: bool = False) -> None:
         told = "divide weights, gradients and optimiser state over the processes of torchrun"
         command.add_argument("--shard", action="store_true", help=told)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def refuse_rest(rest: Sequence[str], prog: str, known: Sequence[str]) -> None:
-    """Unknown options of a command whose options are all known."""
-    if rest:
-        raise UsageError(f"{prog}: unknown {rest[0]!r}{did_you_mean(rest[0], list(known))}")
 
 
 def percent(value: float) -> str:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import Command, refuse_rest, whole_number
+from segue.cli.parsing import Command, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -54,17 +54,12 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
     from segue.launch import pick_device
     from segue.tuning import tune
 
-    known = [
-        *("--against", "--review", "--ledger", "--runs", "--check", "--suggested", "--host", "--port", "--token"),
-        *("--max-mb", "--max-megapixels", "--timeout", "--queue", "--batch", "--device"),
-    ]
-    refuse_rest(rest, "segue serve", known)
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
         if getattr(arguments, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import PARITY_EXIT, Command, refuse_rest, whole_number
+from segue.cli.parsing import PARITY_EXIT, Command, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -38,16 +38,12 @@ def add_commands(command: Command) -> None:
     export.add_argument("--json", action="store_true", help="print what was measured as JSON")
 
 
-def export_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def export_command(arguments: argparse.Namespace) -> int:
     """``segue export``."""
     from segue.export.delivery import OWN, deliver, deliver_panoptic, open_check, refuse_deep
     from segue.models.mask_classifier import MaskClassifier
     from segue.weights import load_any
 
-    refuse_rest(
-        rest, "segue export",
-        ["--onnx", "--int8", "--openvino", "--verify", "--calibrate", "--images", "--max-drop", "--out", "--json"],
-    )  # fmt: skip
     if not arguments.out and not Path(arguments.model).is_dir() and arguments.model.startswith("hf:"):
         raise UsageError("--out: name a folder for the files of a model from a hub")
     out = Path(arguments.out or Path(arguments.model) / "export")

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, refuse_rest, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, whole_number
 from segue.config import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def add_commands(command: Command) -> None:
     )  # fmt: skip
     predict.add_argument("--device", default="auto")
     predict.add_argument("--json", action="store_true", help="print what was written as JSON")
-    predict.set_defaults(unset={action.dest: action.default for action in predict._actions})
 
     suggest = command("suggest", suggest_command, "which images to label next, and why")
     suggest.add_argument("images", metavar="IMAGES", help="folder of images, or FOLDER:split; masks are left alone")
@@ -69,11 +68,10 @@ def add_commands(command: Command) -> None:
     suggest.add_argument("--json", action="store_true", help="print the suggestion as JSON")
 
 
-def evaluate_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def evaluate_command(arguments: argparse.Namespace) -> int:
     """``segue evaluate``."""
     from segue.using import evaluate
 
-    refuse_rest(rest, "segue evaluate", ["--data", "--split", "--layout", "--map", "--device", "--json"])
     measured = evaluate(
         arguments.model, arguments.data, split=arguments.split, layout=arguments.layout,
         mapping=arguments.map, device=arguments.device,
@@ -191,7 +189,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     return found
 
 
-def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def predict_command(arguments: argparse.Namespace) -> int:
     """``segue predict``."""
     from segue.cluster import connect
     from segue.launch import pick_device
@@ -200,9 +198,6 @@ def predict_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.tuning import tune
     from segue.weights import load_any
 
-    known = ["--out", "--maps", "--no-overlays", "--device", "--json", "--tile", "--overlap", "--flips", "--scales"]
-    shapes = ["--run-lengths", "--polygons", "--labelme", "--cvat"]
-    refuse_rest(rest, "segue predict", [*known, *shapes, "--calibrate", "--ray"])
     out = Path(arguments.out)
     pairs = find_images(arguments.images)
     if arguments.ray:
@@ -265,7 +260,7 @@ def _predict_panoptic(
         "labelme",
         "cvat",
     ):
-        if getattr(arguments, option) != arguments.unset[option]:
+        if getattr(arguments, option) != arguments.parser.get_default(option):
             raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
@@ -320,7 +315,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     return account
 
 
-def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+def suggest_command(arguments: argparse.Namespace) -> int:
     """``segue suggest``."""
     from dataclasses import asdict
 
@@ -329,8 +324,6 @@ def suggest_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     from segue.suggestion import write_suggestion
     from segue.using import suggest
 
-    known = ["--model", "--n", "--out", "--skip_bad", "--seed", "--device", "--json"]
-    refuse_rest(rest, "segue suggest", known)
     out = empty_folder(arguments.out)
     if (split_address(arguments.images)[0] / RECORD).is_file():
         raise UsageError(
