@@ -251,13 +251,13 @@ def test_every_run_folder_holds_what_the_design_names(runs: dict[str, Path]) -> 
 def test_fingerprint_changes_with_one_pixel(tmp_path: Path) -> None:
     from PIL import Image
 
-    from segue.launch import fingerprint
+    from segue.data.fingerprint import fingerprint
 
     root = write_set(tmp_path / "set")
     config = settings("supervised", root)
-    before = fingerprint(open_training(config.data, seed=0))
+    before = fingerprint(open_training(config.data, seed=0).files())
     path = root / "labels" / "train_000.png"
     with Image.open(path) as image:
         image.putpixel((0, 0), (image.getpixel((0, 0)) + 1) % 3)
         image.save(path)
-    assert fingerprint(open_training(config.data, seed=0)) != before
+    assert fingerprint(open_training(config.data, seed=0).files()) != before

@@ -3,7 +3,6 @@ saved, and the report written. What the verbs do differently is theirs: `segue.v
 
 import atexit
 import csv
-import hashlib
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 import segue
 from segue import methods
 from segue.config import UsageError, Views, did_you_mean, flat
+from segue.data.fingerprint import fingerprint
 from segue.engine import Run, only_first, rank_and_world, write_atomically
 from segue.ranks import STEP, leave
 from segue.records import run_data
@@ -368,7 +368,7 @@ def describe_run(
         "git": _git(),
         "device": device,
         "tuning": list(tuned),
-        "data": {**data.account(), "fingerprint": fingerprint(data)},
+        "data": {**data.account(), "fingerprint": fingerprint(data.files())},
     }
     return {
         "config.yaml": yaml.safe_dump(identity["config"], sort_keys=False).encode(),
@@ -392,17 +392,6 @@ def _git() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def fingerprint(data: MethodData) -> str:
-    """A number that changes with any byte of any file used to train or validate."""
-    digest = hashlib.sha256()
-    for name, paths in data.files():
-        digest.update(name.encode())
-        for path in paths:
-            if path is not None:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def write_metrics(run: Run) -> None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from segue.batches import mix
 from segue.cluster import connect
 from segue.config import Data, Network, UsageError, Views
+from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
 from segue.data.transforms import PLAIN, ColorJitter
@@ -188,7 +189,7 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
         encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=(mean, std),
         normalise=Normalise(mean, std, 255.0, 32).to(run.device), teacher=data.teacher, seed=run.seed,
-        classes=len(data.training.classes), device=run.device, source=data.digest(),
+        classes=len(data.training.classes), device=run.device, source=fingerprint(data.files()),
     )  # fmt: skip
 
 

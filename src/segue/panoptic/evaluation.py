@@ -1,6 +1,6 @@
 """How a panoptic model is run over a data set, and the scores that come of it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,6 @@ class PanopticMeasured:
         classes: names by id.
         things: ids of the countable ones.
         quality: over all pictures.
-        groups: further groups of class ids that are scored.
         by_image: (name, panoptic quality of that picture), in the order of the data.
         split: what was measured on, in words; empty where that is said elsewhere.
     """
@@ -31,14 +30,13 @@ class PanopticMeasured:
     classes: tuple[str, ...]
     things: tuple[int, ...]
     quality: PanopticQuality
-    groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     by_image: list[tuple[str, float]] = field(default_factory=list)
     split: str = ""
 
     def scores(self) -> dict[str, float]:
-        """``pq``, ``sq``, ``rq``, the same of ``things``, ``stuff`` and each group, and ``pq/CLASS``; in [0, 1]."""
+        """``pq``, ``sq``, ``rq``, the same of ``things`` and ``stuff``, and ``pq/CLASS``; in [0, 1]."""
         stuff = tuple(i for i in range(len(self.classes)) if i not in self.things)
-        return quality_scores(self.quality, self.classes, {"things": self.things, "stuff": stuff, **self.groups})
+        return quality_scores(self.quality, self.classes, {"things": self.things, "stuff": stuff})
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON can hold it; NaN is null."""
@@ -53,7 +51,7 @@ class PanopticMeasured:
     def line(self) -> str:
         """The panoptic quality in words."""
         scores, count = self.scores(), len(self.by_image)
-        shown = ", ".join(f"{name} {100 * scores[f'pq/{name}']:.1f}" for name in ("things", "stuff", *self.groups))
+        shown = ", ".join(f"{name} {100 * scores[f'pq/{name}']:.1f}" for name in ("things", "stuff"))
         return f"PQ {100 * scores['pq']:.1f} ({shown}) on {count} validation image{'' if count == 1 else 's'}"
 
 
@@ -70,7 +68,6 @@ def measure_panoptic(
     model: MaskClassifier,
     data: PanopticWhole,
     *,
-    groups: dict[str, Sequence[int]] | None = None,
     future: Collection[int] = (),
 ) -> PanopticMeasured:
     """Runs ``model`` over every picture of ``data``, at its own size, in float32.
@@ -78,14 +75,12 @@ def measure_panoptic(
     Args:
         model: left in the mode it was in.
         data: pictures with their maps; class ids are the model's.
-        groups: groups of class ids that are scored besides things and stuff.
         future: class ids that the model does not know yet; their segments are void.
     """
     training = model.training
     model.eval()
     count = len(model.spec.classes)
-    chosen = {name: tuple(ids) for name, ids in (groups or {}).items()}
-    measured = PanopticMeasured(model.spec.classes, model.spec.things, PanopticQuality(count), chosen)
+    measured = PanopticMeasured(model.spec.classes, model.spec.things, PanopticQuality(count))
     for i in range(len(data)):
         sample = data[i]
         alone = PanopticQuality(count)

@@ -63,7 +63,6 @@ def mask_losses(
     truths: Sequence[Segments],
     *,
     points: int,
-    matches: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Losses:
     """``class``, ``mask`` and ``dice``, weighted and summed over the layers.
 
@@ -71,7 +70,6 @@ def mask_losses(
         layers: what the queries of each layer say of B pictures.
         truths: the segments of each picture.
         points: sampled of each mask.
-        matches: takes (queries, segments) of each picture for the last layer, where a caller needs them.
     """
     device = layers[0].masks.device
     places = [torch.rand(points, 2, device=device) for _ in truths]
@@ -86,8 +84,6 @@ def mask_losses(
         losses["class"] = losses["class"] + CLASS * class_loss(layer.classes, truths, found)
         for name, loss in point_losses(layer.masks, truths, found, points, count).items():
             losses[name] = losses[name] + loss
-    if matches is not None:
-        matches += found
     return losses
 
 

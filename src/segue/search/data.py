@@ -1,6 +1,5 @@
 """What compression learns from: a labelled set, and a teacher that knows its classes."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +32,6 @@ class Compression:
     def account(self) -> dict[str, object]:
         """Of the labelled set."""
         return self.training.account()
-
-    def digest(self) -> str:
-        """A number that changes with any byte of the data and of the teacher."""
-        found = hashlib.sha256()
-        for name, paths in self.files():
-            found.update(name.encode())
-            for path in paths:
-                if path is not None:
-                    found.update(hashlib.sha256(path.read_bytes()).digest())
-        return found.hexdigest()
 
     def files(self) -> Iterator[tuple[str, tuple[Path | None, ...]]]:
         """Everything trained on, and the teacher's weights."""

@@ -40,11 +40,6 @@ class Entry:
         """Of its training, below the run folder."""
         return f"finalists/{self.name.replace(' ', '_').lower()}_{self.attempt}"
 
-    @property
-    def is_control(self) -> bool:
-        """Whether it is there to be compared with."""
-        return not self.name.startswith("finalist")
-
     def seed(self, seed: int) -> int:
         """Of its training, in a run of this seed."""
         return mix(seed, "finalist", self.attempt) if self.attempt else seed

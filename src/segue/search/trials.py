@@ -17,8 +17,6 @@ import segue
 from segue.data.sample import DataError
 from segue.records import expecting
 
-STATES = ("stopped", "done", "failed")
-
 
 @dataclass(frozen=True)
 class Trial:
