@@ -14,7 +14,8 @@ from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import Outputs, find_images, overlay, predict_image, write_predictions
+from segue.prediction import How, Outputs, find_images, overlay, predict_image, write_predictions
+from segue.tiling import Grid
 
 Segue = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +58,31 @@ def model() -> Segmenter:
     torch.manual_seed(0)
     colors = ((10, 20, 30), (200, 0, 0), (0, 0, 200))
     return Segmenter(SegmenterSpec("test_efficientnet", ("a", "b", "c"), colors, decoder_channels=16)).eval()
+
+
+class Counted(ByColor):
+    """Remembers how many pixels each pass had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[int] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.passes.append(image[:, 0].numel())
+        return super().forward(image)
+
+
+def test_what_is_too_large_is_scored_in_tiles_as_it_is_predicted() -> None:
+    """Small pictures go through together, up to the pixels of one pass."""
+    draws = np.random.default_rng(0)
+    ids = [draws.integers(0, 3, size) for size in ((200, 150), (200, 150), (60, 50), (60, 50), (60, 50), (60, 50))]
+    data = [{"image": pure(one), "mask": torch.from_numpy(one), "name": str(i)} for i, one in enumerate(ids)]
+    model = Counted()
+    measured = measure(model, data, ("r", "g", "b"), how=How(grid=Grid(96, 16), largest=10_000))  # type: ignore[arg-type]
+    assert measured.confusion.accuracy() == 1
+    assert int(measured.confusion.counts.sum()) == sum(one.size for one in ids)
+    assert max(model.passes) <= 10_000
+    assert model.passes[-2:] == [9_000, 3_000]
 
 
 def test_probability_and_uncertainty_by_hand(model: Segmenter) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from segue.data.sample import IGNORE, DataError
 from segue.evaluation import Samples
 from segue.metrics import Calibration
+from segue.prediction import WHOLE
 from segue.weights import Model
 
 PIXELS = 20_000  # of each picture, at most
@@ -69,17 +70,27 @@ def calibrate(model: Model, data: Samples) -> Fitted:
 
 
 def _pixels(model: Model, data: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (N, K) and labels (N,) of up to `PIXELS` random labelled pixels of each picture."""
+    """Logits (N, K) and labels (N,) of up to `PIXELS` random labelled pixels of each picture, or of its middle."""
     device = next(model.parameters()).device
     for i in range(len(data)):
         sample = data[i]
         if "mask" not in sample:
             continue
-        labels = sample["mask"].flatten().long()
+        image, mask = _middle(sample["image"]), _middle(sample["mask"])
+        labels = mask.flatten().long()
         places = torch.nonzero(labels != IGNORE)[:, 0].numpy()
         chosen = torch.from_numpy(np.random.default_rng(i).permutation(places)[:PIXELS])
-        logits = model(sample["image"][None].to(device))[0].float().flatten(1).T.cpu()
+        logits = model(image[None].to(device))[0].float().flatten(1).T.cpu()
         yield logits[chosen], labels[chosen]
+
+
+def _middle(values: Tensor) -> Tensor:
+    """The middle of a picture or mask (..., H, W) that is too large for one pass; a smaller one as it is."""
+    side = math.isqrt(WHOLE.largest)
+    if values.shape[-1] * values.shape[-2] <= WHOLE.largest:
+        return values
+    top, left = (max(0, (size - side) // 2) for size in values.shape[-2:])
+    return values[..., top : top + side, left : left + side]
 
 
 def _error(logits: Tensor, labels: Tensor) -> float:

@@ -108,7 +108,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _fast_on(run: Run, method: Method) -> contextlib.AbstractContextManager[None]:
-    """What makes a training with this precision fast on this device."""
+    """Keeps layers in float32 whose bfloat16 gradient is slow, where a CPU trains in bfloat16."""
     is_rounded = run.device.type == "cpu" and run.precision == "bf16"
     return slow_layers_in_float32(method) if is_rounded else contextlib.nullcontext()
 
@@ -124,7 +124,7 @@ def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
 
 
 def _together(method: Method) -> nn.Module:
-    """What gives the losses of a batch: the method, where several processes hold copies with their gradients averaged.
+    """The module whose forward gives the losses: the method, or `DistributedDataParallel` of it in several processes.
 
     Buffers are seen to by `_Loop.update`, after each step.
     """

@@ -1,5 +1,6 @@
 """How a model is run over a labelled data set, and the scores that come of it."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from segue.data.sample import IGNORE, Array, Sample
 from segue.metrics import Calibration, Confusion
 from segue.models.segmenter import FEATURE_STRIDE, Segmenter
+from segue.prediction import WHOLE, How, predict_image
+from segue.weights import Model
 
 
 class Samples(Protocol):
@@ -84,12 +87,29 @@ def _mean(values: Array) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
-def same_size_batches(data: Samples, batch: int) -> Iterator[tuple[list[Sample], Tensor]]:
-    """Samples in their order, gathered while they have one size: (samples, images (B, 3, H, W))."""
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients within the block; the model is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def same_size_batches(data: Samples, batch: int, largest: int) -> Iterator[tuple[list[Sample], Tensor]]:
+    """Samples in their order, gathered while they have one size and no more than ``largest`` pixels together.
+
+    Yields:
+        The samples, at least one, and their images (B, 3, H, W).
+    """
     gathered: list[Sample] = []
     for i in range(len(data)):
         sample = data[i]
-        if gathered and (len(gathered) == batch or sample["image"].shape != gathered[0]["image"].shape):
+        count = min(batch, max(1, largest // sample["image"][0].numel()))
+        if gathered and (len(gathered) >= count or sample["image"].shape != gathered[0]["image"].shape):
             yield gathered, torch.stack([s["image"] for s in gathered])
             gathered = []
         gathered.append(sample)
@@ -97,64 +117,62 @@ def same_size_batches(data: Samples, batch: int) -> Iterator[tuple[list[Sample],
         yield gathered, torch.stack([s["image"] for s in gathered])
 
 
-@torch.inference_mode()
-def measure(model: nn.Module, data: Samples, classes: Sequence[str], *, batch: int = 4) -> Measured:
-    """Runs ``model`` over every sample of ``data``, at its own size, in float32.
+def measure(model: Model, data: Samples, classes: Sequence[str], *, batch: int = 4, how: How = WHOLE) -> Measured:
+    """Runs ``model`` over every sample of ``data``, at its own size, in float32; what is too large in tiles.
 
     Args:
         model: (B, 3, H, W) -> logits (B, K, H, W); left in the mode it was in.
         data: samples with ``image``, ``mask`` and ``name``.
         classes: names by id.
-        batch: images of one size that go through together.
+        batch: images of one size that go through together, fewer of large ones.
+        how: as of `segue.prediction.predict_image`, so that what is scored is what is predicted.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     measured = Measured(tuple(classes), Confusion(len(classes)), Calibration())
-    for samples, images in same_size_batches(data, batch):
-        probabilities, predictions = model(images.to(device)).float().softmax(1).max(1)
-        for sample, probability, prediction in zip(samples, probabilities.cpu(), predictions.cpu(), strict=True):
-            alone = Confusion(len(classes))
-            alone.update(sample["mask"].numpy(), prediction.numpy())
-            measured.confusion.counts += alone.counts
-            measured.calibration.update(sample["mask"], prediction, probability)
-            measured.by_image.append((sample["name"], alone.miou()))
-    model.train(training)
+    with evaluating(model):
+        for samples, images in same_size_batches(data, batch, how.largest):
+            if images[0, 0].numel() > how.largest:
+                predictions, probabilities = (part[None] for part in predict_image(model, images[0], how)[:2])
+            else:
+                probabilities, predictions = model(images.to(device)).float().softmax(1).max(1)
+            for sample, probability, prediction in zip(samples, probabilities.cpu(), predictions.cpu(), strict=True):
+                alone = Confusion(len(classes))
+                alone.update(sample["mask"].numpy(), prediction.numpy())
+                measured.confusion.counts += alone.counts
+                measured.calibration.update(sample["mask"], prediction, probability)
+                measured.by_image.append((sample["name"], alone.miou()))
     return measured
 
 
-def semantic(model: nn.Module, data: Samples, classes: Sequence[str]) -> dict[str, float]:
+def semantic(model: Model, data: Samples, classes: Sequence[str]) -> dict[str, float]:
     """The scores of `Measured.scores`."""
     return measure(model, data, classes).scores()
 
 
-@torch.inference_mode()
 def pixel_embeddings(
     model: Segmenter, data: Samples, *, seed: int, images: int = 24, per_class: int = 60
 ) -> dict[str, Array]:
-    """Decoder features of random labelled pixels, at most ``per_class`` of each class, from up to ``images`` images.
+    """Decoder features of random labelled pixels, about ``per_class`` of each class, from up to ``images`` images.
 
     Returns:
         ``features`` float16 (N, C) and ``labels`` uint8 (N,).
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     generator = np.random.default_rng(seed)
     chosen = sorted(generator.choice(len(data), min(images, len(data)), replace=False).tolist())
     features, labels = [], []
-    for i in chosen:
-        sample = data[i]
-        mask = sample["mask"].numpy()
-        feature = model.features(sample["image"][None].to(device))[0].float().cpu()
-        step = FEATURE_STRIDE
-        small = mask[step // 2 :: step, step // 2 :: step]
-        for index in np.unique(small[small != IGNORE]):
-            places = np.argwhere(small == index)
-            picked = places[generator.permutation(len(places))[: -(-per_class * 2 // len(chosen))]]
-            features.append(feature[:, picked[:, 0], picked[:, 1]].T.numpy().astype(np.float16))
-            labels.append(np.full(len(picked), index, np.uint8))
-    model.train(training)
+    with evaluating(model):
+        for i in chosen:
+            sample = data[i]
+            mask = sample["mask"].numpy()
+            feature = model.features(sample["image"][None].to(device))[0].float().cpu()
+            step = FEATURE_STRIDE
+            small = mask[step // 2 :: step, step // 2 :: step]
+            for index in np.unique(small[small != IGNORE]):
+                places = np.argwhere(small == index)
+                picked = places[generator.permutation(len(places))[: -(-per_class * 2 // len(chosen))]]
+                features.append(feature[:, picked[:, 0], picked[:, 1]].T.numpy().astype(np.float16))
+                labels.append(np.full(len(picked), index, np.uint8))
     if not features:
         return {"features": np.zeros((0, model.spec.decoder_channels), np.float16), "labels": np.zeros(0, np.uint8)}
     return {"features": np.concatenate(features), "labels": np.concatenate(labels)}

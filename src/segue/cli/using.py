@@ -1,4 +1,4 @@
-"""The commands that use models: evaluate, predict, suggest, compare."""
+"""The commands that use models: evaluate, predict, suggest."""
 
 import argparse
 import json

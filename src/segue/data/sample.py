@@ -1,8 +1,8 @@
 """What one sample is, and how images and label maps are read from disk and written to it.
 
-A sample is a dict: ``image`` uint8 (3, H, W) RGB; ``mask`` int64 (H, W) of class ids with ``IGNORE`` where nothing is
-known; ``name`` str. Panoptic samples hold ``masks`` bool (N, H, W), ``labels`` (N,) and ``is_crowd`` (N,) beside it.
-Absent keys are absent, never ``None``.
+A sample is a dict: ``image`` uint8 (3, H, W) RGB, ``name`` str, and where there are labels ``mask`` (H, W), class ids
+of an integer dtype with ``IGNORE`` where nothing is known. What panoptic samples hold in place of ``mask`` stands with
+`segue.data.panoptic.PanopticWhole` and `PanopticViews`. Absent keys are absent, never ``None``.
 """
 
 import struct

@@ -298,6 +298,7 @@ class MeanTeacher(Method):
         )
 
     def after_step(self, step: int) -> None:
+        """Eq. 7."""
         ema_update(self.teacher, self.student, ema_decay(step, largest=self.config.ema_decay))
         self.step.fill_(step + 1)
 

@@ -1,1 +1,1 @@
-"""Networks: the segmenter and the heads on top of it."""
+"""Networks: segmenters, small searched ones, encoders alone, panoptic ones; all by their specs."""

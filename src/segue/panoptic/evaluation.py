@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segue.data.panoptic import PanopticWhole
-from segue.evaluation import none_for_nan
+from segue.evaluation import evaluating, none_for_nan
 from segue.models.mask_classifier import MaskClassifier, padded_size
 from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
 
@@ -77,16 +77,14 @@ def measure_panoptic(
         data: pictures with their maps; class ids are the model's.
         future: class ids that the model does not know yet; their segments are void.
     """
-    training = model.training
-    model.eval()
     count = len(model.spec.classes)
     measured = PanopticMeasured(model.spec.classes, model.spec.things, PanopticQuality(count))
-    for i in range(len(data)):
-        sample = data[i]
-        alone = PanopticQuality(count)
-        truth = sample["truth"].void(future) if future else sample["truth"]
-        alone.update(truth, panoptic_map(model, sample["image"]))
-        measured.quality += alone
-        measured.by_image.append((sample["name"], alone.mean()["pq"]))
-    model.train(training)
+    with evaluating(model):
+        for i in range(len(data)):
+            sample = data[i]
+            alone = PanopticQuality(count)
+            truth = sample["truth"].void(future) if future else sample["truth"]
+            alone.update(truth, panoptic_map(model, sample["image"]))
+            measured.quality += alone
+            measured.by_image.append((sample["name"], alone.mean()["pq"]))
     return measured

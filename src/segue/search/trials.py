@@ -35,8 +35,8 @@ class Trial:
         verdict: ``accepted`` or ``stopped`` by the gate; empty for one that failed before.
         reward2: after training end to end; None where the gate stopped it.
         parts2: the parts of that reward, by name.
-        parameters: of encoder and decoder.
-        macs: multiply-accumulates of convolutions for one picture at the target's size.
+        parameters: of the decoder.
+        macs: multiply-accumulates of the decoder's convolutions for one training crop.
         latency: estimated milliseconds at the target's size; None without a target.
         seconds1: of the short training.
         seconds2: of the training end to end.
