@@ -148,7 +148,7 @@ def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     status, output, said = segue("suggest", dataset, "--model", run, "--n", 7, "--out", out, "--json")
     assert status == 0, said
     told = json.loads(output)
-    assert told["labelled"] == 3
+    assert (told["labelled"], told["learnt_from"]) == (3, str(dataset))
     assert not {one["name"] for one in told["chosen"]} & set(learnt)
     assert len({one["name"] for one in told["chosen"]}) == 7
     assert "of all doubt about" in told["chosen"][0]["reason"]

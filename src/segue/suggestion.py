@@ -32,6 +32,7 @@ from segue.data.unlabelled import ImageSet
 from segue.embeddings import centred, embed_images
 from segue.models.encoder import Encoder
 from segue.prediction import predict
+from segue.records import expecting, run_data
 from segue.run import write_atomically
 from segue.weights import Model
 
@@ -69,7 +70,8 @@ class Suggestion:
         chosen: in the order they were chosen.
         coverage: ``farthest`` and ``mean`` distance of an image to the nearest chosen or labelled one, and the same
             for random draws of the same size, on average.
-        labelled: images of the set that have labels already.
+        labelled: images of the set that have labels already, by their names.
+        learnt_from: the set whose names those are.
         found: images that were looked at.
         classes: of the trained model; empty where there is none.
         tones: how the images become 8-bit, where they are deeper.
@@ -81,11 +83,16 @@ class Suggestion:
     found: int
     classes: tuple[str, ...] = ()
     tones: Tones = ()
+    learnt_from: str = ""
 
     def lines(self) -> list[str]:
         """What a person wants to know."""
         c = self.coverage
         rows = [printable(f"{i}. {one.name}: {one.reason}") for i, one in enumerate(self.chosen, 1)]
+        if self.labelled and self.learnt_from:
+            rows.append(
+                printable(f"{self.labelled} count as labelled, by names among those of {self.learnt_from}")
+            )
         return [
             *rows,
             f"coverage of {self.found} images by these {len(self.chosen)}"
@@ -157,6 +164,7 @@ def choose(
     count: int,
     *,
     labelled: Sequence[str] = (),
+    learnt_from: str = "",
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> Suggestion:
@@ -168,6 +176,7 @@ def choose(
         model: trained to label pixels; None chooses by coverage alone.
         count: how many.
         labelled: names of images that have labels already: they are not chosen, and count as covered.
+        learnt_from: the set whose names those are.
         seed: of the random draws that coverage is compared with.
         tick: called after each image is looked at; twice for each with a model.
 
@@ -205,7 +214,7 @@ def choose(
     own, drawn = coverage(points, against), _drawn(points, count, known, seed)
     found = {"farthest": own[0], "mean": own[1], "random_farthest": drawn[0], "random_mean": drawn[1]}
     classes = () if model is None else tuple(model.spec.classes)
-    return Suggestion(tuple(rows), found, len(known), len(images.images), classes, images.images[0].tones)
+    return Suggestion(tuple(rows), found, len(known), len(images.images), classes, images.images[0].tones, learnt_from)
 
 
 def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[float, float]:
@@ -289,12 +298,12 @@ def contact_sheet(chosen: Sequence[Chosen], tones: Tones) -> Image.Image:
     return sheet
 
 
-def labelled_names(run: Path) -> list[str]:
-    """Names of the images that the run's model learnt from with their labels; none where it does not say."""
-    record = run / "run.json"
-    if not record.is_file():
-        return []
-    try:
-        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["data"].get("labelled_names", [])))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{record} is damaged; name the run's model/ folder, or another run") from None
+def labelled_names(run: str) -> tuple[tuple[str, ...], str]:
+    """(names of the images that a run's model learnt from with their labels, their set); nothing where it is no run's.
+
+    Raises:
+        DataError: the record of the run is damaged.
+    """
+    data = run_data(run)
+    with expecting(Path(run) / "run.json", "the record of a run"):
+        return tuple(map(str, data.get("labelled_names", ()))), str(data.get("root", ""))

@@ -144,5 +144,8 @@ def suggest(
     tune(device)
     encoder = load_encoder(str(model), device=device)
     trained = load_model(str(model), device=device) if describe(str(model))["kind"] != "encoder" else None
+    names, learnt_from = labelled_names(str(model))
     with track("suggest", len(found.images) * (2 if trained else 1), quiet=quiet) as tick:
-        return choose(found, encoder, trained, n, labelled=labelled_names(Path(model)), seed=seed, tick=tick)
+        return choose(
+            found, encoder, trained, n, labelled=names, learnt_from=learnt_from, seed=seed, tick=tick
+        )  # fmt: skip

@@ -72,7 +72,7 @@ def read_record(path: Path) -> None:
 
     for read in (
         lambda: claim_folder(path.parent, IDENTITY),
-        lambda: labelled_names(path.parent),
+        lambda: labelled_names(str(path.parent)),
         lambda: using.evaluate(path.parent, device="cpu"),
     ):
         try:
