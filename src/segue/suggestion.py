@@ -90,9 +90,7 @@ class Suggestion:
         c = self.coverage
         rows = [printable(f"{i}. {one.name}: {one.reason}") for i, one in enumerate(self.chosen, 1)]
         if self.labelled and self.learnt_from:
-            rows.append(
-                printable(f"{self.labelled} count as labelled, by names among those of {self.learnt_from}")
-            )
+            rows.append(printable(f"{self.labelled} count as labelled, by names among those of {self.learnt_from}"))
         return [
             *rows,
             f"coverage of {self.found} images by these {len(self.chosen)}"

@@ -93,6 +93,12 @@ def blurred(ids: np.ndarray) -> np.ndarray:
     return values
 
 
+def case_clash(root: Path) -> None:
+    for kind in ("images", "labels"):
+        (root / kind / "train_003.png").rename(root / kind / "Train_002.png")
+    described(root, lambda told: told["splits"].update(train=["train_000", "train_001", "train_002", "Train_002"]))
+
+
 def colored(root: Path) -> None:
     every_mask(root, lambda v: np.array(COLORS, np.uint8)[v])
     described(root, lambda told: told.pop("colors"))
@@ -193,6 +199,8 @@ STOPS = [
     Fault("E112", lambda r: (r / "images" / "train_002.png").write_bytes(png(30000, 30000, b"\0" * 1000)), IMAGE,
           "--skip-bad", {"skip_bad": True}),
     Fault("E113", with_nan, IMAGE, "--fix OUT", {"skip_bad": True}),
+    Fault("E116", lambda r: every_mask(r, np.zeros_like), "set", "are not empty", copied=False, id="empty",
+          by_hand=lambda r: [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "labels").iterdir()]),
     Fault("E116", lambda r: every_mask(r, lambda v: np.full_like(v, 255)), "labels", "class ids", copied=False,
           by_hand=lambda r: [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "labels").iterdir()]),
     Fault("E117", lambda r: described(r, lambda t: t["splits"].update(val=[])), "set:val", "--fix OUT"),
@@ -230,6 +238,9 @@ NOTES = [
     Fault("W119", lambda r: described(r, lambda t: t["splits"].update(val=["val_006", "train_000"])), "train_000",
           "never train on one", id="listed"),
     Fault("W126", lambda r: described(r, lambda t: t["splits"].update(val=["val_006"])), "set:val", "Move some"),
+    Fault("W126", lambda r: [save_mask(r, np.minimum(draw(i)[1], 1), f"train_00{i}") for i in range(5)], "bar",
+          "Label more images of them", id="once"),
+    Fault("W131", case_clash, "train_002.png and ", "Rename one of each"),
 ]  # fmt: skip
 
 

@@ -71,6 +71,8 @@ def check(
             tick()
     findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
     findings += _classes(facts, listing) + _modes(facts, root) + _few(listing) + _palette(listing, pairs)
+    findings += _one_class(facts, listing) + _rare(facts, listing) if every == 1 else []
+    findings += _same_but_for_case(pairs)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
     if hashes:
         split_of = {str(image): names[-1] for image, names in owner.items()}
@@ -270,6 +272,49 @@ def _classes(facts: Facts, listing: Listing) -> list[Finding]:
                             f"Move images of them from {other} to train.")
                 )  # fmt: skip
     return found
+
+
+def _one_class(facts: Facts, listing: Listing) -> list[Finding]:
+    """E116: one class covers every pixel of all masks, of which there are several and each was read."""
+    held, stored = (
+        np.flatnonzero(facts.pixels),
+        facts.values - {value for value, i in listing.ids.items() if i == IGNORE},
+    )
+    if facts.read < 2 or len(listing.classes) < 2 or len(held) != 1 or facts.values != stored or len(stored) != 1:
+        return []
+    return [
+        Finding("E116", f"every pixel of every mask is {listing.classes[held[0]]}", (str(listing.root),),
+                "There is nothing to tell apart.", "Check that the masks hold what was labelled, and are not empty.")
+    ]  # fmt: skip
+
+
+def _rare(facts: Facts, listing: Listing) -> list[Finding]:
+    """W126: classes that only one of several training images holds; each mask was read."""
+    held = facts.by_split.get("train")
+    if held is None or sum(pair.mask is not None for pair in listing.splits["train"]) < 2:
+        return []
+    once = tuple(listing.classes[i] for i in np.flatnonzero(held == 1))
+    if not once:
+        return []
+    return [
+        Finding("W126", "classes that one training image alone holds", once,
+                "They are learnt by heart, if at all, and a share held out to validate takes that image away.",
+                "Label more images of them.")
+    ]  # fmt: skip
+
+
+def _same_but_for_case(pairs: Sequence[Pair]) -> list[Finding]:
+    """W131: images that are one file where systems do not tell upper from lower case."""
+    by_name: dict[str, list[str]] = {}
+    for pair in pairs:
+        by_name.setdefault(str(pair.image).casefold(), []).append(str(pair.image))
+    clashes = tuple(" and ".join(paths) for paths in by_name.values() if len(paths) > 1)
+    if not clashes:
+        return []
+    return [
+        Finding("W131", "names that differ in upper and lower case alone", clashes,
+                "On Windows and macOS they are one file.", "Rename one of each, before the set moves there.")
+    ]  # fmt: skip
 
 
 def _modes(facts: Facts, root: str) -> list[Finding]:
