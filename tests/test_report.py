@@ -27,9 +27,10 @@ from segue.data.layouts import open_listing
 from segue.data.sample import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.report import Arm, class_rows, confusion_table, count, duration, percent, points, separation, write_report
+from segue.report import Arm, class_rows, confusion_table, separation, write_report
 from segue.run import Run
 from segue.sections import write_headline, write_section
+from segue.text import count, duration, percent, points
 from segue.weights import save_model
 
 NASTY = "<script>alert(1)</script> & $\\frac$ \u6c34"

@@ -19,6 +19,7 @@ from segue.panoptic.prediction import outlined
 from segue.prediction import overlay, predict_image
 from segue.report.pictures import jpeg
 from segue.run import write_atomically
+from segue.text import page
 from segue.weights import AnyModel
 
 VOID = "(void)"  # pixels of no segment
@@ -129,7 +130,7 @@ def compare_models(
         raise DataError(next(iter(found.failed.values()), "there is no image to compare on"))
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "comparison.json", json.dumps(found.plain()).encode())
-    write_atomically(out / "comparison.html", page(old, new, pairs, found).encode())
+    write_atomically(out / "comparison.html", comparison(old, new, pairs, found).encode())
     return found
 
 
@@ -168,10 +169,8 @@ def drawn(model: AnyModel, pair: Pair) -> Array:
     return overlay(image, classes, model.spec.colors)
 
 
-def page(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disagreement) -> str:
+def comparison(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disagreement) -> str:
     """The page: classes, then the images on which the two disagree most, each as both see it."""
-    from jinja2 import Environment, StrictUndefined
-
     by_name = {pair.name: pair for pair in pairs}
     shown = []
     for name, share in sorted(found.by_image, key=lambda item: -item[1])[:SHOWN]:
@@ -182,8 +181,6 @@ def page(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disagreemen
         differs = np.where((first != second)[..., None], (213, 94, 0), 0.5 * gray + 100).astype(np.uint8)
         panels = {"image": image, "old": drawn(old, pair), "new": drawn(new, pair), "where they differ": differs}
         shown.append({"name": name, "share": share, "panels": [(what, *jpeg(p)) for what, p in panels.items()]})
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8"))
     named = zip(found.names[:-1], found.colors, strict=True)
     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
-    return template.render(found=found, rows=found.rows(), shown=shown, colors=colors)
+    return page(Path(__file__).with_suffix(".html.j2"), found=found, rows=found.rows(), shown=shown, colors=colors)

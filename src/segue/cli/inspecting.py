@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
-from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
 from segue.config import UsageError
+from segue.text import percent
 
 
 def add_commands(command: Command) -> None:
@@ -148,7 +148,7 @@ def _compare_on_images(arguments: argparse.Namespace) -> int:
         for column in ("pixels, old", "pixels, new", "kept"):
             table.add_column(column, justify="right")
         for row in found.rows():
-            kept = percent(math.nan if row["kept"] is None else row["kept"])
+            kept = percent(row["kept"])
             table.add_row(row["name"], f"{row['old']:,}", f"{row['new']:,}", kept)
         console = Console()
         console.print(table)

@@ -1,7 +1,6 @@
 """What the commands share: a parser whose errors are one line with a hint, and options that several commands take."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -45,11 +44,6 @@ def add_surroundings(command: Parser, *, divisible: bool = False) -> None:
         told = "divide weights, gradients and optimiser state over the processes of torchrun"
         command.add_argument("--shard", action="store_true", help=told)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def percent(value: float) -> str:
-    """A share in per cent; ``–`` where there is none."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def empty_folder(name: str) -> Path:

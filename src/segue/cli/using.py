@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, percent, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
 from segue.config import UsageError
+from segue.text import percent
 
 if TYPE_CHECKING:
     from segue.bulk import Work

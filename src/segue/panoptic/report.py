@@ -15,15 +15,11 @@ from segue.panoptic.prediction import outlined
 from segue.prediction import overlay
 from segue.run import Run
 from segue.sections import Block, write_headline, write_section
+from segue.text import percent
 from segue.weights import load_panoptic
 
 SHOWN = 4  # pictures
 FOLDER, PSEUDO = "worst", "pseudo_labels"  # of the run folder, for pictures
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1] in per cent; "–" where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def conclude_training(run: Run, val: PanopticWhole) -> None:

@@ -6,7 +6,6 @@ gone. What a method has to say beyond losses and scores it writes itself: `segue
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from segue.report.pictures import jpeg, picture_of
 from segue.report.plots import curves, graph, lines, points_of, reliability, tsne
 from segue.run import BASELINE, REJECTED
 from segue.sections import read_headline, read_sections
+from segue.text import page
 from segue.weights import describe, load_model
 
 WORST, BEST = 6, 3  # images shown
@@ -54,7 +54,8 @@ def write_report(out: Path) -> Path:
     colors = [(r, g, b) for r, g, b in describe(str(out))["spec"].get("colors", [])]
     is_measured = all("confusion" in arm.evaluation for arm in arms)
     shown, missing = examples(record, arms, colors) if is_measured else ([], "")
-    page = _template().render(
+    content = page(
+        Path(__file__).with_name("page.html.j2"),
         record=record,
         arms=arms,
         is_measured=is_measured,
@@ -72,7 +73,7 @@ def write_report(out: Path) -> Path:
         sections=[section_view(out, name, section) for name, section in read_sections(out).items()],
         pseudo=read_json(out / "pseudo_labels.json") if (out / "pseudo_labels.json").is_file() else None,
     )
-    write_atomically(out / "report.html", page.encode())
+    write_atomically(out / "report.html", content.encode())
     return out / "report.html"
 
 
@@ -101,45 +102,6 @@ def section_view(out: Path, name: str, section: Mapping[str, Any]) -> dict[str, 
         else:
             blocks.append((kind, content))
     return {"id": f"section-{name}", "title": section["title"], "blocks": blocks}
-
-
-def _template() -> Any:
-    """The page, with its filters."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points, "count": count, "duration": duration}
-    return environment.from_string(resources.files("segue.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-
-
-# -- numbers as text ---------------------------------------------------------------------------------------------------
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1] in percent; "–" where it is not defined."""
-    if value is None or math.isnan(value):
-        return "–"
-    return "<0.1" if 0 < value < 0.0005 else f"{100 * value:.1f}"
-
-
-def points(first: float | None, second: float | None) -> str:
-    """How much ``first`` is above ``second``, two shares, in percentage points with its sign."""
-    if first is None or second is None or math.isnan(first - second):
-        return "–"
-    text = f"{100 * (first - second):+.1f}"
-    return "0.0" if text[1:] == "0.0" else text.replace("-", "−")
-
-
-def count(value: int) -> str:
-    """A count with its thousands apart."""
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    hours, rest = divmod(round(seconds), 3600)
-    parts = ((hours, "h"), (rest // 60, "min"), (rest % 60 if not hours else 0, "s"))
-    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from segue.data.sample import DataError
 from segue.records import expecting
-from segue.report import percent
 from segue.report.arm import Arm, read_json
 from segue.report.plots import lines
+from segue.text import page
 
 GENERAL = ("miou", "accuracy", "mean_accuracy", "ece")
 
@@ -85,18 +84,14 @@ def comparison_page(entries: Sequence[Entry]) -> str:
 
 def _page(entries: Sequence[Entry]) -> str:
     """The page."""
-    from jinja2 import Environment, StrictUndefined
-
     series = {
         entry.name: [[step, 100 * value] for stage in entry.arm.trace("val/miou") for step, value in stage]
         for entry in entries
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    template = resources.files("segue.report").joinpath("comparison.html.j2").read_text(encoding="utf-8")
     rows = [(name, values, best(name, values)) for name, values in score_rows(entries)]
     fingerprints = {entry.record["data"].get("fingerprint") for entry in entries}
-    return environment.from_string(template).render(
+    return page(
+        Path(__file__).with_name("comparison.html.j2"),
         entries=entries, rows=rows, settings=differing(entries), is_same_data=len(fingerprints) == 1,
         curves=lines("step", "validation mIoU, %", series) if any(series.values()) else "",
     )  # fmt: skip

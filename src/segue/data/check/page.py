@@ -15,6 +15,7 @@ from segue.data.finding import Finding, printable
 from segue.data.listing import Listing, Pair
 from segue.data.sample import IGNORE, UNREADABLE, DataError
 from segue.data.tones import read_rgb
+from segue.text import page
 
 SIDE = 220  # pixels of a picture on the page
 SHEET = 24  # pictures of the contact sheet
@@ -28,15 +29,12 @@ def write_page(path: Path, audits: Sequence[Audit], further: Sequence[Finding]) 
     Raises:
         DataError: ``path`` is there already.
     """
-    from jinja2 import Environment, StrictUndefined
-
     if path.exists():
         raise DataError(f"--html {path} is there already; name another file")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8"))
-    page = template.render(sets=[set_view(audit) for audit in audits], further=[_finding(f) for f in further])
+    sets, template = [set_view(audit) for audit in audits], Path(__file__).with_suffix(".html.j2")
+    content = page(template, sets=sets, further=[_finding(f) for f in further])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
 
 
 def set_view(audit: Audit) -> dict[str, Any]:
