@@ -135,7 +135,9 @@ def test_two_runs_side_by_side(segue: Segue, dataset: Path, tmp_path: Path) -> N
     record = json.loads((tmp_path / "run1" / "run.json").read_text())
     record["data"]["fingerprint"] = "other"
     (tmp_path / "run1" / "run.json").write_text(json.dumps(record))
-    segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "other")
+    _, output, _ = segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "other", "--json")
+    measured = json.loads((tmp_path / "run1" / "evaluation.json").read_text())
+    assert json.loads(output)["scores"][str(tmp_path / "run1")] == measured["scores"]
     assert "may not be compared" in (tmp_path / "other" / "comparison.html").read_text()
 
 

@@ -112,10 +112,15 @@ def compare_command(arguments: argparse.Namespace) -> int:
     if arguments.images:
         return _compare_on_images(arguments)
     out = empty_folder(arguments.out)
-    page = comparison_page(read_entries(arguments.models))
+    entries = read_entries(arguments.models)
+    content = comparison_page(entries)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "comparison.html", page.encode())
-    print(f"look at: {out / 'comparison.html'}")  # noqa: T201
+    write_atomically(out / "comparison.html", content.encode())
+    if arguments.json:
+        scores = {entry.name: entry.arm.evaluation.get("scores", {}) for entry in entries}
+        print(json.dumps({"out": str(out / "comparison.html"), "scores": scores}))  # noqa: T201
+    else:
+        print(f"look at: {out / 'comparison.html'}")  # noqa: T201
     return 0
 
 
