@@ -10,7 +10,9 @@ the base model. Drawn scenes number their objects; CamVid numbers none, so that 
 countable classes, found at the size it is trained at.
 
 Each cell is a set, an order of its classes and a seed; the last classes of the order are the new ones. PQ is of the
-test split with all classes labelled. Forgetting during a run is measured on the validation split. Every arm is a run
+test split with all classes labelled. The base model is scored twice: what it does not know is void, as usual, which
+forgives it old masks that spill over new objects; and counted as objects of another class (``counted``), as it is for
+every model that knows them. Forgetting during a run is measured on the validation split. Every arm is a run
 folder: the script goes on where it stopped.
 """
 
@@ -23,13 +25,18 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import torch
 from shared import shrunk
 
 import segue
 from segue.data import synthetic
 from segue.data.increments import PROTOCOLS, Plan, plan_increments, write_increments
 from segue.data.layouts import open_listing
-from segue.data.panoptic import Annotation
+from segue.data.panoptic import Annotation, PanopticWhole
+from segue.panoptic.evaluation import panoptic_map
+from segue.panoptic.maps import PanopticQuality
+from segue.weights import load_panoptic
 
 ARMS: dict[str, dict[str, Any]] = {
     "fine_tuning": {"pseudo": False, "distill": 0.0},
@@ -122,9 +129,27 @@ def score(run: Path, cell: Cell, options: argparse.Namespace) -> None:
     (run / "test.json").write_text(json.dumps(segue.evaluate(run, str(last), split="test").plain()))
 
 
-def classes_of(run: Path, names: tuple[str, ...]) -> float:
+@torch.inference_mode()
+def score_counted(run: Path, cell: Cell, options: argparse.Namespace) -> None:
+    """Writes ``counted.json`` beside a model: PQ of its classes; segments of all others are of one more class."""
+    if (run / "counted.json").is_file():
+        return
+    listing = open_listing(str(sorted(cell.increments(options.out).glob("increment_*"))[-1]))
+    model = load_panoptic(str(run))
+    known = {name: i for i, name in enumerate(model.spec.classes)}
+    ids = {i: known.get(name, len(known)) for i, name in enumerate(listing.classes)}
+    data = PanopticWhole(listing.split("test"), Annotation(listing, cell.set == "camvid", ids))
+    quality = PanopticQuality(len(known) + 1)
+    for i in range(len(data)):
+        quality.update(data[i]["truth"], panoptic_map(model, data[i]["image"]))
+    found = quality.by_class()["pq"]
+    scores = {f"pq/{name}": None if np.isnan(found[i]) else float(found[i]) for name, i in known.items()}
+    (run / "counted.json").write_text(json.dumps({"scores": scores}))
+
+
+def classes_of(run: Path, names: tuple[str, ...], file: str = "test.json") -> float:
     """Mean PQ, in per cent, over those of the classes that occur; NaN while the run is not done."""
-    path = run / "test.json"
+    path = run / file
     scores = json.loads(path.read_text())["scores"] if path.is_file() else {}
     found = [100 * scores[f"pq/{name}"] for name in names if scores.get(f"pq/{name}") is not None]
     return mean(found) if found else math.nan
@@ -146,23 +171,30 @@ def spread(values: list[float]) -> str:
 def table(cells: list[Cell], options: argparse.Namespace) -> str:
     """Of each set and order, over the seeds: PQ of old, new and all classes, and what the targets compare."""
     lines = [
-        "| set | order | arm | old | new | all | old, % of the base model's | all, % of joint |",
-        "|---|---|---|---|---|---|---|---|",
+        "| set | order | arm | old | new | all | old, % of the base model's | of the same counted | all, % of joint |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for key in dict.fromkeys((cell.set, cell.order) for cell in cells):
         group = [cell for cell in cells if (cell.set, cell.order) == key]
         plan = Plan.read(group[0].increments(options.out) / "plan.json")
         old, every = plan.increments[0], plan.seen(len(plan.increments))
         new = tuple(name for name in every if name not in old)
-        base = [classes_of(cell.folder(options.out) / "base", old) for cell in group]
+        base, counted = (
+            [classes_of(cell.folder(options.out) / "base", old, file) for cell in group]
+            for file in ("test.json", "counted.json")
+        )
         joint = [classes_of(cell.folder(options.out) / "joint", every) for cell in group]
         for arm in ("base", *options.arms, "joint"):
             runs = [cell.folder(options.out) / arm for cell in group]
             olds, news, alls = ([classes_of(run, names) for run in runs] for names in (old, new, every))
-            kept = [share(a, b) for a, b in zip(olds, base, strict=True)]
+            kept, kept_counted = (
+                [share(a, b) for a, b in zip(olds, before, strict=True)] for before in (base, counted)
+            )
             reached = [share(a, b) for a, b in zip(alls, joint, strict=True)]
-            parts = [spread(olds), "" if arm == "base" else spread(news), "" if arm == "base" else spread(alls)]
-            parts += [spread(kept), "" if arm == "base" else spread(reached)]
+            if arm == "base":
+                parts = [f"{spread(olds)}; counted {spread(counted)}", "", "", spread(kept), "", ""]
+            else:
+                parts = [spread(values) for values in (olds, news, alls, kept, kept_counted, reached)]
             lines.append(" | ".join([f"| {key[0]}", str(key[1]), arm, *parts]) + " |")
     return "\n".join(lines)
 
@@ -198,6 +230,7 @@ def main() -> None:
             run_arm(cell, arm, options)
         for name in ("base", "joint", *options.arms):
             score(runs / name, cell, options)
+        score_counted(runs / "base", cell, options)
         report = table([one for one in cells if one.folder(options.out).exists()], options)
         (options.out / "table.md").write_text(report + "\n")
         print(f"{cell} done\n{report}", flush=True)
