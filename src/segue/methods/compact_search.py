@@ -354,22 +354,10 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     if not data.training.val and (count, seeds) != (1, 1):
         run.say("no validation images to choose among finalists by: the best candidate alone is trained")
         count = seeds = 1
-    genotypes, controls, cost = [config.genotype and str(Genotype.parse(config.genotype))], list[str](), Cost()
-    if not config.genotype:
-        data.teacher.to(run.device).eval()
-        recipe = recipe_of(config, data.training.classes, run.seed)
-        cache = cached(config, run, data, state)
-        cost = Cost.made(
-            run.out / "latency.json", cache.new_encoder()[0], target=settings.target, power=settings.cost,
-            blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
-            classes=len(data.training.classes), threads=settings.threads,
-        )  # fmt: skip
-        share = measured_reliability(cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
-        trials = search(config, run, cache, recipe, cost)
-        genotypes = best_genotypes(trials, cost, count)
-        best = next(trial for trial in trials if trial.genotype == genotypes[0])
-        tell(run, trials, best, share, cost)
-        controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
+    if config.genotype:
+        genotypes, controls, cost = [str(Genotype.parse(config.genotype))], list[str](), Cost()
+    else:
+        genotypes, controls, cost = searched(config, run, data, state, count)
     every = entries(genotypes, seeds, controls, lr_aspp=config.lr_aspp and bool(data.training.val))
 
     def train_one(entry: Entry, part: Run) -> CompactSegmenter:
@@ -383,6 +371,28 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
         every, run, cost, train=train_one, accuracy=lambda model: semantic(model, val, data.training.classes)["miou"],
         speed=lambda model: of_model(model, goal.height, goal.width, settings.threads),
     )  # fmt: skip
+
+
+def searched(
+    config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None, count: int
+) -> tuple[list[str], list[str], Cost]:
+    """The ``count`` best genotypes of a search, the best first; random ones of its size; and what a picture costs."""
+    settings = config.search
+    data.teacher.to(run.device).eval()
+    recipe = recipe_of(config, data.training.classes, run.seed)
+    cache = cached(config, run, data, state)
+    cost = Cost.made(
+        run.out / "latency.json", cache.new_encoder()[0], target=settings.target, power=settings.cost,
+        blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
+        classes=len(data.training.classes), threads=settings.threads,
+    )  # fmt: skip
+    share = measured_reliability(cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
+    trials = search(config, run, cache, recipe, cost)
+    genotypes = best_genotypes(trials, cost, count)
+    best = next(trial for trial in trials if trial.genotype == genotypes[0])
+    tell(run, trials, best, share, cost)
+    controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
+    return genotypes, controls, cost
 
 
 def new_network(
