@@ -15,7 +15,7 @@ from segue.evaluation import Samples, none_for_nan
 from segue.export.graph import INPUT, onnx_session, write_graph
 from segue.export.parity import PROBES
 from segue.models.mask_classifier import STRIDES, MaskClassifier
-from segue.panoptic.evaluation import SCORE, panoptic_map
+from segue.panoptic.evaluation import MASK, OVERLAP, SCORE, panoptic_map
 from segue.panoptic.maps import PanopticMap, PanopticQuality, segments
 
 EXAMPLE = (1, 83, 117)
@@ -55,7 +55,7 @@ class ImageToSegments(nn.Module):
         ids, labels, scores = segments(
             found.classes[0].float().softmax(1), found.masks[0], self.is_thing,
             size=(image.shape[1], image.shape[2]), padded=(STRIDES[0] * height, STRIDES[0] * width),
-            score=SCORE, mask=0.5, overlap=0.8,
+            score=SCORE, mask=MASK, overlap=OVERLAP,
         )  # fmt: skip
         return ids[None], labels, scores
 

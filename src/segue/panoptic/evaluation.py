@@ -12,7 +12,10 @@ from segue.evaluation import evaluating, none_for_nan
 from segue.models.mask_classifier import MaskClassifier, padded_size
 from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
 
-SCORE = 0.5  # smallest probability of a segment's class; the official 0.8 suits networks trained for days
+# How `panoptic_map` merges masks, and exported files too; see `segue.panoptic.maps.merge`.
+SCORE = 0.5  # the official 0.8 suits networks trained for days
+MASK = 0.5
+OVERLAP = 0.8
 
 
 @dataclass
@@ -61,7 +64,10 @@ def panoptic_map(model: MaskClassifier, image: Tensor, *, score: float = SCORE) 
     found = model(image[None].to(next(model.parameters()).device))
     size, padded = (image.shape[-2], image.shape[-1]), padded_size(image)
     probabilities = found.classes[0].float().softmax(1)
-    return merge(probabilities, found.masks[0], model.spec.things, size=size, padded=padded, score=score)
+    return merge(
+        probabilities, found.masks[0], model.spec.things, size=size, padded=padded,
+        score=score, mask=MASK, overlap=OVERLAP,
+    )  # fmt: skip
 
 
 def measure_panoptic(
