@@ -57,7 +57,9 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         "decoder_channels": 128,
     }
     config = config_from("train", "pixel_contrast", values)
-    around = Surroundings(seed, device, precision, workers, command=("demo", "--out", str(out)))
+    around = Surroundings(
+        seed=seed, device=device, precision=precision, workers=workers, command=("demo", "--out", str(out))
+    )  # fmt: skip
     run = run_training("pixel_contrast", config, out / "run", around, compare=True)
     _score(data, run, out, device)
     return _tell(out, console)

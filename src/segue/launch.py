@@ -62,7 +62,7 @@ class Scores(Protocol):
 D = TypeVar("D", bound=MethodData)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """What every training verb takes that is no field of a method.
 
@@ -362,7 +362,7 @@ def describe_run(
     """``run.json`` and ``config.yaml``."""
     described = {
         "identity": identity,
-        "command": shlex.join(["segue", *command]) if command else "segue.train(...) from Python",
+        "command": shlex.join(["segue", *command]) if command else f"segue.{identity['verb']}(...) from Python",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "git": _git(),

@@ -175,7 +175,7 @@ def gray(values: Array) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What is written of each picture beside its class map.
 

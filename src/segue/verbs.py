@@ -75,7 +75,7 @@ def train(
         DataError: a fault of the data.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet, shard)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
     config = config_from("train", method, {**fields, "data": data})
     return run_training(method, config, Path(out), around, compare=compare)
 
@@ -140,7 +140,7 @@ def pretrain(
         DataError: a fault of the images.
         UsageError: an unknown field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet, shard)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
     return run_pretraining(config_from("pretrain", PRETRAINING, {**fields, "data": images}), Path(out), around)
 
 
@@ -207,7 +207,7 @@ def extend(
         DataError: no model, a fault of the data, or nothing new to learn.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet, shard)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
     given = {**fields, "model": str(model), "data": new, "keep_val": keep_val, "max_forget": max_forget}
     return run_extension(method, config_from("extend", method, given), Path(out), around)
 
@@ -276,7 +276,7 @@ def compress(
         DataError: no semantic teacher, other classes than its own, or a fault of the data.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet)
     config = config_from("compress", method, {**fields, "teacher": str(teacher), "data": data})
     return run_compression(method, config, Path(out), around, compare=compare)
 
@@ -337,7 +337,7 @@ def adapt(
         DataError: a fault of the data, or sets that do not fit each other.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed, device, precision, workers, quiet, shard)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
     sources = (source,) if isinstance(source, str) else tuple(source)
     config = config_from("adapt", method, {**fields, "source": sources, "target": target, "val": val})
     return run_adaptation(method, config, Path(out), around)

@@ -221,7 +221,7 @@ def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     from segue.launch import Surroundings
 
     return Surroundings(
-        arguments.seed, arguments.device, arguments.precision, arguments.workers,
+        seed=arguments.seed, device=arguments.device, precision=arguments.precision, workers=arguments.workers,
         shard="shard" in arguments and arguments.shard, command=tuple(arguments.words),
     )  # fmt: skip
 

@@ -266,7 +266,7 @@ def _predict_panoptic(
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
     write_records(out, identity, claim(out, identity, pairs))
-    account = _write(model, pairs, Work(arguments.model, out, Outputs(overlays)), arguments)
+    account = _write(model, pairs, Work(arguments.model, out, Outputs(overlays=overlays)), arguments)
     write_coco(pairs, out, model.spec)
     return account
 
@@ -288,8 +288,9 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     if arguments.polygons or arguments.labelme or arguments.cvat:
         require("rasterio", "tiles")
     outputs = Outputs(
-        not arguments.no_overlays, arguments.maps, arguments.run_lengths, arguments.polygons, arguments.labelme
-    )
+        overlays=not arguments.no_overlays, maps=arguments.maps, run_lengths=arguments.run_lengths,
+        polygons=arguments.polygons, labelme=arguments.labelme,
+    )  # fmt: skip
     for pair in pairs if arguments.labelme or arguments.cvat else ():
         if is_scene(pair.image, how.largest):
             option = "--labelme" if arguments.labelme else "--cvat"
