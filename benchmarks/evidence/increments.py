@@ -25,8 +25,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-import torch
 from shared import shrunk
 
 import segue
@@ -34,8 +32,7 @@ from segue.data import synthetic
 from segue.data.increments import PROTOCOLS, Plan, plan_increments, write_increments
 from segue.data.layouts import open_listing
 from segue.data.panoptic import Annotation, PanopticWhole
-from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticQuality
+from segue.panoptic.evaluation import measure_panoptic
 from segue.weights import load_panoptic
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -129,22 +126,16 @@ def score(run: Path, cell: Cell, options: argparse.Namespace) -> None:
     (run / "test.json").write_text(json.dumps(segue.evaluate(run, str(last), split="test").plain()))
 
 
-@torch.inference_mode()
 def score_counted(run: Path, cell: Cell, options: argparse.Namespace) -> None:
-    """Writes ``counted.json`` beside a model: PQ of its classes; segments of all others are of one more class."""
+    """Writes ``counted.json`` beside a model: PQ of its classes, objects of classes that it lacks being no void."""
     if (run / "counted.json").is_file():
         return
     listing = open_listing(str(sorted(cell.increments(options.out).glob("increment_*"))[-1]))
     model = load_panoptic(str(run))
     known = {name: i for i, name in enumerate(model.spec.classes)}
-    ids = {i: known.get(name, len(known)) for i, name in enumerate(listing.classes)}
-    data = PanopticWhole(listing.split("test"), Annotation(listing, cell.set == "camvid", ids))
-    quality = PanopticQuality(len(known) + 1)
-    for i in range(len(data)):
-        quality.update(data[i]["truth"], panoptic_map(model, data[i]["image"]))
-    found = quality.by_class()["pq"]
-    scores = {f"pq/{name}": None if np.isnan(found[i]) else float(found[i]) for name, i in known.items()}
-    (run / "counted.json").write_text(json.dumps({"scores": scores}))
+    labels = {i: known.get(name, len(known)) for i, name in enumerate(listing.classes)}
+    data = PanopticWhole(listing.split("test"), Annotation(listing, cell.set == "camvid", labels))
+    (run / "counted.json").write_text(json.dumps(measure_panoptic(model, data, others=True).plain()))
 
 
 def classes_of(run: Path, names: tuple[str, ...], file: str = "test.json") -> float:

@@ -1,12 +1,13 @@
 """What an extended model lost and gained, and whether it may be released: the gate of ``segue extend``."""
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segue.data.panoptic import ClassMaps, PanopticWhole
-from segue.data.sample import Array
+from segue.data.sample import IGNORE, Array
 from segue.evaluation import Measured, measure, none_for_nan
 from segue.extension import Extension
 from segue.models.mask_classifier import MaskClassifier
@@ -27,6 +28,8 @@ class ExtensionMeasured:
     Args:
         new: the extended model on the validation images of the new set.
         before, after: both models on the old set; None without one.
+        new_before: the historic model on the new set, whose new objects are of no class that it knows; None of a
+            semantic model.
         old: how many classes the historic model knew.
         classes: of the extended model.
         metric: ``pq`` or ``miou``.
@@ -38,6 +41,7 @@ class ExtensionMeasured:
     old: int
     classes: tuple[str, ...]
     metric: str = "pq"
+    new_before: Part | None = None
 
     def scores(self) -> dict[str, float]:
         """``pq_old_before``, ``pq_old``, ``pq_new``, ``pq``, ``pq/CLASS`` in [0, 1], or ``miou`` and ``iou/CLASS``.
@@ -60,7 +64,7 @@ class ExtensionMeasured:
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
-        parts = {"new": self.new, "before": self.before, "after": self.after}
+        parts = {"new": self.new, "new_before": self.new_before, "before": self.before, "after": self.after}
         return {
             "classes": list(self.classes),
             "old": self.old,
@@ -80,6 +84,9 @@ class ExtensionMeasured:
 
 
 NAMES = {"pq": "PQ", "miou": "mIoU"}
+COLUMNS = {
+    "before": "Old set, before", "after": "Old set, after", "new_before": "New set, before", "new": "New set, after"
+}  # fmt: skip
 
 
 def by_class(first: Part, *others: Part) -> Array:
@@ -105,15 +112,19 @@ def measure_extension(model: AnyModel, data: Extension) -> ExtensionMeasured:
             return measure_panoptic(network, whole)
         return measure(network, ClassMaps(whole), network.spec.classes)
 
-    val = data.training.val
+    val, base = data.training.val, data.base.to(next(model.parameters()).device).eval()
     new = run(model, PanopticWhole(val, data.known)) if val else None
-    before = after = None
+    new_before = before = after = None
+    if val and isinstance(base, MaskClassifier):
+        count = len(base.spec.classes)
+        others = {i: known if known == IGNORE else min(known, count) for i, known in data.known.labels.items()}
+        new_before = measure_panoptic(base, PanopticWhole(val, replace(data.known, labels=others)), others=True)
     if data.keep:
         old = PanopticWhole(*data.keep)
-        device = next(model.parameters()).device
-        before, after = run(data.base.to(device).eval(), old), run(model, old)
+        before, after = run(base, old), run(model, old)
     metric = "pq" if isinstance(model, MaskClassifier) else "miou"
-    return ExtensionMeasured(new, before, after, len(data.base.spec.classes), model.spec.classes, metric)
+    classes = model.spec.classes
+    return ExtensionMeasured(new, before, after, len(base.spec.classes), classes, metric, new_before)
 
 
 def conclude(run: Run, max_forget: float) -> None:
@@ -123,19 +134,22 @@ def conclude(run: Run, max_forget: float) -> None:
     write_atomically(run.out / DECISION, json.dumps(decision).encode())
     write_headline(run, decision["reason"], is_warning=decision["release"] is not True)
     name = NAMES[found["metric"]]
-    text = f"{name.removeprefix('m')} (%) of each class. On the old set, what the old model lacks counts as unknown."
-    head = ["Class", "Kind", "Old set, before", "Old set, after", "New set"]
-    blocks: list[Block] = [{"text": text}, {"table": {"head": head, "rows": class_rows(found)}}]
+    text = f"{name.removeprefix('m')} (%) of each class. On the old set, what the old model lacks counts as unknown"
+    if "new_before" in found:
+        text += ", which forgives it masks that spill over new objects. On the new set such pixels are wrong"
+    shown = {part: title for part, title in COLUMNS.items() if part != "new_before" or part in found}
+    table = {"head": ["Class", "Kind", *shown.values()], "rows": class_rows(found, tuple(shown))}
+    blocks: list[Block] = [{"text": f"{text}."}, {"table": table}]
     write_section(run, "10_forgetting", "Old and new classes", blocks)
     run.say(decision["reason"])
 
 
-def class_rows(found: dict[str, Any]) -> list[list[str]]:
-    """Of each class: name, old or new, and its quality before, after and on the new set."""
+def class_rows(found: dict[str, Any], parts: Sequence[str]) -> list[list[str]]:
+    """Of each class: name, old or new, and its quality in each of the parts that were measured."""
     rows = []
     for i, name in enumerate(found["classes"]):
         key = f"{found['metric'].removeprefix('m')}/{name}"
-        values = [found.get(part, {}).get("scores", {}).get(key) for part in ("before", "after", "new")]
+        values = [found.get(part, {}).get("scores", {}).get(key) for part in parts]
         cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
         rows.append([name, "old" if i < found["old"] else "new", *cells])
     return rows

@@ -13,8 +13,8 @@ from PIL import Image
 
 from segue.forgetting import ExtensionMeasured, decide
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
-from segue.panoptic.evaluation import PanopticMeasured
-from segue.panoptic.maps import PanopticQuality
+from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
+from segue.panoptic.maps import PanopticMap, PanopticQuality
 from segue.run import Run
 from segue.verbs import train
 from segue.weights import load_panoptic, save_model
@@ -73,6 +73,9 @@ def test_from_a_base_model_to_a_decision(segue: Segue, base: Path, new: Path, ol
     assert f"forgetting is measured on 2 images of {old}" in errors
     said = json.loads(output)
     assert said["release"] is True
+    kept = json.loads((out / "evaluation.json").read_text())
+    assert len(kept["new_before"]["scores"]) > 0
+    assert "New set, before" in (out / "report.html").read_text()
     assert set(said["scores"]) >= {"pq_old_before", "pq_old", "pq_new", "pq", "pq/square"}
     assert said["forgotten"] == pytest.approx(100 * (said["scores"]["pq_old_before"] - said["scores"]["pq_old"]))
     model = load_panoptic(str(out))
@@ -249,6 +252,21 @@ def measured(classes: tuple[str, ...], iou: list[float], hits: list[int], missed
     quality = PanopticQuality(len(classes))
     quality.iou, quality.hits, quality.missed = np.array(iou), np.array(hits), np.array(missed)
     return PanopticMeasured(classes, (), quality)
+
+
+@pytest.mark.parametrize(("others", "expected"), [(False, 1.0), (True, 0.75)])
+def test_a_mask_that_spills_over_what_the_model_lacks_is_forgiven_or_not(
+    others: bool, expected: float, tmp_path: Path
+) -> None:
+    """The model says road everywhere; a quarter of the picture is of a class that it does not know."""
+    ids = np.ones((32, 32), np.int32)
+    ids[:8] = 2 if others else 0
+    truth = PanopticMap(ids, (0, 1) if others else (0,), (False,) * (1 + others))
+    data: Any = [{"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "truth": truth, "name": "a"}]
+    model = load_panoptic(str(base_folder(tmp_path / "road", ("road",), ())))
+    found = measure_panoptic(model, data, others=others)
+    assert found.scores()["pq/road"] == pytest.approx(expected)
+    assert found.by_image == [("a", pytest.approx(expected))]
 
 
 def test_scores_by_hand() -> None:

@@ -75,6 +75,7 @@ def measure_panoptic(
     data: PanopticWhole,
     *,
     future: Collection[int] = (),
+    others: bool = False,
 ) -> PanopticMeasured:
     """Runs ``model`` over every picture of ``data``, at its own size, in float32.
 
@@ -82,15 +83,18 @@ def measure_panoptic(
         model: left in the mode it was in.
         data: pictures with their maps; class ids are the model's.
         future: class ids that the model does not know yet; their segments are void.
+        others: the data's class id K, one beyond the model's, marks segments of classes that the model lacks. Pixels of
+            them in a mask are wrong, as they would be of a model that knows these classes; void would forgive them.
     """
     count = len(model.spec.classes)
     measured = PanopticMeasured(model.spec.classes, model.spec.things, PanopticQuality(count))
     with evaluating(model):
         for i in range(len(data)):
             sample = data[i]
-            alone = PanopticQuality(count)
+            alone = PanopticQuality(count + others)
             truth = sample["truth"].void(future) if future else sample["truth"]
             alone.update(truth, panoptic_map(model, sample["image"]))
+            alone = alone.first(count)
             measured.quality += alone
             measured.by_image.append((sample["name"], alone.mean()["pq"]))
     return measured

@@ -171,6 +171,13 @@ class PanopticQuality:
         self.missed += other.missed
         return self
 
+    def first(self, count: int) -> "PanopticQuality":
+        """That of the first ``count`` classes alone."""
+        found = PanopticQuality(count)
+        for name in ("iou", "hits", "false", "missed"):
+            setattr(found, name, getattr(self, name)[:count].copy())
+        return found
+
     def update(self, truth: PanopticMap, prediction: PanopticMap) -> None:
         """Adds one picture.
 
