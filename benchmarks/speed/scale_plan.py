@@ -196,12 +196,12 @@ def measure(count: int, seed: int) -> dict[str, float]:
     from segue.config import Data
     from segue.data.check import check
     from segue.data.decoder import Decoder
+    from segue.data.fingerprint import fingerprint
     from segue.data.images import RandomViews
     from segue.data.layouts import open_listing
     from segue.data.sharding import write_shards
     from segue.data.training import open_training
     from segue.data.transforms import SIMCLR
-    from segue.launch import fingerprint
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +226,7 @@ def measure(count: int, seed: int) -> dict[str, float]:
             "list, s": seconds_of(lambda: open_listing(str(shards))) / count,
             "list, bytes of memory": listed / count,
             "check before training, s": seconds_of(lambda: check(listing, sample=1)) / count,
-            "fingerprint, s": seconds_of(lambda: fingerprint(data)) / count,
+            "fingerprint, s": seconds_of(lambda: fingerprint(data.files())) / count,
             "read, s": seconds_of(lambda: [pair.image.read_bytes() for pair in pairs]) / count,
             "read, decode, cut, recolour, s": seconds_of(load) / count,
         }
