@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import options, torchrun, write_model, write_set
+from conftest import CLASSES, options, torchrun, write_model, write_set
 from PIL import Image
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -177,6 +177,15 @@ def test_a_model_with_other_classes_is_refused(segue: Segue, run: Path, tmp_path
     status, _, errors = segue("evaluate", run, "--data", other)
     assert status == 2
     assert "same names in the same order" in errors
+    for path in (other / "labels").iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
+    (other / "dataset.json").write_text(
+        json.dumps({**described, "classes": ["ground", "disc"], "colors": described["colors"][:2]})
+    )
+    status, output, errors = segue("evaluate", run, "--data", other, "--json")
+    assert status == 0, errors
+    assert np.array(json.loads(output)["confusion"]).sum(1)[2] == 0
+    assert json.loads(output)["classes"] == list(CLASSES)
 
 
 def test_unreadable_pictures_are_named_and_the_rest_predicted(

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw, write_model
+from conftest import draw, untrained, write_model
 from PIL import Image
 
 from segue.data.layouts import open_listing
+from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import How, Outputs, find_images, overlay, predict_image, write_predictions
+from segue.prediction import How, Outputs, find_images, overlay, predict, predict_image, write_predictions
 from segue.tiling import Grid
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -139,6 +140,15 @@ def test_sources_are_files_folders_and_globs_each_once(tmp_path: Path) -> None:
 def test_a_split_of_a_set_is_a_source(dataset: Path) -> None:
     found = find_images([f"{dataset}:test"])
     assert [pair.name for pair in found] == [pair.name for pair in open_listing(str(dataset)).split("test")]
+
+
+def test_a_picture_is_scaled_by_the_rule_of_its_own_set(tmp_path: Path) -> None:
+    """As unlabelled images are that a model labels which learnt from 8-bit ones."""
+    pixels = (500 + 9 * draw(0)[0].mean(2)).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    pair = Pair("deep", tmp_path / "deep.png", tones=(("I;16", 500.0, 2800.0),))
+    (found,) = predict(untrained(), [pair])
+    np.testing.assert_array_equal(found.image[..., 0], (255 * (pixels - 500.0) / 2300).round())
 
 
 def test_the_prediction_of_another_picture_is_not_taken_for_this_one(segue: Segue, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def predict(model: Model, pairs: Sequence[Pair], how: How = WHOLE) -> Iterator[P
     """
     model.eval()
     for pair in pairs:
-        image = np.array(read_rgb(pair.image, model.spec.tones))
+        image = np.array(read_rgb(pair.image, pair.tones or model.spec.tones))
         classes, probability, uncertainty = predict_image(model, torch.from_numpy(image).permute(2, 0, 1), how)
         yield Prediction(pair.name, image, classes.numpy(), probability.numpy(), uncertainty.numpy())
 

@@ -47,7 +47,7 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda``.
 
     Raises:
-        DataError: no model, no such split, no masks, or classes that are not the model's.
+        DataError: no model, no such split, no masks, or classes that the model does not know.
     """
     device = pick_device(device)
     tune(device)
@@ -70,12 +70,14 @@ def evaluate(
     if isinstance(network, MaskClassifier):
         found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, by_region))
         return replace(found, split=name)
-    if listing.classes != network.spec.classes:
+    known = {name: i for i, name in enumerate(network.spec.classes)}
+    if listing.classes != network.spec.classes and not set(listing.classes) < known.keys():
         raise DataError(
-            f"{model} knows the classes {', '.join(network.spec.classes)}; "
-            f"{data} has {', '.join(listing.classes)}: the same names in the same order are needed"
+            f"{model} knows the classes {', '.join(known)}; {data} has {', '.join(listing.classes)}: "
+            "the same names in the same order are needed, or some of them, as a set for segue extend has them"
         )
-    return replace(measure(network, Whole(pairs, Decoder.of(listing)), listing.classes), split=name)
+    decoder = Decoder.of(listing).onto({i: known[name] for i, name in enumerate(listing.classes)})
+    return replace(measure(network, Whole(pairs, decoder), network.spec.classes), split=name)
 
 
 def panoptic_set(

@@ -9,6 +9,7 @@ import pytest
 from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
 
+from segue.data.check import check
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
@@ -152,6 +153,23 @@ def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(da
     assert [pair.name for pair in open_images(str(tmp_path / "more"))] == ["deep/x"]
     assert len(open_images(f"{dataset}:train")) == 6
     assert all(pair.mask is None for pair in open_images(str(dataset)))
+
+
+@pytest.mark.parametrize("first", ["ids", "colours"])
+def test_a_mask_of_the_other_kind_is_named_and_not_read_by_its_red_channel(tmp_path: Path, first: str) -> None:
+    """The first mask says whether a set's masks hold ids or colours."""
+    _, ids = draw(0)
+    kinds = {"ids": ids, "colours": np.array(COLORS, np.uint8)[ids]}
+    other = next(kind for kind in kinds if kind != first)
+    for name, kind in (("a", first), ("b", other)):
+        photo(tmp_path / "images" / f"{name}.png")
+        save(tmp_path / "labels" / f"{name}.png", kinds[kind])
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(CLASSES, COLORS, strict=True)]
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    findings, _ = check(open_listing(str(tmp_path)))
+    assert [(f.code, f.stop) for f in findings if "b.png" in " ".join(f.where)][:1] == [("E101", True)]
+    with pytest.raises(DataError, match=r"b\.png"):
+        masks_of(tmp_path, "train")
 
 
 def test_masks_are_no_images_in_sets_that_lie_as_they_were_published(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_amounts_by_hand() -> None:
     assert [amount(text, 367, "--labels") for text in ("5%", "10%", "0.1%", "20", "all")] == [18, 37, 1, 20, 367]
 
 
-@pytest.mark.parametrize("text", ["0", "41", "-3", "x", "%", "120%"])
+@pytest.mark.parametrize("text", ["0", "41", "-3", "x", "%", "120%", "0%", "-5%", "inf%", "nan%"])
 def test_impossible_amounts_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="--labels"):
         choose(PAIRS, text, 0)

@@ -181,9 +181,12 @@ def dies(job: Job) -> Trial:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_costs_its_candidate_alone(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+@pytest.mark.parametrize("order", [(2, 0, 3, 1), (1, 2, 0, 3)])
+def test_a_process_that_dies_costs_its_candidate_alone(
+    prepared: tuple[Config, Run, Cache, Recipe], order: tuple[int, ...]
+) -> None:
     _, _, cache, recipe = prepared
-    found = {t.trial: t for t in pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in (2, 0, 3, 1)], 2, dies)}
+    found = {t.trial: t for t in pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in order], 2, dies)}
     assert [found[n].state for n in range(4)] == ["done", "failed", "done", "done"]
     assert found[1].error.startswith("ProcessDied")
     assert found[1].reward1 is None

@@ -50,11 +50,14 @@ class Decoder:
     def __call__(self, stored: Array) -> Array:
         """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""
         if not self.by_color:
-            if stored.ndim == 3:
-                stored = stored[..., 0]
-            inside = stored if stored.dtype == np.uint8 else np.clip(stored, 0, len(self.table) - 1)
+            values = stored[..., 0] if stored.ndim == 3 else stored
+            inside = values if values.dtype == np.uint8 else np.clip(values, 0, len(self.table) - 1)
             found: Array = self.table[inside]
+            if stored.ndim == 3:  # a colour in a set whose masks hold ids
+                found = np.where((stored == stored[..., :1]).all(2), found, np.int16(UNKNOWN))
             return found
+        if stored.ndim == 2:  # ids, or grey, in a set whose masks hold colours
+            stored = np.repeat(stored[..., None], 3, 2)
         keys = (stored[..., 0].astype(np.int64) << 16) + (stored[..., 1].astype(np.int64) << 8) + stored[..., 2]
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[place] == keys, self.order[place], UNKNOWN).astype(np.int16)

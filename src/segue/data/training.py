@@ -225,6 +225,8 @@ def _validation(
             f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate"
         )
     val, kept = choose(masked, wanted if wanted.endswith("%") else "20%", seed, "--val")
+    if not kept:
+        raise DataError(f"--val {wanted} of {len(masked)} labelled images leaves none to train on; give a smaller one")
     return kept, val, len(val), 0
 
 

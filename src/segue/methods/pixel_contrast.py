@@ -228,7 +228,9 @@ def pseudo_label(classes: Array, probability: Array, thresholds: Array) -> Array
 def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, run: Run) -> tuple[Pair, ...]:
     """Pseudo-labels by eq. 5, as pictures in ``pseudo_labels/`` of the run; what was kept goes to its ledger."""
     folder, ledger = run.out / "pseudo_labels", run.out / "pseudo_labels.json"
-    labelled = tuple(Pair(pair.name, pair.image, folder / f"{i:06d}.png") for i, pair in enumerate(pairs))
+    labelled = tuple(
+        Pair(pair.name, pair.image, folder / f"{i:06d}.png", tones=pair.tones) for i, pair in enumerate(pairs)
+    )
 
     def work() -> None:
         folder.mkdir(exist_ok=True)

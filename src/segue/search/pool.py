@@ -1,5 +1,6 @@
 """Candidates in this process, in several, or over a Ray cluster: the same results, in the order they finish."""
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,20 +38,26 @@ def tried(
         yield from map(work, jobs)
         return
     left = {job.trial: job for job in jobs}
-    for attempt in range(TRIES):
-        # Once processes have died, one at a time: then it is known whose fault it is.
-        with ProcessPoolExecutor(parallel if attempt == 0 else 1, multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(work, job) for job in left.values()]
+    with ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        with contextlib.suppress(BrokenProcessPool):
+            for future in as_completed(futures):
+                trial = future.result()
+                del left[trial.trial]
+                yield trial
+    for job in left.values():  # a process died, and took with it what waited
+        yield _alone(job, work)
+
+
+def _alone(job: Job, work: Callable[[Job], Trial]) -> Trial:
+    """A candidate in a process of its own, so that it is known whose fault it is when that dies."""
+    for _ in range(TRIES - 1):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                for future in as_completed(futures):
-                    trial = future.result()
-                    del left[trial.trial]
-                    yield trial
+                return pool.submit(work, job).result()
             except BrokenProcessPool:
                 continue
-        break
-    for job in left.values():
-        yield died(job)
+    return died(job)
 
 
 def _over_cluster(jobs: Sequence[Job], ray: Any, work: Callable[[Job], Trial]) -> Iterator[Trial]:

@@ -223,6 +223,8 @@ class Inspector:
             else:
                 what = f"the value {value} is no class (classes are 0-{len(self.classes) - 1})"
                 mend = f"Mend the mask, add the class, or map it: --map {value}:ignore"
+                if "," in value:
+                    mend = "It is a colour and the first mask holds ids: write all masks as ids, or all in colours."
             seen.findings.append(
                 Finding(
                     "E101", what, (f"{path} ({pixels} pixels)",), "It would be trained as something it is not.", mend
