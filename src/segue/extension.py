@@ -175,7 +175,7 @@ def _old_set(
 ) -> tuple[tuple[Pair, ...], Annotation]:
     """The pictures on which forgetting is measured; classes that the model lacks are unknown there."""
     folder, split = split_address(address)
-    listing = open_listing(str(folder), "auto")
+    listing = open_listing(str(folder), "auto").toned(base.spec.tones)
     if isinstance(base, Segmenter):
         listing = replace(listing, things=())
     _, pairs = to_measure(listing, model, split or "")

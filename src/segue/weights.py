@@ -220,7 +220,9 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
         described = describe(init)
         if described["spec"]["encoder"] != encoder:
             raise DataError(f"{init} has the encoder {described['spec']['encoder']}; give --encoder the same")
-        prefix = "encoder." if described["kind"] == "compact" else "encoder.model."
+        prefix = {"compact": "encoder.", "linear_probe": "segmenter.encoder.model."}.get(
+            described["kind"], "encoder.model."
+        )
         state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
         return state, f"the encoder of {init}"
     if not Path(init).is_file():

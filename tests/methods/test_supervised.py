@@ -14,6 +14,7 @@ from segue.data.training import open_training
 from segue.engine import Run
 from segue.evaluation import semantic
 from segue.methods.supervised import Config, Supervised, train
+from segue.weights import encoder_weights, save_model
 
 
 def test_class_weights_by_hand(dataset: Path) -> None:
@@ -36,7 +37,8 @@ def test_weights_change_the_loss_as_eq_1_says() -> None:
 def test_linear_probe_leaves_the_encoder_alone(dataset: Path, tmp_path: Path) -> None:
     config = build(Config, {**TINY, "data": str(dataset), "linear_probe": True})
     data = open_training(config.data, seed=0)
-    short = train(config, Run(tmp_path / "a", quiet=True), data).state_dict()
+    probe = train(config, Run(tmp_path / "a", quiet=True), data)
+    short = probe.state_dict()
     longer = train(
         build(Config, {**TINY, "data": str(dataset), "linear_probe": True, "steps": 9}),
         Run(tmp_path / "b", quiet=True),
@@ -44,6 +46,10 @@ def test_linear_probe_leaves_the_encoder_alone(dataset: Path, tmp_path: Path) ->
     )
     changed = {name for name, tensor in longer.state_dict().items() if not torch.equal(tensor, short[name])}
     assert changed == {"head.weight", "head.bias"}
+    state, _ = encoder_weights(
+        str(save_model(probe, tmp_path / "probe", method="supervised", metrics={})), config.network.encoder
+    )
+    assert len(state) > 10
 
 
 @pytest.mark.slow

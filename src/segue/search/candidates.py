@@ -132,7 +132,7 @@ def try_candidate(job: Job) -> Trial:
                     found, state="done", reward2=second.value, parts2=second.parts, seconds2=started.seconds(),
                     cpu2=started.cpu(),
                 )  # fmt: skip
-        except (RuntimeError, MemoryError, FloatingPointError) as error:
+        except (RuntimeError, ValueError, MemoryError, FloatingPointError) as error:
             first_line = str(error).splitlines()[0] if str(error) else ""
             kind = type(error).__name__
             found = replace(found, state="failed", error=f"{kind}: {first_line}", error_type=kind, reward1=None)
