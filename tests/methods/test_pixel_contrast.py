@@ -167,7 +167,17 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("contrast_share", 0.0), ("contrast_share", 1.0), ("batch", 3), ("batch", 2)]
+    ("field", "value"),
+    [
+        ("contrast_share", 0.0),
+        ("contrast_share", 1.0),
+        ("batch", 3),
+        ("batch", 2),
+        ("threshold", 1.5),
+        ("background_threshold", -0.1),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(dataset: Path, tmp_path: Path, field: str, value: float) -> None:
     config = build(Config, {**TINY, "data": str(dataset), field: value})

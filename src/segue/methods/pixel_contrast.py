@@ -272,6 +272,11 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     for name in ("contrast_share", "first_round"):
         if not 0 < getattr(config, name) < 1:
             raise DataError(f"--{name} {getattr(config, name)} must lie between 0 and 1")
+    for name in ("threshold", "background_threshold"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise DataError(f"--{name} {getattr(config, name)} must lie in [0, 1]")
+    if not config.temperature > 0:
+        raise DataError(f"--temperature {config.temperature} must be above 0")
     if config.views.batch < 4 or config.views.batch % 2:
         raise DataError(f"--batch {config.views.batch} must be even and at least 4: half of it in two views")
     thresholds = class_thresholds(config, data.classes)
