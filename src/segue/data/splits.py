@@ -1,6 +1,5 @@
 """Which images are labelled, and which are kept for validation: reproducible choices by seed, or lists in files."""
 
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,13 @@ def amount(text: str, total: int, what: str) -> int:
     try:
         if text == "all":
             return total
-        share = float(text[:-1]) if text.endswith("%") else math.nan
-        if text.endswith("%") and not 0 < share <= 100:
-            raise ValueError("no share")
-        count = int(text) if math.isnan(share) else max(1, round(total * share / 100))
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if not 0 < share <= 100:
+                raise ValueError("no share")
+            count = max(1, round(total * share / 100))
+        else:
+            count = int(text)
     except ValueError:
         raise DataError(
             f"{what} {text!r} is no amount; give a share (5%), a count (20), 'all', or a list (names.txt)"
