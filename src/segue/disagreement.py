@@ -120,11 +120,11 @@ def compare_models(
     found = Disagreement.of(old, new)
     for pair in pairs:
         try:
-            maps = [seen(model, pair, found) for model in (old, new)]
+            images = read(pair, old, new)
         except DataError as error:
             found.failed[str(pair.image)] = str(error)
         else:
-            found.add(pair.name, *maps)
+            found.add(pair.name, *(seen(*each, found) for each in zip((old, new), images, strict=True)))
         tick()
     if not found.by_image:
         raise DataError(next(iter(found.failed.values()), "there is no image to compare on"))
@@ -134,9 +134,10 @@ def compare_models(
     return found
 
 
-def read(pair: Pair, model: AnyModel) -> Array:
-    """The image uint8 (H, W, 3); where it is deeper, scaled as those that ``model`` learnt from."""
-    return np.array(read_rgb(pair.image, model.spec.tones))
+def read(pair: Pair, old: AnyModel, new: AnyModel) -> tuple[Array, Array]:
+    """The image uint8 (H, W, 3) for each model: where it is deeper, scaled as those that the model learnt from."""
+    first = np.array(read_rgb(pair.image, old.spec.tones))
+    return first, first if new.spec.tones == old.spec.tones else np.array(read_rgb(pair.image, new.spec.tones))
 
 
 def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:
@@ -148,9 +149,9 @@ def says(model: AnyModel, image: Array) -> tuple[PanopticMap | None, Array]:
     return None, predict_image(model, pixels)[0].numpy()
 
 
-def seen(model: AnyModel, pair: Pair, found: Disagreement) -> Array:
+def seen(model: AnyModel, image: Array, found: Disagreement) -> Array:
     """The class that a model sees at each pixel of an image (H, W), as its place in the names of the comparison."""
-    return placed(model, says(model, read(pair, model))[1], found)
+    return placed(model, says(model, image)[1], found)
 
 
 def placed(model: AnyModel, classes: Array, found: Disagreement) -> Array:
@@ -160,9 +161,8 @@ def placed(model: AnyModel, classes: Array, found: Disagreement) -> Array:
     return table[classes]
 
 
-def drawn(model: AnyModel, pair: Pair) -> Array:
+def drawn(model: AnyModel, image: Array) -> Array:
     """The image tinted as the model sees it."""
-    image = read(pair, model)
     segments, classes = says(model, image)
     if segments is not None:
         return outlined(image, segments, model.spec.colors)
@@ -174,12 +174,11 @@ def comparison(old: AnyModel, new: AnyModel, pairs: Sequence[Pair], found: Disag
     by_name = {pair.name: pair for pair in pairs}
     shown = []
     for name, share in sorted(found.by_image, key=lambda item: -item[1])[:SHOWN]:
-        pair = by_name[name]
-        image = read(pair, new)
-        first, second = (seen(model, pair, found) for model in (old, new))
+        before, image = read(by_name[name], old, new)
+        first, second = seen(old, before, found), seen(new, image, found)
         gray = image.mean(2, keepdims=True).repeat(3, 2)
         differs = np.where((first != second)[..., None], (213, 94, 0), 0.5 * gray + 100).astype(np.uint8)
-        panels = {"image": image, "old": drawn(old, pair), "new": drawn(new, pair), "where they differ": differs}
+        panels = {"image": image, "old": drawn(old, before), "new": drawn(new, image), "where they differ": differs}
         shown.append({"name": name, "share": share, "panels": [(what, *jpeg(p)) for what, p in panels.items()]})
     named = zip(found.names[:-1], found.colors, strict=True)
     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
