@@ -108,7 +108,7 @@ def open_extension(
     base = load_any(model)
     if not isinstance(base, MaskClassifier | Segmenter):
         raise DataError(f"{model} is a {base.kind}, which cannot grow; name a model of segue train")
-    training = open_training(data, seed=seed)
+    training = open_training(data, seed=seed, tones=base.spec.tones)
     if isinstance(base, Segmenter):
         training = replace(training, listing=replace(training.listing, things=()))
     # What it says of classes that only validation has: the model knows them.

@@ -1,5 +1,6 @@
 """Any image becomes 8-bit RGB by one rule: found from the set, said, stored in the model, and used when it predicts."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -8,15 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import draw, options, write_set
+from conftest import COLORS, draw, options, write_model, write_set
 from PIL import Image
 
 from segue.config import Data
+from segue.data.check import check
 from segue.data.images import Whole
+from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.sample import Array, DataError, kind_of
-from segue.data.tones import deep_pixels, read_rgb, tones_of
+from segue.data.tones import deep_pixels, percentiles, read_rgb, tones_of
 from segue.data.training import open_training
+from segue.extension import open_extension
+from segue.models.segmenter import Segmenter, grown_segmenter
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -145,6 +150,37 @@ def test_the_model_keeps_the_rule_and_predicts_by_it(dataset: Path, tmp_path: Pa
     status, output, errors = segue("predict", run, tmp_path / "float.tif", "--out", tmp_path / "no", "--no-overlays")
     assert status != 0
     assert "E114" in output + errors and "RGB;16" in output + errors
+
+
+def test_a_deep_kind_gets_its_rule_from_images_whose_masks_are_not_read(dataset: Path) -> None:
+    deep = sorted((dataset / "images").glob("train_*"))[1:3]  # of every third pair the mask is read
+    for path in deep:
+        path.write_bytes(png16(draw(int(path.stem[-3:]))[0].astype(np.uint16) * 16))
+    listing = open_listing(str(dataset))
+    (one,) = check(listing, sample=4)[1].tones
+    assert one[0] == "RGB;16"
+    assert one in {tones_of({"RGB;16": percentiles(deep_pixels(path))})[0] for path in deep}
+    assert one[1:] != check(listing, sample=None)[1].tones[0][1:]  # one of them spoke for both
+
+
+def test_an_extended_model_keeps_its_rule_and_gets_that_of_new_kinds(dataset: Path, tmp_path: Path) -> None:
+    own = ("RGB;16", 0.0, 65535.0)
+    described = json.loads((dataset / "dataset.json").read_text())
+    described["classes"][2] = "square"
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    given = {"keep_val": "", "new_classes": (), "by_region": False, "seed": 0}
+    plain, deep = write_model(tmp_path / "plain"), write_model(tmp_path / "deep", tones=(own,))
+    data = open_extension(str(deep), Data(data=str(deepened(dataset))), **given)
+    assert {pair.tones for pair in (*data.labelled, *data.training.val)} == {(own,)}
+    assert any(
+        "W114" in str(finding) and "0 black and 65535 white" in str(finding) for finding in data.training.warnings
+    )
+    data = open_extension(str(plain), Data(data=str(dataset)), **given)
+    assert isinstance(data.base, Segmenter)
+    (new,) = data.training.listing.tones
+    wider = grown_segmenter(data.base, data.classes, data.colors, data.training.listing.tones)
+    assert wider.spec.tones == (new,) != (own,)
+    assert grown_segmenter(wider, ("disk",), COLORS[:1], (own, ("F", 0.0, 1.0))).spec.tones == (new, ("F", 0.0, 1.0))
 
 
 def test_unlabelled_images_are_checked_and_deep_ones_get_a_rule(dataset: Path, tmp_path: Path) -> None:

@@ -84,6 +84,12 @@ def tones_of(ranges: Mapping[str, Ranges]) -> Tones:
     )
 
 
+def joined_tones(first: Tones, second: Tones) -> Tones:
+    """The rules of ``first``, and those of ``second`` for kinds that it does not name."""
+    known = {kind for kind, _, _ in first}
+    return (*first, *(rule for rule in second if rule[0] not in known))
+
+
 def read_eight_bit(path: Path, tones: Tones) -> Image.Image:
     """The image at ``path``, upright, in 8 bits a band.
 

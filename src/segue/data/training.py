@@ -94,13 +94,18 @@ class TrainingData:
         ]
 
 
-def open_training(config: Data, *, seed: int) -> TrainingData:
+def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData:
     """The set that ``config`` names, checked and divided.
+
+    Args:
+        config: of the set.
+        seed: of what is drawn.
+        tones: the rules of a model for deep images, which hold here too; other kinds get one of their own.
 
     Raises:
         DataError: the set has a fault that stops training; each such fault is one line of the message.
     """
-    listing, bad, warnings = _checked(config)
+    listing, bad, warnings = _checked(config, tones)
     train = listing.splits.get("train") or _only(listing)
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
@@ -150,13 +155,13 @@ def open_training(config: Data, *, seed: int) -> TrainingData:
     return TrainingData(listing, decoder, labelled, unlabelled, val, found, dropped, warnings, at, *pasted)
 
 
-def _checked(config: Data) -> tuple[Listing, int, tuple[Finding, ...]]:
+def _checked(config: Data, tones: Tones) -> tuple[Listing, int, tuple[Finding, ...]]:
     """The set without pairs at fault, how many those are, and what did not stop it."""
     if not config.data:
         raise DataError("no data set named; give its folder: segue train DATA --out RUN")
     listing = open_listing(config.data, config.layout)
     listing = listing.extended(parse_map(config.map, listing))
-    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad)
+    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad, tones=tones)
     stops = [finding for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(str(finding) for finding in stops))
@@ -187,14 +192,14 @@ def _outside(source: str, tones: Tones, *, skip_bad: bool) -> tuple[tuple[Pair, 
         DataError: there is no image, or one cannot be read and ``skip_bad`` does not say to go on without it.
     """
     pairs = open_images(source)
-    findings, facts = check(Listing(Path(source), "images", (), (), {"images": pairs}, {}), skip_bad=skip_bad)
+    findings, facts = check(
+        Listing(Path(source), "images", (), (), {"images": pairs}, {}), skip_bad=skip_bad, tones=tones
+    )
     stops = [str(finding) for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(stops))
-    known = {kind for kind, _, _ in tones}
-    own = tuple(rule for rule in facts.tones if rule[0] not in known)
     sound = tuple(pair for pair in pairs if pair.image not in facts.bad)
-    return toned(sound, (*tones, *own)), len(pairs) - len(sound)
+    return toned(sound, facts.tones), len(pairs) - len(sound)
 
 
 def _only(listing: Listing) -> tuple[Pair, ...]:

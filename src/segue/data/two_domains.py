@@ -19,6 +19,7 @@ from segue.data.finding import Finding, printable
 from segue.data.layouts import open_images, open_listing, split_address
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, DataError, Tones, picture_size
+from segue.data.tones import joined_tones
 
 UNREADABLE = "unreadable (--skip_bad)"
 
@@ -243,7 +244,7 @@ class _Bookkeeping:
         facts = self.checked(Listing(root, "images", (), (), {"target": pairs}, {}), has_labels=False)
         self.found += len(pairs)
         self.drop(UNREADABLE, len(facts.bad))
-        self.tones = (*facts.tones, *(rule for rule in self.val_tones if rule[0] not in {k for k, *_ in facts.tones}))
+        self.tones = joined_tones(facts.tones, self.val_tones)
         kept = tuple(pair for pair in toned(pairs, self.tones) if pair.image not in facts.bad)
         if not kept:
             raise DataError(f"--target {address} holds no image that can be read")

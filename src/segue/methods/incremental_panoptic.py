@@ -341,7 +341,8 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
     if not isinstance(data.base, MaskClassifier):
         raise TypeError(f"{data.source} is no panoptic model")
     historic = deepcopy(data.base).to(memory_format=torch.channels_last)
-    current = grown(historic, data.classes, data.colors, data.things).to(memory_format=torch.channels_last)
+    tones = data.training.listing.tones
+    current = grown(historic, data.classes, data.colors, data.things, tones).to(memory_format=torch.channels_last)
     method = IncrementalPanoptic(
         current, historic, config.rules,
         points=config.points, pseudo=config.pseudo, distill=config.distill, gamma=config.gamma,

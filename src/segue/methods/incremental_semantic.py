@@ -124,7 +124,8 @@ def train(config: Config, run: Run, data: Extension) -> Segmenter:
     if not isinstance(data.base, Segmenter):
         raise TypeError(f"{data.source} is no semantic model")
     historic = deepcopy(data.base).to(memory_format=torch.channels_last)
-    current = grown_segmenter(historic, data.classes, data.colors).to(memory_format=torch.channels_last)
+    tones = data.training.listing.tones
+    current = grown_segmenter(historic, data.classes, data.colors, tones).to(memory_format=torch.channels_last)
     method = IncrementalSemantic(
         current, historic, pseudo=config.pseudo, min_score=config.min_score, distill=config.distill
     )

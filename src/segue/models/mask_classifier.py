@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.data.sample import Color
+from segue.data.sample import Color, Tones
+from segue.data.tones import joined_tones
 from segue.models.pixels import Normalise, padded_side
 
 STRIDES = (4, 8, 16, 32)  # of the encoder's maps
@@ -188,7 +189,11 @@ def padded_size(image: Tensor) -> tuple[int, int]:
 
 
 def grown(
-    model: MaskClassifier, classes: Sequence[str], colors: Sequence[Color], things: Sequence[int]
+    model: MaskClassifier,
+    classes: Sequence[str],
+    colors: Sequence[Color],
+    things: Sequence[int],
+    tones: Tones = (),
 ) -> MaskClassifier:
     """A copy that knows further classes, whose ids follow the old ones.
 
@@ -201,6 +206,7 @@ def grown(
         classes: names of the new classes.
         colors: one each.
         things: ids of those that are countable, counted in the grown model.
+        tones: rules for deep images of kinds that the model has none for.
 
     Raises:
         ValueError: nothing new, or a class that is known already.
@@ -218,6 +224,7 @@ def grown(
         classes=(*old.classes, *classes),
         colors=(*old.colors, *colors),
         things=(*old.things, *(i for i in things if i >= total)),
+        tones=joined_tones(old.tones, tones),
         increments=(*(old.increments or (total,)), count),
     )
     head = nn.Linear(old.width, total + count + 1).to(model.head.weight)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.data.sample import Color
+from segue.data.sample import Color, Tones
+from segue.data.tones import joined_tones
 from segue.models.pixels import Normalise
 
 STRIDE = 16  # sides are padded to a multiple of it
@@ -101,8 +102,14 @@ class Segmenter(nn.Module):
         return upsample(logits, image.shape[-2], image.shape[-1])
 
 
-def grown_segmenter(model: Segmenter, classes: Sequence[str], colors: Sequence[Color]) -> Segmenter:
+def grown_segmenter(model: Segmenter, classes: Sequence[str], colors: Sequence[Color], tones: Tones = ()) -> Segmenter:
     """A copy that knows further classes, whose ids follow the old ones; old logits stay, new ones start at `UNLIKELY`.
+
+    Args:
+        model: left as it is.
+        classes: names of the new classes.
+        colors: one each.
+        tones: rules for deep images of kinds that the model has none for.
 
     Raises:
         ValueError: nothing new, or a class that is known already.
@@ -114,7 +121,12 @@ def grown_segmenter(model: Segmenter, classes: Sequence[str], colors: Sequence[C
     if not classes or len(set(classes)) < len(classes) or len(colors) != len(classes):
         raise ValueError("give new classes, each once and with one colour")
     wider, total = deepcopy(model), len(old.classes)
-    wider.spec = replace(old, classes=(*old.classes, *classes), colors=(*old.colors, *colors))
+    wider.spec = replace(
+        old,
+        classes=(*old.classes, *classes),
+        colors=(*old.colors, *colors),
+        tones=joined_tones(old.tones, tones),
+    )
     head = nn.Conv2d(old.decoder_channels, total + len(classes), 1).to(model.head.weight)
     weight, bias = torch.zeros_like(head.weight), torch.full((total + len(classes),), UNLIKELY)
     weight[:total] = model.head.weight.detach()

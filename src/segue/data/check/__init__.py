@@ -24,7 +24,7 @@ from segue.data.decoder import Decoder
 from segue.data.finding import Finding, merged
 from segue.data.listing import Listing, Pair
 from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError, Tones
 from segue.data.tones import drops_bands
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
@@ -39,6 +39,7 @@ def check(
     skip_bad: bool = False,
     sample: int | None = SAMPLE,
     hashes: bool = False,
+    tones: Tones = (),
     workers: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], Facts]:
@@ -50,6 +51,7 @@ def check(
         skip_bad: unreadable pairs are warned of, since whoever asks goes on without them.
         sample: masks to read in full, evenly spread over the set; None reads all.
         hashes: look for the same or nearly the same image in two places.
+        tones: rules for deep images that hold whatever is read, as those of a model are.
         workers: processes; 0 looks in this one.
         tick: called after each pair.
 
@@ -62,7 +64,7 @@ def check(
         for pair in split:
             owner.setdefault(pair.image, []).append(name)
     every = 1 if sample is None else max(1, -(-len(pairs) // sample))
-    root, facts, findings = str(listing.root), Facts.none(len(listing.classes)), list(listing.faults)
+    root, facts, findings = str(listing.root), Facts.none(len(listing.classes), tones), list(listing.faults)
     look = Look(Inspector(root, Decoder.of(listing), listing.classes, hashes), pairs, owner, every)
     for count, found, part in _chunks(look, workers):
         findings += found
@@ -110,7 +112,7 @@ class Look:
         facts, findings = Facts.none(len(self.inspector.classes)), list[Finding]()
         chunk = self.pairs[start : start + CHUNK]
         for i, pair in enumerate(chunk, start):
-            seen = self.inspector(pair, pixels=i % self.every == 0)
+            seen = self.inspector(pair, pixels=i % self.every == 0, ranged=facts.deep)
             findings += seen.findings
             facts.add(seen, self.owner[pair.image])
         return len(chunk), findings, facts
@@ -321,7 +323,7 @@ def _modes(facts: Facts, root: str) -> list[Finding]:
     """W109 and W114: what is done to images that are turned, not RGB, or deeper than 8 bits."""
     found = []
     ranges = facts.ranges
-    for kind, black, white in facts.tones:
+    for kind, black, white in (rule for rule in facts.tones if rule[0] in ranges):
         bands = "; ".join(", ".join(f"{value:g}" for value in band) for band in ranges[kind])
         found.append(
             Finding("W114", f"{kind} images hold more than 8 bits (percentiles 0, 1, 50, 99, 100: {bands})",

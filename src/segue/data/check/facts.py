@@ -9,7 +9,7 @@ import numpy as np
 
 from segue.data.check.inspection import MANY_VALUES, Seen
 from segue.data.sample import Array, Tones
-from segue.data.tones import Ranges, tones_of
+from segue.data.tones import Ranges, joined_tones, tones_of
 
 BAD_FILES = ("E108", "E110", "E111", "E112", "E113", "E130")  # of single pairs: --skip_bad goes on without them
 
@@ -31,6 +31,7 @@ class Facts:
         bad: codes of `BAD_FILES` by the image of the pair that has them.
         digests, looks: hashes by image path, where asked for.
         deep: percentiles of each band of each image that is deeper than 8 bits, by its kind of pixels.
+        rules: for deep images that hold whatever is read, as those of a model are.
     """
 
     pixels: Array
@@ -46,11 +47,12 @@ class Facts:
     digests: dict[str, bytes] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=dict)
     deep: dict[str, list[Ranges]] = field(default_factory=dict)
+    rules: Tones = ()
 
     @classmethod
-    def none(cls, classes: int) -> "Facts":
+    def none(cls, classes: int, rules: Tones = ()) -> "Facts":
         """Before anything was read."""
-        return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64))
+        return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64), rules=rules)
 
     @property
     def ranges(self) -> dict[str, Ranges]:
@@ -65,8 +67,8 @@ class Facts:
 
     @property
     def tones(self) -> Tones:
-        """The rule for such images."""
-        return tones_of(self.ranges)
+        """The rule for such images, and what else ``rules`` says."""
+        return joined_tones(self.rules, tones_of(self.ranges))
 
     def add(self, seen: Seen, splits: Sequence[str]) -> None:
         """Adds one pair, which is in these splits."""

@@ -6,7 +6,7 @@ so that many pairs can be looked at in parallel processes whose memory does not 
 
 import hashlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,14 +75,20 @@ class Inspector:
     classes: tuple[str, ...]
     hashes: bool = False
 
-    def __call__(self, pair: Pair, *, pixels: bool = True) -> Seen:
-        """What ``pair`` shows; with ``pixels`` its mask is read in full, else by its header."""
+    def __call__(self, pair: Pair, *, pixels: bool = True, ranged: Container[str] = ()) -> Seen:
+        """What ``pair`` shows.
+
+        Args:
+            pair: an image and its mask.
+            pixels: the mask is read in full, else by its header.
+            ranged: kinds of deep pixels whose range is known from others; without ``pixels`` it is read of the rest.
+        """
         seen = Seen(pair)
         image, mask_size = size_or_fault(pair.image), 0 if pair.mask is None else size_or_fault(pair.mask)
         if isinstance(image, Finding) or isinstance(mask_size, Finding):
             seen.findings += [found for found in (image, mask_size) if isinstance(found, Finding)]
             return seen
-        if not self._image(seen, image, pixels) or pair.mask is None:
+        if not self._image(seen, image, () if pixels else ranged) or pair.mask is None:
             return seen
         try:
             if pair.outlines is not None:
@@ -107,8 +113,8 @@ class Inspector:
         """Whether a pixel of the mask is the stored value of a class."""
         return pair.segments is None and not pair.is_wide and not self.decoder.by_color
 
-    def _image(self, seen: Seen, size: int, pixels: bool) -> bool:
-        """Header and end of an image of ``size`` bytes, and the range of a deep one; whether the file is sound."""
+    def _image(self, seen: Seen, size: int, ranged: Container[str]) -> bool:
+        """Header and end of an image of ``size`` bytes, the range of a deep one not ``ranged``; whether it is sound."""
         path = seen.pair.image
         try:
             with Image.open(content(path), formats=FORMATS) as header:
@@ -120,7 +126,7 @@ class Inspector:
                     seen.look = difference_hash(header)
             if not is_whole and not self.hashes:
                 open_image(path)
-            if pixels and is_deep(seen.mode):
+            if is_deep(seen.mode) and seen.mode not in ranged:
                 self._deep(seen)
             if self.hashes:
                 with path.open("rb") as file:  # in pieces: a file may be larger than the memory
