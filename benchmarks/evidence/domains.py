@@ -13,7 +13,8 @@ target's style, no teacher); ``ungated`` (every pixel of the teacher counts); th
 pixel counts); and ``oracle``, which learns from the target's own labels. The learning rate is that which served
 ``source_only`` best on drawn scenes with seed 100; all other settings were fixed before any of these scores was seen.
 Scores are on a test split of the target that no arm learns from. Every arm is a folder that is resumed where it was
-cut.
+cut. With ``--held-out`` scores are on every third training picture of the target, which no arm sees then: settings are
+chosen there, and ``--fields`` changes them.
 
 A second table holds the teacher of each look against rules that need no label: what it would have scored had the run
 stopped there, on the test pictures that the looks saw.
@@ -94,6 +95,19 @@ def pairs(options: argparse.Namespace) -> dict[str, dict[str, str]]:
             shutil.copytree(root / "images", bare)
         found["unrelated"] = {"source": f"{day}:train", "target": str(bare), "val": f"{dusk}:test"}
     return found
+
+
+def held_out(sets: dict[str, str], out: Path) -> dict[str, str]:
+    """The same pair with every third target picture measured on in place of the test split: to choose settings by."""
+    root, _, split = sets["target"].rpartition(":")
+    if not Path(root).is_relative_to(out):
+        raise SystemExit(f"{root} is no copy that splits may be written to; shrink it by 2 or more")
+    path = Path(root) / "dataset.json"
+    described = json.loads(path.read_text())
+    names = described["splits"][split]
+    described["splits"] |= {f"{split}_held": names[::3], f"{split}_fit": [n for i, n in enumerate(names) if i % 3]}
+    path.write_text(json.dumps(described))
+    return {**sets, "target": f"{root}:{split}_fit", "val": f"{root}:{split}_held"}
 
 
 def config_of(arm: str, sets: dict[str, str], options: argparse.Namespace) -> Config:
@@ -202,6 +216,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="+", default=["scenes", "camvid", "dsb", "unrelated"])
     parser.add_argument("--arms", nargs="+", default=list(FIRST), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--held-out", action="store_true", help="measure on a part of the target's training split")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--batch", type=int, default=4)
@@ -230,6 +245,8 @@ def main() -> None:
     options = options_of()
     tune(pick_device(options.device))
     known = {name: sets for name, sets in pairs(options).items() if name in options.pairs}
+    if options.held_out:
+        known = {name: held_out(sets, options.out) for name, sets in known.items() if name != "unrelated"}
     for seed in options.seeds:
         for name, sets in known.items():
             for arm in [arm for arm in options.arms if name != "unrelated" or arm in REFUSED]:

@@ -77,6 +77,21 @@ def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
     assert len(opened(root, val="50%").val) == 5
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_validation_is_not_taken_from_the_images_that_a_list_names(tmp_path: Path, seed: int) -> None:
+    root, names = write_set(tmp_path / "set", splits=False), tmp_path / "names.txt"
+    every = sorted(path.stem for path in (root / "images").iterdir())
+    names.write_text("\n".join(every[:4]))
+    data = opened(root, labels=str(names), seed=seed)
+    assert ([pair.name for pair in data.labelled], len(data.val)) == (every[:4], 2)
+    names.write_text("\n".join(every[:9]))
+    assert [pair.name for pair in opened(root, labels=str(names), seed=seed).val] == every[9:]
+    names.write_text("\n".join(every))  # all of them: some have to be held back
+    data = opened(root, labels=str(names), seed=seed)
+    assert (len(data.labelled), len(data.val)) == (8, 2)
+    assert not {pair.name for pair in data.labelled} & {pair.name for pair in data.val}
+
+
 def test_images_without_masks_are_counted_once_allowed(dataset: Path) -> None:
     (dataset / "labels" / "train_001.png").unlink()
     assert sum(opened(dataset, allow_missing=True).dropped.values()) == 1

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,38 @@ def test_from_a_panoptic_folder_to_coco_json(segue: Segue, tmp_path: Path) -> No
     found = next(iter(package.predict(out, [data / "images" / "p0006.png"], device="cpu")))
     assert isinstance(found, PanopticPrediction)
     assert found.map.ids.shape == (64, 64)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_objects_of_cityscapes_by_hand(tmp_path: Path, kind: str) -> None:
+    stem = "aachen_000000_000019"
+    image = tmp_path / "leftImg8bit" / "train" / "aachen" / f"{stem}_leftImg8bit.png"
+    gt = tmp_path / "gtFine" / "train" / "aachen"
+    for folder in (image.parent, gt):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (6, 1)).save(image)
+    raw = np.array([[7, 26, 26, 26, 9, 0]], np.uint8)  # road, two cars, a group of cars, parking, unlabelled
+    Image.fromarray(raw).save(gt / f"{stem}_gtFine_labelIds.png")
+    if kind == "labelTrainIds":
+        Image.fromarray(np.array([[0, 13, 13, 13, 255, 255]], np.uint8)).save(gt / f"{stem}_gtFine_{kind}.png")
+    listing = open_listing(str(tmp_path))
+    (pair,) = listing.split("train")
+    flat = Annotation(replace(listing, things=())).read(
+        pair
+    )  # as semantic models take it: no file of objects is needed
+    assert (flat.ids.tolist(), flat.labels) == ([[1, 2, 2, 2, 0, 0]], (0, 13))
+    with pytest.raises(DataError, match=r"instanceIds.png does not exist"):
+        Annotation(listing).read(pair)
+    ids = np.array([[7, 26000, 26001, 26, 9, 0]], np.uint16)
+    Image.fromarray(ids).save(gt / f"{stem}_gtFine_instanceIds.png")
+    found = Annotation(listing).read(pair)
+    by_pixel = [(found.labels[i - 1], found.is_crowd[i - 1]) if i else None for i in found.ids[0]]
+    assert by_pixel == [(0, False), (13, False), (13, False), (13, True), None, None]
+    assert len(set(found.ids[0, :4].tolist())) == 4
+    mapped = listing.extended({9: 1, 26: 14} if kind == "labelIds" else {0: 1, 13: 14})  # as --map has it
+    found = Annotation(mapped).read(pair)
+    assert [found.labels[i - 1] for i in found.ids[0, :4]] == [0 if kind == "labelIds" else 1, 14, 14, 14]
+    assert found.ids[0, 4] == 0 if kind == "labelTrainIds" else found.labels[found.ids[0, 4] - 1] == 1
 
 
 WRONG: list[tuple[list[object], str]] = [

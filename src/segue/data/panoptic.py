@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
-from segue.data.layouts.cityscapes import LABEL_IDS
+from segue.data.layouts.cityscapes import LABEL_IDS, TRAIN_IDS
 from segue.data.listing import INSTANCE_IDS, Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image
@@ -75,8 +75,8 @@ class Annotation:
             raise DataError(f"E106 {pair.image} has no mask")
         if pair.segments is not None:
             return _of_segments(pair)
-        if self.listing.layout == "cityscapes":
-            return _of_cityscapes(pair)
+        if self.listing.layout == "cityscapes" and self.listing.things:
+            return _of_cityscapes(pair, self.listing.ids)
         classes = Decoder.of(self.listing).known(np.asarray(mask_image(pair)), pair.mask)
         path = self.listing.instance_path(pair)
         if path is not None:
@@ -106,16 +106,23 @@ def _of_segments(pair: Pair) -> tuple[Array, Array, Collection[int]]:
     return labels[numbers], numbers, {i for i, segment in enumerate(segments, 1) if segment.is_crowd}
 
 
-def _of_cityscapes(pair: Pair) -> tuple[Array, Array, Collection[int]]:
-    """Of instance ids: 1000 times the label id plus a number, or the label id alone, which for things is a group."""
+def _of_cityscapes(pair: Pair, ids: Mapping[int, int]) -> tuple[Array, Array, Collection[int]]:
+    """Of instance ids: 1000 times the label id plus a number, or the label id alone, which for things is a group.
+
+    Args:
+        pair: with a mask of label ids or of training ids.
+        ids: class of each value that such a mask holds.
+    """
     assert pair.mask is not None
     stem = pair.mask.name.split("_gtFine_")[0]
     path = pair.mask.with_name(f"{stem}{INSTANCE_IDS}")
     if not path.is_file():
         raise DataError(f"{path} does not exist; panoptic training needs the instance ids of gtFine")
     stored = np.asarray(open_image(path)).astype(np.int64)
-    table = np.full(1000, IGNORE, np.uint8)
-    table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
+    values: Sequence[int] = range(1000)  # what the mask holds for each label id
+    if pair.mask.name.endswith(TRAIN_IDS):
+        values = [LABEL_IDS.index(raw) if raw in LABEL_IDS else IGNORE for raw in values]
+    table = np.array([ids.get(value, IGNORE) for value in values], np.uint8)
     is_single = stored >= 1000
     return table[np.where(is_single, stored // 1000, stored).clip(0, 999)], np.where(is_single, stored, 0), ()
 

@@ -33,22 +33,34 @@ def amount(text: str, total: int, what: str) -> int:
     return count
 
 
+def is_list(text: str) -> bool:
+    """Whether this is a file that names images, and no amount."""
+    return text.endswith(".txt")
+
+
 def choose(
-    pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels"
+    pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels", *, held: Sequence[Pair] = ()
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """(chosen, rest) of ``pairs``, both in their order: so many by seed, or those that a list file names.
 
     The same seed chooses nested sets: 5 % is part of 10 %.
 
+    Args:
+        pairs: to choose from.
+        text: an amount, or the file of a list.
+        seed: of the choice.
+        what: the option, for messages.
+        held: pairs that a list may name and that are not to be had any more.
+
     Raises:
         DataError: no such amount, or the list names an image that is not there.
     """
-    if text.endswith(".txt"):
+    if is_list(text):
         path = Path(text)
         if not path.is_file():
             raise DataError(f"{what} {text}: no such file")
         wanted = set(lines_of(path))
-        missing = wanted - {pair.name for pair in pairs}
+        missing = wanted - {pair.name for pair in (*pairs, *held)}
         if missing:
             raise DataError(f"{what} {text} names {sorted(missing)[0]!r} ({len(missing)} such), which the split lacks")
     else:

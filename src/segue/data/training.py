@@ -13,7 +13,7 @@ from segue.data.layouts import open_images, open_listing
 from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
 from segue.data.sample import DataError, Tones
-from segue.data.splits import choose
+from segue.data.splits import amount, choose, is_list
 from segue.data.stored_values import parse_map
 
 REST = "rest"
@@ -110,8 +110,8 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
         raise DataError(f"the training split of {listing.root} has no mask at all")
-    masked, val, split_off, unmasked = _validation(listing, config.val, masked, seed)
-    labelled, rest = choose(masked, config.labels, seed)
+    masked, val, split_off, unmasked = _validation(listing, config, masked, seed)
+    labelled, rest = choose(masked, config.labels, seed, held=val if split_off else ())
     bare = tuple(pair for pair in train if pair.mask is None)
     unlabelled: tuple[Pair, ...] = ()
     dropped: dict[str, int] = {}
@@ -212,9 +212,13 @@ def _only(listing: Listing) -> tuple[Pair, ...]:
 
 
 def _validation(
-    listing: Listing, wanted: str, masked: tuple[Pair, ...], seed: int
+    listing: Listing, config: Data, masked: tuple[Pair, ...], seed: int
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...], int, int]:
-    """(pairs left to train on, validation pairs, how many of them the training split gave, how many have no mask)."""
+    """(pairs left to train on, validation pairs, how many of them the training split gave, how many have no mask).
+
+    What a list of labels names is left to train on, unless it names everything.
+    """
+    wanted = config.val
     if wanted == "none":
         return masked, (), 0, 0
     name = "val" if wanted == "auto" else wanted
@@ -229,7 +233,11 @@ def _validation(
         raise DataError(
             f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate"
         )
-    val, kept = choose(masked, wanted if wanted.endswith("%") else "20%", seed, "--val")
+    named, others = choose(masked, config.labels, seed) if is_list(config.labels) else ((), masked)
+    pool = others or named
+    count = amount(wanted if wanted.endswith("%") else "20%", len(masked), "--val")
+    val, _ = choose(pool, str(min(count, len(pool))), seed, "--val")
+    kept = tuple(pair for pair in masked if pair not in val)
     if not kept:
         raise DataError(f"--val {wanted} of {len(masked)} labelled images leaves none to train on; give a smaller one")
     return kept, val, len(val), 0
