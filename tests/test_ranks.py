@@ -64,15 +64,19 @@ def ended(children: list[Child]) -> list[int]:
 
 
 class Normed(Method):
-    """A line fitted to pictures, beside batch statistics that each process has of its own images."""
+    """A line fitted to pictures, beside batch statistics that each process has of its own images, and their count."""
+
+    counters = ("seen",)
 
     def __init__(self, pause: float = 0.0) -> None:
         super().__init__()
         self.layer, self.norm, self.pause = nn.Linear(3, 1), nn.BatchNorm1d(3), pause
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, batch: dict[str, Any]) -> Losses:
         time.sleep(self.pause)
         self.norm(batch["image"])
+        self.seen += len(batch["image"])
         return {"square": (self.layer(batch["image"]) - 1).square().mean()}
 
 
@@ -101,6 +105,7 @@ def test_several_processes_make_the_steps_of_one_though_no_shuffle_divides_by_th
     train_line(tmp_path / "one", 2 * world)
     for name in ("layer.weight", "layer.bias"):  # sums of float32 in another order
         torch.testing.assert_close(state(tmp_path / "many")[name], state(tmp_path / "one")[name], rtol=1e-5, atol=1e-6)
+    assert state(tmp_path / "many")["seen"] == state(tmp_path / "one")["seen"] == 9 * 2 * world
     for rank in range(1, world):
         for name, value in state(tmp_path / "many").items():
             assert torch.equal(state(tmp_path / "many", rank)[name], value), f"{name} of process {rank}"

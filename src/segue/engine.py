@@ -21,6 +21,7 @@ from segue.config import UsageError
 from segue.progress import StageBar
 from segue.ranks import (
     RankError,
+    added_up,
     all_agree,
     as_on_first,
     bound_to_others,
@@ -63,6 +64,7 @@ class Method(nn.Module):
     """A training method: ``forward(batch)`` gives named losses, which `fit` adds up; all state is in the state_dict."""
 
     shards: "Shards | None" = None  # while it is divided over the processes
+    counters: tuple[str, ...] = ()  # its buffers that count what it saw: several processes add up their counts
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """To be entered for work on its networks outside of `forward` and `after_step`: with ``--shard`` a process has
@@ -294,6 +296,16 @@ class _Loop:
         if self.buffers:
             torch._foreach_copy_(self.held(), self.buffers)
 
+    def share_buffers(self) -> None:
+        """Buffers become those of the first process, but for counters, which count what any process saw."""
+        if rank_and_world()[1] == 1:
+            return
+        places = {id(getattr(self.method, name)) for name in self.method.counters}
+        pairs = list(zip(self.held(), self.buffers, strict=True))
+        counted = [(now, before) for now, before in pairs if id(now) in places]
+        added_up([now for now, _ in counted], [before for _, before in counted])
+        as_on_first([now for now, _ in pairs])
+
     def gradients(
         self, module: nn.Module, stream: Iterator[Batch], accumulate: int
     ) -> tuple[dict[str, float], int, list[Batch]]:
@@ -341,7 +353,7 @@ class _Loop:
         norm = float(total)
         if all_agree(math.isfinite(losses["loss"]) and math.isfinite(norm), self.run.device):
             self.optimizer.step()
-            as_on_first(self.held())
+            self.share_buffers()
             self.method.after_step(self.step)
             for name, value in {**losses, "gradient_norm": norm}.items():
                 self.meter[name] = self.meter.get(name, 0.0) + value

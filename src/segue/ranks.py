@@ -117,9 +117,24 @@ def as_on_first(tensors: Sequence[Tensor]) -> None:
     """Gives ``tensors`` of every process the values that they have on the first, a message for each type."""
     if rank_and_world()[1] == 1:
         return
+    _in_messages(tensors, lambda flat: dist.broadcast(flat, 0))
+
+
+@torch.no_grad()
+def added_up(counters: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Gives ``counters`` of every process what all of them counted since ``before``, which was the same on all."""
+    if rank_and_world()[1] == 1 or not counters:
+        return
+    torch._foreach_sub_(list(counters), list(before))
+    _in_messages(counters, dist.all_reduce)
+    torch._foreach_add_(list(counters), list(before))
+
+
+def _in_messages(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
+    """Puts ``tensors`` through ``send``, which changes them in place, a message for each type."""
     for kind in sorted({tensor.dtype for tensor in tensors}, key=str):
         same = [tensor for tensor in tensors if tensor.dtype == kind]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        dist.broadcast(flat, 0)
+        send(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in same])
         torch._foreach_copy_(same, [part.view(tensor.shape) for part, tensor in zip(parts, same, strict=True)])

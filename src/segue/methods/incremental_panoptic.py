@@ -241,6 +241,7 @@ class IncrementalPanoptic(Method):
     """Eq. 10. A batch holds ``image`` (B, 3, H, W), ``segments`` (B, H, W) and ``labels`` (B, N) of new classes, and
     ``is_labelled`` (B,): of the other images the pseudo-labels are all that is asked for."""
 
+    counters = ("fates", "weights")
     fates: Tensor
     weights: Tensor
 
