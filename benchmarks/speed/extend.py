@@ -77,7 +77,10 @@ def method_and_batch(side: int, batch: int) -> tuple[IncrementalPanoptic, dict[s
     labels = torch.full((batch, 255), -1)
     labels[:, :2] = CLASSES
     known = torch.ones(batch, dtype=torch.bool)
-    return method, {"image": images, "segments": segments, "labels": labels, "is_labelled": known}
+    inside = torch.ones_like(segments, dtype=torch.bool)
+    return method, {
+        "image": images, "segments": segments, "labels": labels, "is_labelled": known, "inside": inside,
+    }  # fmt: skip
 
 
 def step_runs(side: int = 256, batch: int = 2) -> tuple[Runs, str]:
@@ -90,10 +93,13 @@ def step_runs(side: int = 256, batch: int = 2) -> tuple[Runs, str]:
     every = method.credible(data["image"])
 
     def labels() -> list[Segments]:
-        return [method._with_pseudo(old, b, truth, every[b], (side, side)) for b, truth in enumerate(truths)]
+        return [method._with_pseudo(old, b, truth, every[b], data["inside"][b]) for b, truth in enumerate(truths)]
 
     joined = labels()
-    said = [int((historic_labels(old, b, t.masks > 0.5, every[b], RULES)[2] != 1).sum()) for b, t in enumerate(truths)]
+    said = [
+        int((historic_labels(old, b, t.masks > 0.5, every[b], data["inside"][b], RULES)[2] != 1).sum())
+        for b, t in enumerate(truths)
+    ]
     kept = [len(a.labels) - len(b.labels) for a, b in zip(joined, truths, strict=True)]
 
     def step() -> None:

@@ -21,6 +21,7 @@ from segue.methods.incremental_panoptic import (
     historic_labels,
     matches_true,
     old_masks,
+    on_padded,
     pixel_owners,
     pseudo_labels,
     unbiased_divergence,
@@ -29,6 +30,7 @@ from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec, Que
 from segue.panoptic.loss import Segments
 
 RULES = Rules()
+EVERYWHERE = torch.ones(16, 16, dtype=torch.bool)
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,13 +183,20 @@ def test_historic_labels_are_those_of_the_enlarged_masks() -> None:
     logits = 4 * torch.randn(1, 6, 4, 4, generator=generator)
     truth = torch.zeros(1, 16, 16, dtype=torch.bool)
     truth[0, :8, :8] = True
-    labels, masks, fates = historic_labels(Queries(classes, logits), 0, truth, torch.ones(6, dtype=torch.bool), RULES)
+    labels, masks, fates = historic_labels(
+        Queries(classes, logits), 0, truth, torch.ones(6, dtype=torch.bool), EVERYWHERE, RULES
+    )
     full = torch.nn.functional.interpolate(logits, size=(16, 16), mode="bilinear").sigmoid()[0]
     expected = pseudo_labels(classes[0].softmax(1), full, truth, RULES)
     for found, wanted in zip((labels, masks, fates), expected, strict=True):
         assert torch.equal(found, wanted)
     nothing = historic_labels(
-        Queries(torch.tensor([[[0.0, 9.0]]]), torch.zeros(1, 1, 4, 4)), 0, truth, torch.tensor([True]), RULES
+        Queries(torch.tensor([[[0.0, 9.0]]]), torch.zeros(1, 1, 4, 4)),
+        0,
+        truth,
+        torch.tensor([True]),
+        EVERYWHERE,
+        RULES,
     )
     assert nothing[1].shape == (0, 16, 16)
 
@@ -206,7 +215,7 @@ def test_queries_that_noise_changes_are_dropped_as_not_credible() -> None:
     masks[0, 0, :4], masks[0, 1, 4:] = 9.0, 9.0
     is_credible = torch.tensor([True, False, False])
     none = torch.zeros(0, 8, 8, dtype=torch.bool)
-    labels, _, fates = historic_labels(Queries(classes, masks), 0, none, is_credible, RULES)
+    labels, _, fates = historic_labels(Queries(classes, masks), 0, none, is_credible, EVERYWHERE[:8, :8], RULES)
     assert labels.tolist() == [0]
     assert [FATES[i] for i in fates.tolist()] == ["kept", "not credible", FATES[1]]
     torch.manual_seed(0)
@@ -289,7 +298,10 @@ def batch_of(labels: list[int], size: int = 64) -> dict[str, Tensor]:
     padded = torch.full((2, 10), -1)
     padded[0, : len(labels)] = torch.tensor(labels, dtype=torch.long)
     images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    return {"image": images, "segments": segments, "labels": padded, "is_labelled": torch.ones(2, dtype=torch.bool)}
+    return {
+        "image": images, "segments": segments, "labels": padded, "is_labelled": torch.ones(2, dtype=torch.bool),
+        "inside": torch.ones_like(segments, dtype=torch.bool),
+    }  # fmt: skip
 
 
 def test_distillation_starts_at_zero_and_grows_with_change() -> None:
@@ -386,9 +398,12 @@ def test_padding_is_in_no_pseudo_label() -> None:
     method = method_of(model, rules=Rules(min_pixel=0.0, min_ratio=0.0))
     truth = torch.zeros(0, 64, 64)
     image = torch.zeros(1, 3, 40, 40, dtype=torch.uint8)
+    inside = on_padded(torch.ones(1, 40, 40, dtype=torch.bool), (64, 64))[0]
+    inside[:, :4] = False  # of a view whose picture is smaller than the crop
     found = method._with_pseudo(
-        model(image), 0, Segments(torch.zeros(0, dtype=torch.long), truth), torch.ones(6, dtype=torch.bool), (40, 40)
+        model(image), 0, Segments(torch.zeros(0, dtype=torch.long), truth), torch.ones(6, dtype=torch.bool), inside
     )
     assert found.masks[:, :40, :40].any()
     assert not found.masks[:, 40:].any()
     assert not found.masks[:, :, 40:].any()
+    assert not found.masks[:, :, :4].any()

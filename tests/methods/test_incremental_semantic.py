@@ -33,7 +33,9 @@ def test_class_masks_by_hand() -> None:
 def test_pseudo_labels_fill_what_is_unknown_and_sure() -> None:
     mask = torch.tensor([[[3, IGNORE, IGNORE]]])
     historic = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]).T[None, :, None]  # (1, K, 1, 3)
-    assert with_pseudo_labels(mask, historic, 0.7).tolist() == [[[3, 1, IGNORE]]]
+    everywhere, nowhere = torch.ones(1, 1, 3, dtype=torch.bool), torch.zeros(1, 1, 3, dtype=torch.bool)
+    assert with_pseudo_labels(mask, historic, 0.7, everywhere).tolist() == [[[3, 1, IGNORE]]]
+    assert with_pseudo_labels(mask, historic, 0.7, nowhere).tolist() == [[[3, IGNORE, IGNORE]]]  # padding gets none
 
 
 def test_divergence_is_of_old_classes_on_free_pixels() -> None:
@@ -41,13 +43,15 @@ def test_divergence_is_of_old_classes_on_free_pixels() -> None:
     logits = torch.tensor([[0.25, 0.75, 5.0], [0.5, 0.5, 9.0]]).log().T[None, :, None].requires_grad_()
     mask = torch.tensor([[[IGNORE, 2]]])
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    loss = old_divergence(historic, logits, mask)
+    inside = torch.ones(1, 1, 2, dtype=torch.bool)
+    loss = old_divergence(historic, logits, mask, inside)
     assert float(loss) == pytest.approx(expected, abs=1e-6)
     loss.backward()
     assert logits.grad is not None
     assert not logits.grad[0, 2].any()
     assert not logits.grad[..., 1].any()
-    assert float(old_divergence(historic, logits, torch.zeros(1, 1, 2).long())) == 0
+    assert float(old_divergence(historic, logits, torch.zeros(1, 1, 2).long(), inside)) == 0
+    assert float(old_divergence(historic, logits, mask, ~inside)) == 0
 
 
 def segmenter() -> Segmenter:
@@ -76,6 +80,7 @@ def test_distillation_starts_at_zero_and_the_historic_model_stays() -> None:
         "image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
         "segments": torch.zeros(2, 32, 32, dtype=torch.int16),
         "labels": torch.tensor([[3, -1], [-1, -1]]),
+        "inside": torch.ones(2, 32, 32, dtype=torch.bool),
     }
     batch["segments"][0, :8] = 1
     losses = method(batch)

@@ -13,7 +13,7 @@ from segue.data.listing import Pair
 from segue.data.sample import Sample
 from segue.data.style import Style, styled
 from segue.data.tones import read_rgb
-from segue.data.transforms import PLAIN, ColorJitter, Window, cut, draw_window, filled, recolored
+from segue.data.transforms import PLAIN, ColorJitter, Window, cut, draw_window, filled, inside_of, recolored
 
 # What a network must not be moved by: colours change about as much as between cameras and hours of a day.
 STRONG = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, chance=0.8, gray=0.2)
@@ -73,10 +73,13 @@ class DomainViews(Dataset[Sample]):
 
     def target_view(self, pair: Pair, piece: Image.Image, window: Window) -> Sample:
         """What teacher and student get to see of a piece of the target."""
-        inside = torch.zeros(self.crop, self.crop, dtype=torch.bool)
-        inside[filled(window, self.crop)] = True
         view = recolored(piece, STRONG) if self.strong else piece
-        return {"image": tensor_of(piece), "view": tensor_of(view), "inside": inside, "name": pair.name}
+        return {
+            "image": tensor_of(piece),
+            "view": tensor_of(view),
+            "inside": inside_of(window, self.crop),
+            "name": pair.name,
+        }
 
 
 def random_piece(pair: Pair, crop: int, scale: tuple[float, float]) -> tuple[Image.Image, Window]:

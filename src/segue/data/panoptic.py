@@ -20,7 +20,7 @@ from segue.data.listing import INSTANCE_IDS, Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.sample import IGNORE, Array, DataError, Sample, open_image
 from segue.data.tones import read_rgb
-from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, recolored
+from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, inside_of, recolored
 from segue.panoptic.maps import VOID, PanopticMap
 
 SEGMENTS = 255  # of one view; the smallest of more are left out
@@ -196,8 +196,9 @@ class PanopticViews(Dataset[Sample]):
     """Random training views: scaled, cropped, mirrored, recoloured.
 
     A sample is ``image`` uint8 (3, crop, crop), ``segments`` int16 (crop, crop) of numbers from 1 on with `VOID` where
-    nothing is known, ``labels`` int64 (`SEGMENTS`,) of their class ids, -1 behind the last, ``is_labelled`` bool (),
-    and ``name``. Crowds are unknown.
+    nothing is known, ``inside`` bool (crop, crop) that is False where a small picture was padded, ``labels`` int64
+    (`SEGMENTS`,) of the segments' class ids, -1 behind the last, ``is_labelled`` bool (), and ``name``. Crowds are
+    unknown.
 
     Args:
         pairs: pictures; of those without masks nothing is known.
@@ -229,6 +230,7 @@ class PanopticViews(Dataset[Sample]):
         return {
             "image": tensor_of(recolored(piece, self.jitter)),
             "segments": torch.from_numpy(segments),
+            "inside": inside_of(window, self.crop),
             "labels": torch.from_numpy(labels),
             "is_labelled": torch.tensor(pair.mask is not None),
             "name": pair.name,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from segue.data.sample import IGNORE, Array
 
@@ -154,6 +155,13 @@ def blank_outside(mask: Array, window: Window, crop: int) -> Array:
     kept = np.full_like(mask, IGNORE)
     kept[filled(window, crop)] = mask[filled(window, crop)]
     return kept
+
+
+def inside_of(window: Window, crop: int) -> Tensor:
+    """Bool (crop, crop): where the canvas holds the piece."""
+    inside = torch.zeros(crop, crop, dtype=torch.bool)
+    inside[filled(window, crop)] = True
+    return inside
 
 
 def filled(window: Window, crop: int) -> tuple[slice, slice]:

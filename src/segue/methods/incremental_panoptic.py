@@ -26,7 +26,7 @@ that (9) is 0 at first; statistics of batch norm stay the historic model's; (8) 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -177,7 +177,7 @@ def pseudo_labels(probabilities: Tensor, masks: Tensor, truth: Tensor, rules: Ru
 
     Args:
         probabilities: historic class probabilities (Q, K + 1), no-object last.
-        masks: historic mask probabilities (Q, H, W).
+        masks: historic mask probabilities (Q, H, W), below 0 where there is no picture.
         truth: true masks bool (J, H, W).
         rules: the thresholds.
     """
@@ -238,8 +238,8 @@ def distillation_loss(old: Tensor, new: Tensor, gamma: float) -> Tensor:
 
 
 class IncrementalPanoptic(Method):
-    """Eq. 10. A batch holds ``image`` (B, 3, H, W), ``segments`` (B, H, W) and ``labels`` (B, N) of new classes, and
-    ``is_labelled`` (B,): of the other images the pseudo-labels are all that is asked for."""
+    """Eq. 10. A batch is one of `segue.data.panoptic.PanopticViews` with new classes alone: of images that are not
+    labelled the pseudo-labels are all that is asked for."""
 
     counters = ("fates", "weights")
     fates: Tensor
@@ -277,9 +277,8 @@ class IncrementalPanoptic(Method):
         truths = [replace(t, is_complete=bool(known)) for t, known in zip(truths, batch["is_labelled"], strict=True)]
         old = self._historic(batch["image"]) if self.pseudo or self.distill else None
         if old and self.pseudo:
-            height, width = batch["image"].shape[-2:]
-            is_credible = self.credible(batch["image"])
-            truths = [self._with_pseudo(old, b, t, is_credible[b], (height, width)) for b, t in enumerate(truths)]
+            is_credible, inside = self.credible(batch["image"]), on_padded(batch["inside"], size)
+            truths = [self._with_pseudo(old, b, t, is_credible[b], inside[b]) for b, t in enumerate(truths)]
         losses = mask_losses(layers, truths, points=self.points)
         if old and self.distill:
             losses["distillation"] = self.distill * distillation_loss(old.classes, layers[-1].classes, self.gamma)
@@ -304,22 +303,26 @@ class IncrementalPanoptic(Method):
         return credibility(views) >= self.rules.min_credibility
 
     @torch.no_grad()
-    def _with_pseudo(
-        self, old: Queries, b: int, truth: Segments, is_credible: Tensor, inside: tuple[int, int]
-    ) -> Segments:
+    def _with_pseudo(self, old: Queries, b: int, truth: Segments, is_credible: Tensor, inside: Tensor) -> Segments:
         """True segments and pseudo-labels of one picture; the padding is in none of them."""
-        labels, masks, fates = historic_labels(old, b, truth.masks > 0.5, is_credible, self.rules)
-        masks[:, inside[0] :] = False
-        masks[:, :, inside[1] :] = False
+        labels, masks, fates = historic_labels(old, b, truth.masks > 0.5, is_credible, inside, self.rules)
         self.fates += torch.bincount(fates, minlength=len(FATES))
         both = torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()])
         return Segments(*both, is_complete=truth.is_complete)
 
 
+def on_padded(inside: Tensor, size: Sequence[int]) -> Tensor:
+    """Bool (B, H, W) on pictures that are padded to ``size``."""
+    return F.pad(inside, (0, size[1] - inside.shape[2], 0, size[0] - inside.shape[1]))
+
+
 def historic_labels(
-    old: Queries, b: int, truth: Tensor, is_credible: Tensor, rules: Rules
+    old: Queries, b: int, truth: Tensor, is_credible: Tensor, inside: Tensor, rules: Rules
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`pseudo_labels` of picture ``b`` at the size of the true masks (J, H, W); only masks that matter are enlarged."""
+    """`pseudo_labels` of picture ``b`` at the size of the true masks (J, H, W); only masks that matter are enlarged.
+
+    Nothing is found outside of ``inside``, bool (H, W), where the picture was padded.
+    """
     probabilities = old.classes[b].float().softmax(1)
     is_old = old_masks(probabilities, rules.min_score)
     chosen = (is_old & is_credible).nonzero()[:, 0]
@@ -329,7 +332,9 @@ def historic_labels(
         logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     else:
         logits = logits.new_zeros(0, *size)
-    labels, masks, fates = pseudo_labels(probabilities[chosen], logits.sigmoid(), truth, rules)
+    labels, masks, fates = pseudo_labels(
+        probabilities[chosen], torch.where(inside, logits.sigmoid(), -1.0), truth, rules
+    )
     all_fates = torch.ones(len(probabilities), dtype=torch.long, device=probabilities.device)
     all_fates[is_old & ~is_credible] = FATES.index("not credible")
     all_fates[chosen] = fates
@@ -394,6 +399,8 @@ def examples(method: IncrementalPanoptic, data: Extension) -> Iterator[tuple[str
         image, truth = sample["image"].to(method.fates.device)[None], sample["truth"]
         numbers, labels = torch.from_numpy(truth.ids)[None].to(image.device), torch.tensor([truth.labels])
         masks = true_segments(numbers, labels, padded_size(image))[0].masks > 0.5
-        labels, pseudo, _ = historic_labels(method.historic(image), 0, masks, method.credible(image)[0], method.rules)
+        inside = on_padded(torch.ones_like(image[0, :1], dtype=torch.bool), masks.shape[-2:])[0]
+        old, is_credible = method.historic(image), method.credible(image)[0]
+        labels, pseudo, _ = historic_labels(old, 0, masks, is_credible, inside, method.rules)
         kept = PanopticMap.of(pseudo[:, : image.shape[-2], : image.shape[-1]].cpu().numpy(), labels.tolist())
         yield sample["name"], sample["image"].permute(1, 2, 0).numpy(), truth, kept

@@ -74,23 +74,30 @@ def class_masks(segments: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([row[numbers.long()] for row, numbers in zip(table, segments, strict=True)])
 
 
-def with_pseudo_labels(mask: Tensor, historic: Tensor, min_score: float) -> Tensor:
-    """Eq. 1: (B, H, W) from known new classes (B, H, W) and historic probabilities (B, K, H, W)."""
+def with_pseudo_labels(mask: Tensor, historic: Tensor, min_score: float, inside: Tensor) -> Tensor:
+    """Eq. 1: (B, H, W) from known new classes (B, H, W) and historic probabilities (B, K, H, W); padding gets none."""
     score, label = historic.max(1)
-    return torch.where(mask != IGNORE, mask, torch.where(score > min_score, label, IGNORE))
+    return torch.where(mask != IGNORE, mask, torch.where((score > min_score) & inside, label, IGNORE))
 
 
-def old_divergence(historic: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 3 in nats: historic logits (B, K, H, W), current ones (B, K + k, H, W), known new classes (B, H, W)."""
+def old_divergence(historic: Tensor, logits: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
+    """Eq. 3 in nats.
+
+    Args:
+        historic: logits of the old classes (B, K, H, W).
+        logits: those of the current model (B, K + k, H, W).
+        mask: known new classes (B, H, W), `IGNORE` elsewhere.
+        inside: bool (B, H, W), False where a small picture was padded.
+    """
     before = historic.float().log_softmax(1)
     now = logits[:, : historic.shape[1]].float().log_softmax(1)
     per_pixel = (before.exp() * (before - now)).sum(1)
-    free = mask == IGNORE
+    free = (mask == IGNORE) & inside
     return (per_pixel * free).sum() / free.sum().clamp(min=1)
 
 
 class IncrementalSemantic(Method):
-    """Eq. 4. A batch holds ``image`` (B, 3, H, W), ``segments`` (B, H, W) and ``labels`` (B, N) of new classes."""
+    """Eq. 4. A batch is one of `segue.data.panoptic.PanopticViews` with new classes alone."""
 
     def __init__(
         self, current: Segmenter, historic: Segmenter, *, pseudo: bool, min_score: float, distill: float
@@ -111,10 +118,12 @@ class IncrementalSemantic(Method):
         mask, logits = class_masks(batch["segments"], batch["labels"]), self.current(batch["image"])
         with torch.no_grad():
             historic = self.historic(batch["image"])
-        target = with_pseudo_labels(mask, historic.float().softmax(1), self.min_score) if self.pseudo else mask
+        inside, target = batch["inside"], mask
+        if self.pseudo:
+            target = with_pseudo_labels(mask, historic.float().softmax(1), self.min_score, inside)
         losses = {"cross_entropy": pixel_cross_entropy(logits, target)}
         if self.distill:
-            losses["distillation"] = self.distill * old_divergence(historic, logits, mask)
+            losses["distillation"] = self.distill * old_divergence(historic, logits, mask, inside)
         return losses
 
 
