@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from segue.data.decoder import Decoder
-from segue.data.images import Whole
+from segue.data.images import Middle, Whole
 from segue.data.listing import Pair, spread
 from segue.data.sample import Array
 from segue.data.style import Style, styled
@@ -223,7 +223,7 @@ def show_target(run: Run, model: Segmenter, credible: Callable[[Tensor], Tensor]
     model.eval()
     device = next(model.parameters()).device
     shown = []
-    samples = Whole(spread(target, PICTURES), NO_MASKS)
+    samples = Middle(Whole(spread(target, PICTURES), NO_MASKS))
     for i in range(len(samples)):
         sample = samples[i]
         probabilities = model(sample["image"][None].to(device)).float().softmax(1)

@@ -1,5 +1,6 @@
 """Data sets of pictures on disk: as they are, for evaluation, or as random training views."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from segue.data.listing import Pair
 from segue.data.sample import Array, DataError, Sample, to_rgb
 from segue.data.tones import read_eight_bit, read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, recolored
+
+SHOWN = 1 << 20  # pixels of a picture that is looked at during a training
 
 
 class Whole(Dataset[Sample]):
@@ -35,6 +38,27 @@ class Whole(Dataset[Sample]):
                 raise DataError(_sizes(pair, image.size, (mask.shape[1], mask.shape[0])))
             sample["mask"] = torch.from_numpy(mask)
         return sample
+
+
+class Middle(Dataset[Sample]):
+    """Samples of ``whole``, cut down to their middle, of the same aspect, where they have more pixels than `SHOWN`."""
+
+    def __init__(self, whole: Whole) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.whole[index]
+        height, width = sample["image"].shape[-2:]
+        factor = min(1.0, math.sqrt(SHOWN / (height * width)))
+        rows, columns = max(1, int(height * factor)), max(1, int(width * factor))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        cut_down = {
+            name: sample[name][..., top : top + rows, left : left + columns] for name in sample if name != "name"
+        }
+        return {**cut_down, "name": sample["name"]}
 
 
 @dataclass(frozen=True)

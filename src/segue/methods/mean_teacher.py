@@ -35,7 +35,7 @@ from segue.adaptation import show_styles, show_target
 from segue.config import Domains, Network, UsageError, Views
 from segue.credibility import Gate, credibility, ramp
 from segue.data.domain_views import DomainViews
-from segue.data.images import Whole
+from segue.data.images import Middle, Whole
 from segue.data.listing import spread
 from segue.data.style import Style
 from segue.data.two_domains import DomainData
@@ -366,7 +366,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
 
-    looked = Whole(spread(data.target, WATCHED), data.decoder), Whole(spread(data.val, WATCHED), data.decoder)
+    looked = [Middle(Whole(spread(pairs, WATCHED), data.decoder)) for pairs in (data.target, data.val)]
     fit(
         method,
         batches,
