@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.batches import count, endless, mix, names_of, split, to_device
-from segue.config import UsageError
 from segue.progress import StageBar
 from segue.ranks import (
     RankError,
@@ -171,15 +170,12 @@ def fit(
         converged: whether to stop before ``steps``; asked before each step, and depends on the method's state alone.
 
     Raises:
-        UsageError: ``clip`` is negative.
         FloatingPointError: loss or gradient was not finite `PATIENCE` times in a row; none of those steps was taken.
         MemoryError: not even two images fit in memory; a batch that does not is taken in parts, unless the method is
             divided over the processes.
         Preempted: SIGTERM or SIGINT came; the checkpoint is written.
         RankError: another process of the run was lost.
     """
-    if clip < 0:
-        raise UsageError(f"--clip {clip:g}: give at least 0; 0 leaves the gradient as it is")
     _place(method, optimizer, run)
     run.open()
     loop = _Loop(method, optimizer, run, stage, steps, schedule)

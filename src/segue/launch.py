@@ -24,7 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 
 import segue
 from segue import methods
-from segue.config import UsageError, Views, did_you_mean, flat
+from segue.bounds import refuse_impossible
+from segue.config import UsageError, did_you_mean, flat
 from segue.data.fingerprint import fingerprint
 from segue.engine import Run, only_first, rank_and_world, write_atomically
 from segue.ranks import STEP, leave
@@ -198,24 +199,6 @@ def method_module(name: str, verb: str) -> Any:
     return methods.load(name)
 
 
-def refuse_impossible(steps: int, views: Views) -> None:
-    """Refuses numbers that no method can use.
-
-    Raises:
-        UsageError: the first of them.
-    """
-    if steps < 1:
-        raise UsageError(f"--steps {steps}: give at least 1")
-    if views.crop < 32 or views.crop % 16:
-        raise UsageError(f"--crop {views.crop}: give a multiple of 16, at least 32")
-    if views.batch < 2:
-        raise UsageError(f"--batch {views.batch}: give at least 2; batch normalisation needs them")
-    if views.accumulate < 1:
-        raise UsageError(f"--accumulate {views.accumulate}: give at least 1")
-    if len(views.scale) != 2 or not 0 < views.scale[0] <= views.scale[1]:
-        raise UsageError(f"--scale {list(views.scale)}: give a smallest and a largest factor, as [0.5,2]")
-
-
 def launch(
     verb: str,
     config: Any,
@@ -241,8 +224,9 @@ def launch(
 
     Raises:
         DataError: a fault of the data.
-        UsageError: ``out`` holds something else.
+        UsageError: a number that the method cannot use, or ``out`` holds something else.
     """
+    refuse_impossible(methods.load(method), config)
     around = around.settled()
     tuned = tune(around.device)
     identity = {

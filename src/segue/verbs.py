@@ -20,7 +20,7 @@ from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
-from segue.launch import Arm, Surroundings, launch, method_module, refuse_impossible, refuse_several
+from segue.launch import Arm, Surroundings, launch, method_module, refuse_several
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
 from segue.run import BASELINE
@@ -82,7 +82,6 @@ def train(
 
 def run_training(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `train` does, from a built config."""
-    refuse_impossible(config.steps, config.views)
     if compare and method == PANOPTIC:
         raise UsageError(f"--compare: {method} is itself the plain training of panoptic models; leave the option out")
     if method == PANOPTIC:
@@ -214,9 +213,6 @@ def extend(
 
 def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> Path:
     """What `extend` does, from a built config."""
-    refuse_impossible(config.steps, config.views)
-    if config.max_forget < 0:
-        raise UsageError(f"--max-forget {config.max_forget:g}: give the points of PQ that may be lost, at least 0")
     refuse_copy_paste(config)
 
     if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
@@ -284,8 +280,6 @@ def compress(
 def run_compression(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `compress` does, from a built config."""
     refuse_several("compress", "start it without torchrun, with --parallel or --ray for several")
-    refuse_impossible(config.steps, config.views)
-    methods.load(method).refuse(config)
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
 
     def arms(data: Compression) -> list[Arm[Any]]:
@@ -346,11 +340,6 @@ def adapt(
 def run_adaptation(method: str, config: Any, out: Path, around: Surroundings) -> Path:
     """What `adapt` does, from a built config."""
     module, domains = method_module(method, "adapt"), config.domains
-    refuse_impossible(config.steps, config.views)
-    module.refuse_impossible(config)
-    for option in ("limit", "class_limit"):
-        if getattr(domains, option) < 0:
-            raise UsageError(f"--{option} {getattr(domains, option):g}: give the points that may be lost, at least 0")
 
     def arms(data: DomainData) -> list[Arm[DomainData]]:
         val = Whole(data.val, data.decoder)

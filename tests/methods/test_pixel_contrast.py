@@ -166,25 +166,6 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
             assert set(kept["labels"].tolist()) <= {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("contrast_share", 0.0),
-        ("contrast_share", 1.0),
-        ("batch", 3),
-        ("batch", 2),
-        ("threshold", 1.5),
-        ("background_threshold", -0.1),
-        ("temperature", 0.0),
-        ("temperature", -1.0),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(dataset: Path, tmp_path: Path, field: str, value: float) -> None:
-    config = build(Config, {**TINY, "data": str(dataset), field: value})
-    with pytest.raises(DataError, match=f"--{field} {value}"):
-        train(config, Run(tmp_path, quiet=True), open_training(config.data, seed=0))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_contrast_draws_classes_together(dataset: Path, tmp_path: Path, precision: str) -> None:
     """After contrast, features of one class are nearer to their own mean than before, next to the others' means."""

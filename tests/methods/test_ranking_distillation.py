@@ -301,7 +301,7 @@ def test_a_corrupted_image_is_named_or_left_out_on_demand(segue: Cli, dataset: P
         ("tau_patch", 0.0, "above 0"),
         ("clusters", 1, "at least 2"),
         ("others", 4, "fewer than --batch"),
-        ("ema_end", 1.5, "at most 1"),
+        ("ema_end", 1.5, "a share from 0 to 1"),
         ("encoder", "swin_tiny_patch4_window7_224", "DeepLabV3+ can use"),
     ],
 )

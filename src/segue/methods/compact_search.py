@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.batches import mix
+from segue.bounds import AT_LEAST_0, AT_LEAST_1, BATCH, Bound
 from segue.cluster import connect
 from segue.config import Data, Network, UsageError, Views
 from segue.data.fingerprint import fingerprint
@@ -59,6 +60,15 @@ from segue.weights import encoder_weights, fill_encoder
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
+BOUNDS = {
+    **dict.fromkeys(("candidates", "blocks", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
+    **dict.fromkeys(("parallel", "threads", "finalists", "finalist_seeds", "channels", "repeats"), AT_LEAST_1),
+    **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "aux_weight", "controls"), AT_LEAST_0),
+    "decoder_batch": BATCH,
+    "end_batch": BATCH,
+    "distill_weight": AT_LEAST_0,
+    "search_crop": Bound(lambda value: value >= 64 and value % 32 == 0, "a multiple of 32, at least 64"),
+}
 STAGES = ((0.2, 1.0, False), (0.2, 0.3, False), (0.15, 0.1, True))  # aux weight, share of the rate, frozen statistics
 
 
@@ -320,19 +330,13 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
 
 
 def refuse(config: Config) -> None:
-    """Refuses numbers that no search can use, before anything is opened.
+    """Refuses fields that do not go together, a genotype that is none, and a cluster that does not answer.
 
     Raises:
         UsageError: the first of them.
     """
     search = config.search
     Target.parse(search.target)
-    if search.search_crop % 32 or search.search_crop < 64:
-        raise UsageError(f"--search_crop {search.search_crop}: give a multiple of 32, at least 64")
-    counts = {name: getattr(search, name) for name in ("candidates", "blocks", "draws", "decoder_steps", "parallel")}
-    for name, count in {**counts, "finalists": config.finalists, "finalist_seeds": config.finalist_seeds}.items():
-        if count < 1:
-            raise UsageError(f"--{name} {count}: give at least 1")
     if config.genotype and config.controls:
         raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:

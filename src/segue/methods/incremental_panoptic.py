@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.bounds import AT_LEAST_0, BELOW_1, SHARE
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.sample import Array
@@ -52,6 +53,11 @@ VIEWS, NOISE = 4, 0.05  # T of eq. 11, and the standard deviation of the noise, 
 SHOWN = 4  # pictures of pseudo-labels in the report
 UNSURE = "no-object, or below min_score"
 FATES = ("kept", UNSURE, "matches a true mask", "nothing left", "below min_ratio", "not credible")
+BOUNDS = {
+    **dict.fromkeys(("min_score", "max_match", "min_pixel", "min_ratio", "min_credibility"), SHARE),
+    "gamma": AT_LEAST_0,
+    "replay_share": BELOW_1,
+}
 Order = Literal["claim", "comformer"]
 Match = Literal["iou", "ioa", "dice_union", "none"]
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segue.bounds import BELOW_1, SHARE
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews
 from segue.data.sample import IGNORE
@@ -31,6 +32,7 @@ from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, grown_segmenter
 
 VERB = "extend"
+BOUNDS = {"min_score": SHARE, "replay_share": BELOW_1}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from segue.bounds import Bound
 from segue.config import Data, Views
 from segue.data.panoptic import Annotation, PanopticViews, PanopticWhole
 from segue.data.training import TrainingData
@@ -27,6 +28,7 @@ from segue.panoptic.loss import mask_losses, true_segments
 from segue.weights import new_mask_classifier
 
 VERB = "train"
+BOUNDS = {"queries": Bound(lambda value: value >= 0, "a number of segments, or 0 for that of --size")}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.adaptation import show_styles, show_target
-from segue.config import Domains, Network, UsageError, Views
+from segue.bounds import AT_LEAST_0, AT_LEAST_1, BELOW_1, POINTS, SHARE, Bound
+from segue.config import Domains, Network, Views
 from segue.credibility import Gate, credibility, ramp
 from segue.data.domain_views import DomainViews
 from segue.data.images import Middle, Whole
@@ -50,6 +51,20 @@ VERB = "adapt"
 IGNORE = 255
 LARGEST_NOISE = 2.0  # c over e, in the published form
 WATCHED = 12  # pictures of the target, and of the validation set, at each look
+BOUNDS = {
+    "band": Bound(lambda value: 0 <= value < 0.5, "a share of the shorter side in [0, 0.5)"),
+    "noise": AT_LEAST_0,
+    "passes": AT_LEAST_1,
+    "dropout": BELOW_1,
+    "gate_start": SHARE,
+    "gate_shares": Bound(lambda value: len(value) == 2 and all(map(SHARE.holds, value)), "two shares, as [0.3,0.9]"),
+    "weight": AT_LEAST_0,
+    "ramp": SHARE,
+    "ema_decay": BELOW_1,
+    "looks": AT_LEAST_1,
+    "limit": POINTS,
+    "class_limit": POINTS,
+}
 
 
 @dataclass(frozen=True)
@@ -323,36 +338,8 @@ class MeanTeacher(Method):
         return self.kept if self.kept is not None else self.teacher
 
 
-def refuse_impossible(config: Config) -> None:
-    """Refuses values that the equations do not allow.
-
-    Raises:
-        UsageError: the first of them.
-    """
-    first, last = config.gate_shares if len(config.gate_shares) == 2 else (1.0, 0.0)
-    checks = (
-        (0 <= config.band < 0.5, f"--band {config.band:g}: give a share of the shorter side in [0, 0.5)"),
-        (config.noise >= 0, f"--noise {config.noise:g}: give at least 0"),
-        (config.passes >= 1, f"--passes {config.passes}: give at least 1"),
-        (0 <= config.dropout < 1, f"--dropout {config.dropout:g}: give a chance in [0, 1)"),
-        (0 <= config.gate_start <= 1, f"--gate_start {config.gate_start:g}: give a share of ln K in [0, 1]"),
-        (
-            0 <= first <= 1 and 0 <= last <= 1,
-            f"--gate_shares {list(config.gate_shares)}: give two shares, as [0.3,0.9]",
-        ),
-        (config.weight >= 0, f"--weight {config.weight:g}: give at least 0"),
-        (0 <= config.ramp <= 1, f"--ramp {config.ramp:g}: give a share of the steps in [0, 1]"),
-        (0 <= config.ema_decay < 1, f"--ema_decay {config.ema_decay:g}: give a share in [0, 1)"),
-        (config.looks >= 1, f"--looks {config.looks}: give at least 1"),
-    )
-    for holds, message in checks:
-        if not holds:
-            raise UsageError(message)
-
-
 def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     """The adapted teacher."""
-    refuse_impossible(config)
     torch.manual_seed(run.seed)
     network = new_segmenter(config.network, data.listing, say=run.say)
     method = MeanTeacher(network.to(memory_format=torch.channels_last), config)
@@ -366,7 +353,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return endless(views, config.views.batch, seed=run.seed, start=start, workers=run.workers)
 
-    looked = [Middle(Whole(spread(pairs, WATCHED), data.decoder)) for pairs in (data.target, data.val)]
+    target, val = (Middle(Whole(spread(pairs, WATCHED), data.decoder)) for pairs in (data.target, data.val))
     fit(
         method,
         batches,
@@ -378,7 +365,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
         stage="adapt",
         schedule=cosine(config.steps),
         accumulate=config.views.accumulate,
-        evaluate=lambda: method.look(*looked, data),
+        evaluate=lambda: method.look(target, val, data),
         evaluate_every=-(-config.steps // config.looks),
     )
     if config.weight or views.style != "none" or translated:

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
+from segue.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BETWEEN_0_AND_1, SHARE, Bound
 from segue.config import Data, Network, Views
 from segue.data.balance import class_weights
 from segue.data.copy_paste import CopyPaste
@@ -50,6 +51,20 @@ from segue.prediction import predict
 from segue.weights import new_segmenter
 
 VERB = "train"
+BOUNDS = {
+    "contrast_share": BETWEEN_0_AND_1,
+    "first_round": BETWEEN_0_AND_1,
+    "threshold": SHARE,
+    "background_threshold": SHARE,
+    "temperature": ABOVE_0,
+    "embedding": AT_LEAST_1,
+    "distortion": AT_LEAST_0,
+    "contrast_lr": AT_LEAST_0,
+    "finetune_lr": AT_LEAST_0,
+    "batch": Bound(
+        lambda value: value >= 4 and value % 2 == 0, "an even number of at least 4: half of it in two views"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -269,16 +284,6 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
     torch.manual_seed(run.seed)
     network = new_segmenter(config.network, data.listing, say=run.say)
-    for name in ("contrast_share", "first_round"):
-        if not 0 < getattr(config, name) < 1:
-            raise DataError(f"--{name} {getattr(config, name)} must lie between 0 and 1")
-    for name in ("threshold", "background_threshold"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise DataError(f"--{name} {getattr(config, name)} must lie in [0, 1]")
-    if not config.temperature > 0:
-        raise DataError(f"--temperature {config.temperature} must be above 0")
-    if config.views.batch < 4 or config.views.batch % 2:
-        raise DataError(f"--batch {config.views.batch} must be even and at least 4: half of it in two views")
     thresholds = class_thresholds(config, data.classes)
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = data.val or data.labelled

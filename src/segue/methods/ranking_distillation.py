@@ -38,6 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.bounds import AT_LEAST_0, AT_LEAST_1, SHARE, Bound
+from segue.config import UsageError
 from segue.data.candidates import Candidates, evenly
 from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
@@ -55,6 +57,23 @@ VERB = "pretrain"
 STAGE = "distil"
 PROBES = 8  # images that health is measured on
 FALLEN = 0.995  # of the best loss: what counts as fallen
+MARGIN = Bound(lambda value: value > 0, "a margin above 0")
+BOUNDS = {
+    "area": Bound(lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1, "two shares, as [0.25,1]"),
+    "batch": Bound(lambda value: value >= 2, "at least 2: the images of a batch are each other's negatives"),
+    "tau_image": MARGIN,
+    "tau_patch": MARGIN,
+    "image_weight": AT_LEAST_0,
+    "patch_weight": AT_LEAST_0,
+    "alpha": AT_LEAST_0,
+    "embedding": AT_LEAST_0,
+    "positives": AT_LEAST_1,
+    "clusters": Bound(lambda value: value >= 0 and value != 1, "at least 2, or 0 to decide"),
+    "refresh": Bound(lambda value: value >= 0, "a number of steps, or 0 to decide"),
+    "patience": AT_LEAST_0,
+    "ema_start": SHARE,
+    "ema_end": SHARE,
+}
 
 
 @dataclass(frozen=True)
@@ -317,7 +336,7 @@ class RankingDistillation(Method):
 
 def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     """The student's encoder."""
-    _refuse_impossible(config, data)
+    refuse_few(data, config.positives)
     torch.manual_seed(run.seed)
     encoder = new_encoder(config.encoder, config.init, output_stride=config.output_stride, say=run.say)
     encoder.to(memory_format=torch.channels_last)
@@ -368,32 +387,27 @@ def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _refuse_impossible(config: Config, data: ImageSet) -> None:
-    """Refuses what cannot be trained with.
+def refuse(config: Config) -> None:
+    """Refuses fields that do not go together.
 
     Raises:
-        DataError: the first such setting, or too few images.
+        UsageError: the first of them.
     """
-    low, high = (*config.area, 0.0, 0.0)[:2]
-    for name, value, sound, wanted in (
-        ("steps", config.steps, config.steps >= 1, "at least 1"),
-        ("crop", config.crop, config.crop >= 32 and config.crop % 16 == 0, "a multiple of 16, at least 32"),
-        ("area", list(config.area), len(config.area) == 2 and 0 < low <= high <= 1, "two shares, as 0.25,1"),
-        ("batch", config.batch, config.batch >= 2, "at least 2: the images of a batch are each other's negatives"),
-        ("tau_image", config.tau_image, config.tau_image > 0, "a margin above 0"),
-        ("tau_patch", config.tau_patch, config.tau_patch > 0, "a margin above 0"),
-        ("positives", config.positives, config.positives >= 1, "at least 1"),
-        ("clusters", config.clusters, config.clusters >= 0 and config.clusters != 1, "at least 2, or 0 to decide"),
-        ("others", config.others, 0 <= config.others < config.batch, "fewer than --batch"),
-        ("refresh", config.refresh, config.refresh >= 0, "a number of steps, or 0 to decide"),
-        ("ema_start", config.ema_start, 0 <= config.ema_start <= config.ema_end, "at most --ema_end"),
-        ("ema_end", config.ema_end, config.ema_end <= 1, "at most 1"),
-    ):
-        if not sound:
-            raise DataError(f"--{name} {value}: give {wanted}")
-    fewest = config.positives + 2
+    if not 0 <= config.others < config.batch:
+        raise UsageError(f"--others {config.others}: give fewer than --batch {config.batch}")
+    if config.ema_start > config.ema_end:
+        raise UsageError(f"--ema_start {config.ema_start:g}: give at most --ema_end {config.ema_end:g}")
+
+
+def refuse_few(data: ImageSet, positives: int) -> None:
+    """Refuses a set that is too small for a candidate set.
+
+    Raises:
+        DataError: it is.
+    """
+    fewest = positives + 2
     if len(data.images) < fewest:
         raise DataError(
             f"{data.root} holds {len(data.images)} images; a candidate set needs {fewest}: an image, --positives "
-            f"{config.positives} that resemble it, and one that does not"
+            f"{positives} that resemble it, and one that does not"
         )
