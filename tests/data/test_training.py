@@ -1,5 +1,6 @@
 """What is used and what is left out, by seed, by list, with and without unlabelled images."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from conftest import draw, write_set
 from PIL import Image
 
 from segue.config import Data
+from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.data.splits import amount, choose
@@ -90,6 +92,24 @@ def test_validation_is_not_taken_from_the_images_that_a_list_names(tmp_path: Pat
     data = opened(root, labels=str(names), seed=seed)
     assert (len(data.labelled), len(data.val)) == (8, 2)
     assert not {pair.name for pair in data.labelled} & {pair.name for pair in data.val}
+
+
+def test_images_in_no_split_are_said_counted_and_can_serve_unlabelled(dataset: Path) -> None:
+    described = json.loads((dataset / "dataset.json").read_text())
+    described["splits"]["train"] = described["splits"]["train"][:4]
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    data = opened(dataset)
+    assert (len(data.labelled), data.found, list(data.dropped.values())) == (4, 6, [2])
+    assert any(finding.code == "W117" and finding.what == "2 images are in no split" for finding in data.warnings)
+    assert open_listing(f"{dataset}:train").unnamed == ()  # another split was asked for, so nothing is said of them
+    data = opened(dataset, unlabeled=("rest",))
+    assert ([pair.name for pair in data.unlabelled], data.dropped) == (["train_004", "train_005"], {})
+    assert all(pair.mask is None for pair in data.unlabelled)
+    (dataset / "images" / "train_005.png").write_text("no")
+    assert opened(dataset).found == 6  # nobody asked for it
+    with pytest.raises(DataError, match=r"E111 .*train_005\.png"):
+        opened(dataset, unlabeled=("rest",))
+    assert opened(dataset, unlabeled=("rest",), skip_bad=True).dropped == {"unreadable (--skip_bad)": 1}
 
 
 def test_images_without_masks_are_counted_once_allowed(dataset: Path) -> None:

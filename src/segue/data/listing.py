@@ -55,6 +55,7 @@ class Listing:
         ids: class id of each stored value; values that are not in it are faults.
         by_color: masks are RGB pictures whose colours name the classes.
         stray: masks that no image belongs to.
+        unnamed: images of its folder that no split names, without their masks.
         things: ids of countable classes.
         faults: what was wrong with names and annotation files.
         tones: how images deeper than 8 bits become 8-bit; that of each pair too.
@@ -68,6 +69,7 @@ class Listing:
     ids: Mapping[int, int]
     by_color: bool = False
     stray: tuple[Path, ...] = ()
+    unnamed: tuple[Pair, ...] = ()
     things: tuple[int, ...] = ()
     faults: tuple[Finding, ...] = ()
     tones: Tones = ()

@@ -115,14 +115,16 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     bare = tuple(pair for pair in train if pair.mask is None)
     unlabelled: tuple[Pair, ...] = ()
     dropped: dict[str, int] = {}
-    found = len(train) + len(listing.stray) + bad
+    found = len(train) + len(listing.stray) + len(listing.unnamed) + bad
     if listing.stray:
         dropped["masks without an image"] = len(listing.stray)
     for source in config.unlabeled:
         if source == REST:
-            pairs = tuple(replace(pair, mask=None, segments=None, outlines=None) for pair in (*rest, *bare))
+            own = tuple(replace(pair, mask=None, segments=None, outlines=None) for pair in (*rest, *bare))
+            unnamed, unsound = _sound(str(listing.root), listing.unnamed, listing.tones, skip_bad=config.skip_bad)
+            pairs, bad = (*own, *unnamed), bad + unsound
         else:
-            pairs, unsound = _outside(source, listing.tones, skip_bad=config.skip_bad)
+            pairs, unsound = _sound(source, open_images(source), listing.tones, skip_bad=config.skip_bad)
             found, bad = found + len(pairs) + unsound, bad + unsound
         fresh = _without(pairs, (*labelled, *unlabelled, *val))
         if len(fresh) < len(pairs):
@@ -140,6 +142,8 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         dropped["whose labels were not asked for (--unlabeled rest would use the images)"] = len(rest)
     if REST not in config.unlabeled and bare:
         dropped["without a mask (--unlabeled rest would use the images)"] = len(bare)
+    if REST not in config.unlabeled and listing.unnamed:
+        dropped["in no split (--unlabeled rest would use the images)"] = len(listing.unnamed)
     if unmasked:
         found += unmasked
         dropped["of the validation split without a mask"] = unmasked
@@ -185,16 +189,14 @@ def _without_bad(listing: Listing, bad: Collection[Path]) -> tuple[Listing, int]
     return replace(listing, splits=splits), sum(len(listing.splits[name]) - len(splits[name]) for name in used)
 
 
-def _outside(source: str, tones: Tones, *, skip_bad: bool) -> tuple[tuple[Pair, ...], int]:
-    """Sound images of a folder without labels, and how many others it holds; kinds of its own get a rule of its own.
+def _sound(source: str, pairs: tuple[Pair, ...], tones: Tones, *, skip_bad: bool) -> tuple[tuple[Pair, ...], int]:
+    """Sound ones of images without labels, and how many others there are; kinds of their own get a rule of their own.
 
     Raises:
-        DataError: there is no image, or one cannot be read and ``skip_bad`` does not say to go on without it.
+        DataError: one cannot be read and ``skip_bad`` does not say to go on without it.
     """
-    pairs = open_images(source)
-    findings, facts = check(
-        Listing(Path(source), "images", (), (), {"images": pairs}, {}), skip_bad=skip_bad, tones=tones
-    )
+    listing = Listing(Path(source), "images", (), (), {"images": pairs} if pairs else {}, {})
+    findings, facts = check(listing, skip_bad=skip_bad, tones=tones)
     stops = [str(finding) for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(stops))

@@ -218,6 +218,12 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
                     "They would be left out.",
                     "Add the images, remove the masks, or say so: --allow-missing")
         )  # fmt: skip
+    if listing.unnamed:
+        found.append(
+            Finding("W117", f"{len(listing.unnamed)} images are in no split",
+                    tuple(str(pair.image) for pair in listing.unnamed), "They are neither learnt from nor measured on.",
+                    "Put them into a split; --unlabeled rest learns from them without their masks.")
+        )  # fmt: skip
     for name in [name for name, split in listing.splits.items() if not split]:
         found.append(
             Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",

@@ -45,8 +45,9 @@ class Audit:
         )
         bad = len(self.facts.bad.keys() & images.keys())
         bare = sum(pair.mask is None and image not in self.facts.bad for image, pair in images.items())
-        dropped = bad + (bare if labelled else 0) + len(self.listing.stray)
-        return {"found": len(images) + len(self.listing.stray), "used": used, "dropped": dropped}
+        apart = len(self.listing.stray) + len(self.listing.unnamed)
+        dropped = bad + (bare if labelled else 0) + apart
+        return {"found": len(images) + apart, "used": used, "dropped": dropped}
 
     def plain(self) -> dict[str, Any]:
         """Everything, with every occurrence, ready for JSON."""

@@ -89,7 +89,7 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
             "expected images/ and labels/ with the same file names, and a classes.txt"
         )
     listing = known[name].read(root)
-    return replace(listing, splits={split: listing.split(split)}) if split else listing
+    return replace(listing, splits={split: listing.split(split)}, unnamed=()) if split else listing
 
 
 def layout_of(root: Path) -> str | None:

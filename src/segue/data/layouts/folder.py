@@ -59,15 +59,19 @@ class Folder:
         by_color = _is_colored(masks)
         if by_color and colors is None:
             faults.append(_colorless(masks, root))
+        splits = _splits(root, described, pairs)
+        named = {pair.name for split in splits.values() for pair in split}
+        unnamed = tuple(Pair(pair.name, pair.image) for pair in pairs if pair.name not in named)
         return Listing(
             root=root,
             layout="folder",
             classes=classes,
             colors=colors_or_palette(colors, len(classes)),
-            splits=_splits(root, described, pairs),
+            splits=splits,
             ids=ids,
             by_color=by_color,
             stray=stray,
+            unnamed=unnamed,
             things=things,
             faults=tuple(faults),
         )
