@@ -322,6 +322,29 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
     return segmenter
 
 
+def new_compact_segmenter(
+    encoder: str, state: Mapping[str, Tensor] | None, listing: Listing, genotype: str, *, channels: int, repeats: int
+) -> CompactSegmenter:
+    """A compact segmenter for the classes of ``listing``, its encoder started from ``state`` where there is one.
+
+    Args:
+        encoder: name of a timm model.
+        state: its weights, as `encoder_weights` gives them.
+        listing: gives classes, colours, and the rule for images deeper than 8 bits.
+        genotype: of the decoder, in its text form.
+        channels, repeats: as of `segue.models.compact.CompactSpec`.
+    """
+    mean, std = encoder_statistics(encoder, 3)
+    sizes = {"channels": channels, "repeats": repeats}
+    spec = CompactSpec(
+        encoder, listing.classes, listing.colors, genotype, mean=mean, std=std, tones=listing.tones, **sizes
+    )  # fmt: skip
+    model = CompactSegmenter(spec)
+    if state is not None:
+        fill_encoder(model.encoder, state, encoder, bands=3)
+    return model
+
+
 def new_mask_classifier(
     encoder: str, init: str, size: str, queries: int, listing: Listing, *, say: Callable[[str], None]
 ) -> MaskClassifier:

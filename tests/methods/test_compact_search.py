@@ -208,6 +208,23 @@ def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Re
     assert [line["step"] for line in part.read_log()] == list(range(1, 11))
 
 
+def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
+    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path
+) -> None:
+    config, run, cache, recipe = prepared
+    whole = search(config, run, cache, recipe, Cost())  # a generation of 8, and 2 more
+    limited = replace(config, search=replace(config.search, minutes=10.0))
+    ends = []
+    for name, seconds in (("short", 10.0), ("long", 100.0)):
+        part = Run(tmp_path / name, quiet=True)
+        part.open()
+        ledger = Trials(part.out / "trials.sqlite", repr((limited.search, recipe, cache.encoder, cache.source, "")))
+        for trial in whole[:9]:  # cut within the second generation, whose own time does not count for it
+            ledger.add(replace(trial, seconds1=seconds if trial.trial < 8 else 700.0, seconds2=0.0))
+        ends.append(len(search(replace(limited, teacher=""), part, cache, recipe, Cost())))
+    assert ends == [10, 9]
+
+
 def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     _, _, cache, recipe = prepared
     told: list[str] = []

@@ -40,7 +40,7 @@ from segue.data.sample import DataError
 from segue.data.transforms import PLAIN, ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics
 from segue.evaluation import semantic
-from segue.models.compact import AuxiliaryHeads, CompactSegmenter, CompactSpec, Genotype, enlarged, feature_encoder
+from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
 from segue.search.cache import Cache, build_cache
@@ -56,7 +56,7 @@ from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials
 from segue.signals import Preempted, Signals
-from segue.weights import encoder_weights, fill_encoder
+from segue.weights import encoder_weights, fill_encoder, new_compact_segmenter
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
@@ -215,7 +215,10 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     rewards: list[float] = []
     with Signals() as signals:
         for start in range(0, settings.candidates, GENERATION):
-            if settings.minutes and sum(t.seconds1 + t.seconds2 for t in known.values()) > 60 * settings.minutes:
+            spent = sum(
+                t.seconds1 + t.seconds2 for n, t in known.items() if n < start
+            )  # not what a cut run began after
+            if settings.minutes and spent > 60 * settings.minutes:
                 run.say(f"search: {settings.minutes:g} minutes of computing are spent after {start} candidates")
                 break
             numbers = range(start, min(start + GENERATION, settings.candidates))
@@ -365,7 +368,12 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     every = entries(genotypes, seeds, controls, lr_aspp=config.lr_aspp and bool(data.training.val))
 
     def train_one(entry: Entry, part: Run) -> CompactSegmenter:
-        return train_model(config, part, data, new_network(config, data, state, entry, part.seed))
+        torch.manual_seed(mix(part.seed, "model"))
+        network = new_compact_segmenter(
+            config.network.encoder, state, data.training.listing, entry.genotype,
+            channels=config.channels, repeats=config.repeats,
+        )  # fmt: skip
+        return train_model(config, part, data, network)
 
     if len(every) == 1:
         return train_one(every[0], run)
@@ -397,20 +405,3 @@ def searched(
     tell(run, trials, best, share, cost)
     controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
     return genotypes, controls, cost
-
-
-def new_network(
-    config: Config, data: Compression, state: Mapping[str, Tensor] | None, entry: Entry, seed: int
-) -> CompactSegmenter:
-    """An entry's network at full width, before its training."""
-    mean, std = encoder_statistics(config.network.encoder, 3)
-    listing = data.training.listing
-    spec = CompactSpec(
-        config.network.encoder, listing.classes, tuple(listing.colors), entry.genotype, mean=mean, std=std,
-        channels=config.channels, repeats=config.repeats, tones=listing.tones,
-    )  # fmt: skip
-    torch.manual_seed(mix(seed, "model"))
-    network = CompactSegmenter(spec)
-    if state is not None:
-        fill_encoder(network.encoder, state, spec.encoder, bands=3)
-    return network
