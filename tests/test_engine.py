@@ -230,6 +230,18 @@ def test_a_batch_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypa
         run("never", 1, 8, 1)
 
 
+def test_no_part_has_a_single_image_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+    method = Normed(largest=1)
+    stream = ({"image": b["image"], "target": {"image": b["image"][:4]}} for b in endless(Noise(16), 8, seed=0))
+    with pytest.raises(MemoryError, match="two images do not fit"):
+        fit(
+            method, lambda start: stream, run=Run(tmp_path, quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=3,
+        )  # fmt: skip
+    assert method.sizes == [8, 4]  # of the target 4 and 2 went through
+
+
 def test_batches_are_cut_by_the_images_of_each_of_their_parts() -> None:
     batch = {"source": {"image": torch.arange(4), "name": list("abcd")}, "target": {"image": torch.arange(2)}, "x": 1}
     one, two = split(batch, 2)

@@ -221,13 +221,17 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def counts(batch: Any) -> list[int]:
+    """Rows of each tensor called ``image`` in a batch, which may be a dict of batches."""
+    if not isinstance(batch, dict):
+        return []
+    own = [len(batch["image"])] if "image" in batch else []
+    return own + [rows for value in batch.values() if isinstance(value, dict) for rows in counts(value)]
+
+
 def count(batch: Any) -> int:
-    """Images in a batch: rows of every tensor called ``image``."""
-    if isinstance(batch, dict):
-        return sum(
-            len(v) if k == "image" else count(v) for k, v in batch.items() if isinstance(v, dict) or k == "image"
-        )
-    return len(batch) if isinstance(batch, Tensor) else 0
+    """Images in a batch."""
+    return sum(counts(batch))
 
 
 def split(batch: Any, parts: int) -> list[Any]:

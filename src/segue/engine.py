@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segue.batches import count, endless, mix, names_of, split, to_device
+from segue.batches import count, counts, endless, mix, names_of, split, to_device
 from segue.progress import StageBar
 from segue.ranks import (
     RankError,
@@ -263,7 +263,7 @@ class _Loop:
         if self.run.device.type not in _REHEARSED:
             return stream
         batch = to_device(next(stream), self.run.device)
-        images = max(1, count(batch))
+        images, fewest = max(1, count(batch)), min(counts(batch), default=0)
         while True:
             try:
                 self._gradients_of(self.method, batch)
@@ -273,7 +273,7 @@ class _Loop:
                 if self.method.shards:  # the others wait in the middle of the step for this one's part
                     told = f"a batch of {images} does not fit in memory ({error}); lower --batch and raise --accumulate"
                     raise MemoryError(f"{self.stage}: {told}") from None
-                if images // (2 * self.parts) < 2:
+                if fewest // (2 * self.parts) < 2:
                     raise MemoryError(
                         f"{self.stage}: two images do not fit in memory ({error}); lower --crop"
                     ) from None
