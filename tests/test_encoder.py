@@ -67,6 +67,13 @@ def test_a_transformer_is_refused_by_a_decoder_that_needs_four_strides(
     assert not (tmp_path / "run").exists()
 
 
+def test_it_is_said_before_a_pretraining_that_no_decoder_takes_a_transformer() -> None:
+    said: list[str] = []
+    for name in ("test_efficientnet", "test_vit"):
+        new_encoder(name, "random", output_stride=16, say=said.append)
+    assert [line.startswith("note: no decoder takes") for line in said] == [False, False, True]
+
+
 @pytest.mark.parametrize("name", ["no_such_net", "swin_tiny_patch4_window7_224"])
 def test_an_encoder_that_cannot_be_used_is_named_before_training(name: str) -> None:
     with pytest.raises(DataError, match=f"--encoder: .*{name}"):

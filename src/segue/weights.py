@@ -23,7 +23,7 @@ from segue.data.listing import Listing
 from segue.data.sample import DataError
 from segue.engine import write_atomically
 from segue.models.compact import CompactSegmenter, CompactSpec
-from segue.models.encoder import Encoder, EncoderSpec
+from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
@@ -395,4 +395,6 @@ def new_encoder(encoder: str, init: str, *, output_stride: int, say: Callable[[s
     if state is not None:
         start_encoder(found, state)
     say(f"network: {encoder}, {sum(p.numel() for p in found.parameters()) / 1e6:.1f} M parameters, from {origin}")
+    if is_transformer(encoder):
+        say("note: no decoder takes a vision transformer; it serves segue suggest and load_encoder of segue.weights")
     return found
