@@ -78,7 +78,9 @@ class Config:
         style: of eq. 6; ``none``, ``fourier``, ``lab`` or ``covariance``.
         band: L of the Fourier style: share of the shorter side that its window reaches, in [0, 0.5);
             0.01, 0.05 and 0.09 in the paper of that style.
-        noise: e of eq. 1, in units of the normalised picture; it is clipped at twice that.
+        noise: e of eq. 1, in units of the normalised picture; it is clipped at twice that. 0.1 in the published form,
+            for pictures of unit variance, which those of a domain are not: there it costs the teacher most of what it
+            knows (docs/log.md).
         passes: K of eq. 2; 8 in the published form.
         trunk: ``full`` repeats the whole teacher, ``shared`` its dropout and classifier only.
         dropout: chance that a channel is dropped before the classifier, with ``trunk shared``.
@@ -104,7 +106,7 @@ class Config:
     weight_decay: float = 4e-5
     style: Style = "fourier"
     band: float = 0.05
-    noise: float = 0.1
+    noise: float = 0.02
     passes: int = 4
     trunk: Literal["full", "shared"] = "full"
     dropout: float = 0.5
