@@ -28,6 +28,7 @@ from segue.bounds import refuse_impossible
 from segue.config import UsageError, did_you_mean, flat
 from segue.data.fingerprint import fingerprint
 from segue.engine import Run, only_first, rank_and_world, write_atomically
+from segue.loggers import open_loggers, refuse_unknown
 from segue.ranks import STEP, leave
 from segue.records import run_data
 from segue.tuning import tune
@@ -74,6 +75,7 @@ class Surroundings:
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
         shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
+        log_to: what each line of the log is written to besides: ``tensorboard``, ``wandb``, ``mlflow``.
         command: the words of the command line; empty from Python.
     """
 
@@ -83,6 +85,7 @@ class Surroundings:
     workers: int = -1
     quiet: bool = False
     shard: bool = False
+    log_to: Sequence[str] = ()
     command: tuple[str, ...] = ()
 
     def settled(self) -> "Surroundings":
@@ -227,6 +230,7 @@ def launch(
         UsageError: a number that the method cannot use, or ``out`` holds something else.
     """
     refuse_impossible(methods.load(method), config)
+    refuse_unknown(around.log_to)
     around = around.settled()
     tuned = tune(around.device)
     identity = {
@@ -246,7 +250,15 @@ def launch(
         run.say(line)
     told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"
     run.say(f"{verb}: {method}, {told}, into {out}")
-    trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
+    if around.log_to and rank_and_world()[0] == 0:
+        run.loggers = open_loggers(
+            around.log_to, out, {**flat(config), "verb": verb, "method": method, "seed": around.seed}, run.say
+        )
+    try:
+        trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
+    finally:
+        if run.loggers is not None:
+            run.loggers.close()
     if rank_and_world()[0] == 0:
         report = out / "report.html"
         if any(trained) or not report.is_file():

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from segue.data.sample import DataError
+from segue.loggers import Loggers
 from segue.ranks import rank_and_world
 from segue.records import MISREAD
 
@@ -37,6 +38,7 @@ class Run:
         records: files that describe the run, written with the first thing that is: a run that is refused before it
             starts leaves no folder.
         parent: the run that this one is a part of; its records are written first.
+        loggers: what else each line of the log is written to, by the first process.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class Run:
         shard: bool = False,
         records: Mapping[str, bytes] | None = None,
         parent: "Run | None" = None,
+        loggers: Loggers | None = None,
     ) -> None:
         self.out = out
         self.parent = parent
+        self.loggers = loggers
         self.records = dict(records or {})
         self.damaged: set[Path] = set()  # checkpoints that must not take the place of the good ones before them
         self.seed = seed
@@ -77,6 +81,7 @@ class Run:
             quiet=self.console.quiet,
             shard=self.shard,
             parent=self,
+            loggers=self.loggers,
         )
 
     def say(self, text: str) -> None:
@@ -99,6 +104,8 @@ class Run:
         if rank_and_world()[0] == 0:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+            if self.loggers is not None:
+                self.loggers.write(self._part(stage), step, values)
 
     def read_log(self) -> list[dict[str, Any]]:
         """The lines of ``log.jsonl``, oldest first; a half-written last line is left out.
@@ -125,10 +132,16 @@ class Run:
         if rank_and_world()[0] == 0:
             for left in self.out.glob(".*.partial"):
                 left.unlink()
+            if self.loggers is not None:
+                self.loggers.begin(self._part(stage), step)
         lines = self.read_log()
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if rank_and_world()[0] == 0 and (self.out / "log.jsonl").exists():
             write_atomically(self.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _part(self, stage: str) -> str:
+        """The stage, after the name of each run that this one is a part of, but for the first."""
+        return self.parent._part(f"{self.out.name}/{stage}") if self.parent is not None else stage
 
     def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has written them."""

@@ -54,6 +54,7 @@ def train(
     workers: int = -1,
     quiet: bool = False,
     shard: bool = False,
+    log_to: Sequence[str] = (),
     **fields: Any,
 ) -> Path:
     """Trains a segmenter; the run folder.
@@ -69,13 +70,16 @@ def train(
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
         shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
+        log_to: what the log is written to besides: ``tensorboard``, ``wandb``, ``mlflow`` (extra ``loggers``).
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the data.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
+    around = Surroundings(
+        seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard, log_to=log_to
+    )
     config = config_from("train", method, {**fields, "data": data})
     return run_training(method, config, Path(out), around, compare=compare)
 
@@ -125,6 +129,7 @@ def pretrain(
     workers: int = -1,
     quiet: bool = False,
     shard: bool = False,
+    log_to: Sequence[str] = (),
     **fields: Any,
 ) -> Path:
     """Trains an encoder on images without labels; the run folder, which ``train`` takes as its ``init``.
@@ -132,14 +137,16 @@ def pretrain(
     Args:
         images: their folder, or ``FOLDER:split``; masks in it are left alone.
         out: the run folder; a run of the same settings in it goes on where it stopped.
-        seed, device, precision, workers, quiet, shard: as of `train`.
+        seed, device, precision, workers, quiet, shard, log_to: as of `train`.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the images.
         UsageError: an unknown field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
+    around = Surroundings(
+        seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard, log_to=log_to
+    )
     return run_pretraining(config_from("pretrain", PRETRAINING, {**fields, "data": images}), Path(out), around)
 
 
@@ -181,6 +188,7 @@ def extend(
     workers: int = -1,
     quiet: bool = False,
     shard: bool = False,
+    log_to: Sequence[str] = (),
     **fields: Any,
 ) -> Path:
     """Teaches a model new classes without its old data; the run folder.
@@ -200,13 +208,16 @@ def extend(
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
         shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
+        log_to: as of `train`.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: no model, a fault of the data, or nothing new to learn.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
+    around = Surroundings(
+        seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard, log_to=log_to
+    )
     given = {**fields, "model": str(model), "data": new, "keep_val": keep_val, "max_forget": max_forget}
     return run_extension(method, config_from("extend", method, given), Path(out), around)
 
@@ -251,6 +262,7 @@ def compress(
     precision: str = "auto",
     workers: int = -1,
     quiet: bool = False,
+    log_to: Sequence[str] = (),
     **fields: Any,
 ) -> Path:
     """Searches a small decoder under a teacher's guidance and trains it; the run folder.
@@ -266,13 +278,14 @@ def compress(
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
+        log_to: as of `train`.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: no semantic teacher, other classes than its own, or a fault of the data.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet)
+    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, log_to=log_to)
     config = config_from("compress", method, {**fields, "teacher": str(teacher), "data": data})
     return run_compression(method, config, Path(out), around, compare=compare)
 
@@ -306,6 +319,7 @@ def adapt(
     workers: int = -1,
     quiet: bool = False,
     shard: bool = False,
+    log_to: Sequence[str] = (),
     **fields: Any,
 ) -> Path:
     """Adapts to a domain without labels, beside a source-only training of as many steps; the run folder.
@@ -325,13 +339,16 @@ def adapt(
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
         quiet: print nothing.
         shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
+        log_to: as of `train`.
         fields: any field of the method's ``Config``, by its own name.
 
     Raises:
         DataError: a fault of the data, or sets that do not fit each other.
         UsageError: an unknown method, field or device, or ``out`` holds something else.
     """
-    around = Surroundings(seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard)
+    around = Surroundings(
+        seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard, log_to=log_to
+    )
     sources = (source,) if isinstance(source, str) else tuple(source)
     config = config_from("adapt", method, {**fields, "source": sources, "target": target, "val": val})
     return run_adaptation(method, config, Path(out), around)

@@ -223,6 +223,7 @@ def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     return Surroundings(
         seed=arguments.seed, device=arguments.device, precision=arguments.precision, workers=arguments.workers,
         shard="shard" in arguments and arguments.shard, command=tuple(arguments.words),
+        log_to=tuple(filter(None, arguments.log_to.split(","))),
     )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ def add_surroundings(command: Parser, *, divisible: bool = False) -> None:
     if divisible:
         told = "divide weights, gradients and optimiser state over the processes of torchrun"
         command.add_argument("--shard", action="store_true", help=told)
+    told = "write the log to these as well: tensorboard, wandb, mlflow"
+    command.add_argument("--log-to", default="", metavar="NAMES", help=told)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -1,0 +1,208 @@
+"""The lines of ``log.jsonl``, written to TensorBoard, MLflow or Weights & Biases as well.
+
+``log.jsonl`` is the record; these are copies for whoever watches many runs. Each stage of each part of a run has
+numbers and steps of its own. A writer that fails is said once and left out: a training does not end because of it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from segue.config import UsageError, did_you_mean
+from segue.extras import require
+
+IDENTITY = "mlflow_run"  # in the run folder: what MLflow calls this run
+PROJECT = "segue"  # where W&B and MLflow put it, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
+
+
+class Writer(Protocol):
+    """One place that lines are written to."""
+
+    def begin(self, stage: str, step: int) -> None:
+        """What comes for ``stage`` lies behind ``step``: the line of a step that is there already comes again."""
+
+    def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class TensorBoard:
+    """Event files in ``RUN/tensorboard``, a folder for each stage."""
+
+    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+        require("tensorboard", "loggers")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.new: Callable[..., Any] = SummaryWriter
+        self.folder = out / "tensorboard"
+        self.stages: dict[str, Any] = {}
+
+    def begin(self, stage: str, step: int) -> None:
+        """Opens the files of the stage; TensorBoard passes over what older ones hold behind ``step``."""
+        folder = self.folder / stage
+        self.stages[stage] = self.new(str(folder), purge_step=step + 1 if folder.exists() else None)
+
+    def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        """A scalar for each number."""
+        if stage not in self.stages:
+            self.begin(stage, step - 1)
+        for name, value in numbers.items():
+            self.stages[stage].add_scalar(name, value, step)
+        self.stages[stage].flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self.stages.values():
+            writer.close()
+
+
+class WeightsAndBiases:
+    """A run of W&B that goes on when this one does; ``WANDB_MODE``, ``WANDB_PROJECT`` and ``WANDB_API_KEY`` count."""
+
+    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+        from hashlib import sha256
+
+        wandb = require("wandb", "loggers")
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        key = sha256(str(out.resolve()).encode()).hexdigest()[:16]
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run = wandb.init(
+                project=project, name=out.name, id=key, resume="allow", dir=str(out), config=dict(config),
+                settings=wandb.Settings(silent=True, console="off", save_code=False),
+            )  # fmt: skip
+        except wandb.errors.Error as error:
+            hint = "log in with 'wandb login', or set WANDB_MODE=offline"
+            raise UsageError(f"--log-to wandb: {str(error).splitlines()[0]}; {hint}") from None
+        self.known: set[str] = set()
+
+    def begin(self, stage: str, step: int) -> None:
+        """The steps of a stage are an axis of their own."""
+        if stage not in self.known:
+            self.known.add(stage)
+            self.run.define_metric(f"{stage}/step")
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers as ``stage/name``."""
+        self.begin(stage, step)
+        self.run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in numbers.items()}})
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish()
+
+
+class MLflow:
+    """A run of the MLflow server or database that ``MLFLOW_TRACKING_URI`` names, which goes on when this one does."""
+
+    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+        require("mlflow", "loggers")
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
+
+        address = os.environ.get("MLFLOW_TRACKING_URI")
+        if not address:
+            raise UsageError("--log-to mlflow: set MLFLOW_TRACKING_URI to a server, as http://localhost:5000")
+        self.metric: Callable[..., Any] = Metric
+        name, path = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), out / IDENTITY
+        try:
+            self.client = MlflowClient(tracking_uri=address)
+            if path.is_file():
+                self.run = path.read_text(encoding="utf-8")
+                self.client.set_terminated(self.run, status="RUNNING")
+                return
+            experiment = self.client.get_experiment_by_name(name)
+            number = experiment.experiment_id if experiment else self.client.create_experiment(name)
+            self.run = self.client.create_run(number, run_name=out.name).info.run_id
+            fields = [Param(field, str(value)[:500]) for field, value in config.items()]
+            self.client.log_batch(self.run, params=fields)
+        except MlflowException as error:
+            raise UsageError(f"--log-to mlflow: {address}: {str(error).splitlines()[0]}") from None
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.run, encoding="utf-8")
+
+    def begin(self, stage: str, step: int) -> None:
+        """Nothing: MLflow keeps the last value of a step that comes again."""
+
+    def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers as ``stage/name``."""
+        import time
+
+        now = int(1000 * time.time())
+        found = [self.metric(f"{stage}/{name}", value, now, step) for name, value in numbers.items()]
+        self.client.log_batch(self.run, metrics=found)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.client.set_terminated(self.run)
+
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], Writer]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
+
+
+class Loggers:
+    """Writes each line to every writer that still works.
+
+    Args:
+        writers: by their names.
+        say: told which one failed.
+    """
+
+    def __init__(self, writers: Mapping[str, Writer], say: Callable[[str], None]) -> None:
+        self.writers, self.say = dict(writers), say
+
+    def begin(self, stage: str, step: int) -> None:
+        """A stage begins, or goes on behind ``step``."""
+        self._each(lambda writer: writer.begin(stage, step))
+
+    def write(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
+        """The numbers among the values of a line, without its time."""
+        numbers = {
+            name: value for name, value in values.items() if isinstance(value, float | int) and name != "seconds"
+        }
+        if numbers:
+            self._each(lambda writer: writer.write(stage, step, numbers))
+
+    def close(self) -> None:
+        """The run is over, or stops."""
+        self._each(lambda writer: writer.close())
+
+    def _each(self, do: Callable[[Writer], None]) -> None:
+        for name, writer in list(self.writers.items()):
+            try:
+                do(writer)
+            except Exception as error:  # whatever a foreign library raises
+                del self.writers[name]
+                first = (str(error).splitlines() or [""])[0]
+                self.say(
+                    f"warning: {name} is left out from here on ({type(error).__name__}: {first}); log.jsonl has all"
+                )
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuses loggers that there are not.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    for name in names:
+        if name not in WRITERS:
+            raise UsageError(f"--log-to {name}{did_you_mean(name, set(WRITERS))} (known: {', '.join(WRITERS)})")
+
+
+def open_loggers(names: Sequence[str], out: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> Loggers:
+    """The writers of these names for the run in ``out``.
+
+    Raises:
+        UsageError: a package is missing, nobody is logged in, or no server answers.
+    """
+    return Loggers({name: WRITERS[name](out, config) for name in names}, say)
