@@ -263,9 +263,11 @@ def launch(
         report = out / "report.html"
         if any(trained) or not report.is_file():
             conclude(run)
+            from segue.card import write_card
             from segue.report import write_report
 
             write_report(out)
+            write_card(out)
         run.say(f"model: {out / 'model'}   report: {report}")
     return out
 
