@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +62,18 @@ def test_a_worker_that_dies_or_hangs_once_is_named_and_no_batch_is_lost(
 def test_a_worker_that_dies_twice_stops_the_run_with_what_to_do(tmp_path: Path) -> None:
     with pytest.warns(UserWarning), pytest.raises(WorkerError, match=r"images/7\.png.*--workers 0"):
         drawn(Fatal("kill", tmp_path / "flag", times=9), 2)
+
+
+def test_processes_that_load_leave_no_temporary_folder(tmp_path: Path) -> None:
+    """In a process of its own, for such folders are removed when it ends."""
+    code = (
+        "import test_batches as t, pathlib as p, glob, tempfile\n"
+        "found = t.drawn(t.Fatal('nothing', p.Path('none'), times=0), 2)\n"
+        "print(len(glob.glob(tempfile.gettempdir() + '/pymp-*')))"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), list(tmp_path.iterdir())) == ("1", [])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

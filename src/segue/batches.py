@@ -7,6 +7,7 @@ import bisect
 import hashlib
 import itertools
 import multiprocessing
+import multiprocessing.util
 import resource
 import signal
 import threading
@@ -196,6 +197,8 @@ def _started(draws: _Draws, order: _Order, processes: int) -> tuple[Iterator[Any
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else it draws from the global one
     )
+    if processes:  # theirs would stay behind when they are terminated; this one is removed when Segue ends
+        multiprocessing.util.get_temp_dir()
     before = set(multiprocessing.active_children())
     stream = iter(loader)
     if processes and threading.current_thread() is threading.main_thread():
