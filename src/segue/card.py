@@ -9,13 +9,9 @@ import yaml
 from segue.data.finding import printable
 from segue.records import read_json, read_yaml
 from segue.run import write_atomically
-from segue.text import percent
+from segue.text import SCORES, percent
 
 TASKS = {"mask_classifier": "panoptic segmentation", "encoder": "pre-training"}  # all other kinds are semantic
-NAMES = {
-    "miou": "mIoU", "accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "ece": "calibration error",
-    "pq": "PQ", "sq": "SQ", "rq": "RQ",
-}  # fmt: skip
 
 
 def write_card(out: Path) -> None:
@@ -60,7 +56,9 @@ def card_of(out: Path) -> str:
 
 def _header(name: str, model: dict[str, Any], scores: dict[str, float]) -> str:
     """What a hub reads."""
-    shown = [{"type": key, "name": NAMES[key], "value": round(100 * scores[key], 2)} for key in NAMES if key in scores]
+    shown = [
+        {"type": key, "name": SCORES[key], "value": round(100 * scores[key], 2)} for key in SCORES if key in scores
+    ]
     about: dict[str, Any] = {
         "library_name": "segue",
         "pipeline_tag": "image-feature-extraction" if model["kind"] == "encoder" else "image-segmentation",
@@ -91,7 +89,7 @@ def _scores(scores: dict[str, float], data: dict[str, Any]) -> list[str]:
     """What was measured, in percent."""
     if not scores:
         return ["## Results\n\nNothing was measured: the run had no validation images."]
-    rows = [f"| {_cell(NAMES.get(name, name))} | {percent(value)} |" for name, value in scores.items()]
+    rows = [f"| {_cell(SCORES.get(name, name))} | {percent(value)} |" for name, value in scores.items()]
     told = f"On {data['validation']} validation images" if data.get("validation") else "On the validation images"
     return [f"## Results\n\n{told}, in percent.\n\n| Measure | Value |\n|---|---|\n" + "\n".join(rows)]
 

@@ -4,6 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+SCORES = {  # names of scores as people read them
+    "miou": "mIoU", "accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "ece": "calibration error",
+    "pq": "PQ", "sq": "SQ", "rq": "RQ",
+}  # fmt: skip
+
 
 def percent(value: float | None) -> str:
     """A share in [0, 1] in percent; "–" where it is not defined."""

@@ -20,7 +20,7 @@ from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
-from segue.launch import Arm, Surroundings, launch, method_module, refuse_several
+from segue.launch import Arm, Surroundings, launch, method_module, refuse_several, with_seeds
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
 from segue.run import BASELINE
@@ -49,6 +49,7 @@ def train(
     method: str = "pixel_contrast",
     compare: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
     precision: str = "auto",
     workers: int = -1,
@@ -65,6 +66,7 @@ def train(
         method: one of ``segue.methods.names("train")``.
         compare: also train ``supervised`` with the same steps and seed, in ``out/baseline``.
         seed: of everything random.
+        seeds: how many, from ``seed`` on; of several each has a folder in ``out``, beside ``seeds.html``.
         device: ``auto``, ``cpu``, ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
@@ -81,7 +83,9 @@ def train(
         seed=seed, device=device, precision=precision, workers=workers, quiet=quiet, shard=shard, log_to=log_to
     )
     config = config_from("train", method, {**fields, "data": data})
-    return run_training(method, config, Path(out), around, compare=compare)
+    return with_seeds(
+        lambda folder, here: run_training(method, config, folder, here, compare=compare), Path(out), around, seeds
+    )
 
 
 def run_training(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
@@ -314,6 +318,7 @@ def adapt(
     val: str = "",
     method: str = "mean_teacher",
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
     precision: str = "auto",
     workers: int = -1,
@@ -334,6 +339,7 @@ def adapt(
         val: labelled set of the target's domain, or ``FOLDER:split``.
         method: one of ``segue.methods.names("adapt")``.
         seed: of everything random.
+        seeds: as of `train`.
         device: ``auto``, ``cpu``, ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         workers: processes that load data; -1 takes 0 on a CPU and 4 on a GPU.
@@ -351,7 +357,7 @@ def adapt(
     )
     sources = (source,) if isinstance(source, str) else tuple(source)
     config = config_from("adapt", method, {**fields, "source": sources, "target": target, "val": val})
-    return run_adaptation(method, config, Path(out), around)
+    return with_seeds(lambda folder, here: run_adaptation(method, config, folder, here), Path(out), around, seeds)
 
 
 def run_adaptation(method: str, config: Any, out: Path, around: Surroundings) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue import methods
-from segue.cli.parsing import GATE_EXIT, Command, add_surroundings, whole_number
+from segue.cli.parsing import GATE_EXIT, Command, add_seeds, add_surroundings, whole_number
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_commands(command: Command) -> None:
     train.add_argument(
         "--compare", action="store_true", help="also train the plain method with the same steps and seed"
     )
+    add_seeds(train)
     add_surroundings(train, divisible=True)
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
     train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
@@ -45,6 +46,7 @@ def add_commands(command: Command) -> None:
     adapt.add_argument("--val", default="", metavar="DATA", help="labelled folder of that domain, to measure on")
     adapt.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
     adapt.add_argument("--method", default="mean_teacher", help=f"one of {', '.join(methods.names('adapt'))}")
+    add_seeds(adapt)
     add_surroundings(adapt, divisible=True)
     adapt.epilog = "Exit status 3: the adapted model lost to source-only by more than --limit; that one was kept."
     adapt.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
@@ -106,7 +108,7 @@ def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
 
 def train_command(arguments: argparse.Namespace) -> int:
     """``segue train``."""
-    from segue.launch import method_module
+    from segue.launch import method_module, with_seeds
     from segue.verbs import run_training
 
     name = arguments.method or TASKS[arguments.task or "semantic"]
@@ -116,7 +118,10 @@ def train_command(arguments: argparse.Namespace) -> int:
     kind = method_module(name, "train").Config
     prog = f"segue train --method {name}"
     config = parse_fields(kind, field_options(arguments), prog, data=arguments.data)
-    out = run_training(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
+    out = with_seeds(
+        lambda out, around: run_training(name, config, out, around, compare=arguments.compare),
+        Path(arguments.out), surroundings(arguments), arguments.seeds,
+    )  # fmt: skip
     if arguments.json:
         print_result(out)
     return 0
@@ -159,8 +164,8 @@ def compress_command(arguments: argparse.Namespace) -> int:
 
 
 def adapt_command(arguments: argparse.Namespace) -> int:
-    """``segue adapt``; `GATE_EXIT` where adaptation did harm."""
-    from segue.launch import method_module
+    """``segue adapt``; `GATE_EXIT` where adaptation did harm, with any of several seeds."""
+    from segue.launch import method_module, with_seeds
     from segue.verbs import run_adaptation
 
     name = arguments.method
@@ -168,8 +173,16 @@ def adapt_command(arguments: argparse.Namespace) -> int:
     given = {"source": arguments.source, "target": arguments.target, "val": arguments.val}
     options = [f"--{option}={json.dumps(v) if option == 'source' else v}" for option, v in given.items() if v]
     config = parse_fields(kind, field_options(arguments, *options), f"segue adapt --method {name}")
-    out = run_adaptation(name, config, Path(arguments.out), surroundings(arguments))
-    return report_decision(out, as_json=arguments.json)
+    out = with_seeds(
+        lambda out, around: run_adaptation(name, config, out, around),
+        Path(arguments.out), surroundings(arguments), arguments.seeds,
+    )  # fmt: skip
+    if arguments.seeds == 1:
+        return report_decision(out, as_json=arguments.json)
+    statuses = [report_decision(folder, as_json=False) for folder in sorted(out.glob("seed_*"))]
+    if arguments.json:
+        print_result(out)
+    return max(statuses)
 
 
 def report_decision(out: Path, *, as_json: bool) -> int:
@@ -232,6 +245,9 @@ def print_result(out: Path) -> None:
     from segue.ranks import rank_and_world
 
     if rank_and_world()[0]:
+        return
+    if (out / "seeds.json").is_file():
+        print(json.dumps(json.loads((out / "seeds.json").read_text(encoding="utf-8"))))  # noqa: T201
         return
     found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": found.get("scores")}))  # noqa: T201

@@ -48,6 +48,12 @@ def add_surroundings(command: Parser, *, divisible: bool = False) -> None:
     command.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def add_seeds(command: Parser) -> None:
+    """The option of commands that train an arm beside a plain one."""
+    told = "train with so many seeds, from --seed on, and say what they say together"
+    command.add_argument("--seeds", type=whole_number, default=1, metavar="N", help=told)
+
+
 def empty_folder(name: str) -> Path:
     """The folder that ``--out`` names.
 
