@@ -82,6 +82,11 @@ def cosine(steps: int) -> Callable[[int], float]:
     return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
+    """Factor of the learning rate: (1 - step / steps) to the ``power``."""
+    return lambda step: float((1 - step / steps) ** power)
+
+
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay * teacher + (1 - decay) * student for parameters; buffers are copied."""

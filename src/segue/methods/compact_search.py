@@ -38,7 +38,7 @@ from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
 from segue.data.transforms import PLAIN, ColorJitter
-from segue.engine import Losses, Method, Run, endless, fit, hold_statistics
+from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise
@@ -50,7 +50,7 @@ from segue.search.data import Compression
 from segue.search.finalists import Entry, best_genotypes, contest, entries, of_its_size
 from segue.search.gate import Rule
 from segue.search.latency import Cost, Target, of_model
-from segue.search.objective import Distill, Objective, distilled, segmentation_loss
+from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
 from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
@@ -171,12 +171,11 @@ class Config:
 def recipe_of(config: Config, classes: tuple[str, ...], seed: int) -> Recipe:
     """How candidates are trained."""
     search = config.search
-    background = classes.index("background") if "background" in classes else -1
     return Recipe(
         channels=search.search_channels, aux_weight=search.aux_weight, objective=config.objective,
         distill=config.distill, distill_weight=config.distill_weight, decoder_steps=search.decoder_steps,
         decoder_batch=search.decoder_batch, decoder_lr=search.decoder_lr, end_steps=search.end_steps,
-        end_batch=search.end_batch, end_lr=search.end_lr, background=background, gate=search.gate,
+        end_batch=search.end_batch, end_lr=search.end_lr, background=background_of(classes), gate=search.gate,
         planned=search.candidates, seed=seed,
     )  # fmt: skip
 
@@ -298,7 +297,6 @@ class Distilled(Method):
 def train_model(config: Config, run: Run, data: Compression, network: CompactSegmenter) -> CompactSegmenter:
     """Eq. 6: three stages, each with an optimiser of its own."""
     learnt, classes, size = data.training, data.training.classes, config.views
-    background = classes.index("background") if "background" in classes else -1
     auxiliary = AuxiliaryHeads(network.decoder)
     nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
     teacher = data.teacher.to(run.device).eval()
@@ -311,7 +309,7 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
             continue
         torch.manual_seed(mix(run.seed, stage))
         method = Distilled(
-            network, auxiliary, teacher, config, aux_weight=aux_weight, frozen=frozen, background=background
+            network, auxiliary, teacher, config, aux_weight=aux_weight, frozen=frozen, background=background_of(classes)
         )
         lr = config.lr * share * config.views.batch * config.views.accumulate / 16
         rest = [p for module in (network.decoder, auxiliary) for p in module.parameters()]
@@ -321,11 +319,8 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
         def batches(start: int, stage: str = stage) -> Iterator[dict[str, Any]]:
             return endless(views, config.views.batch, seed=mix(run.seed, stage), start=start, workers=run.workers)
 
-        def poly(step: int, steps: int = steps) -> float:
-            return float((1 - step / steps) ** 0.9)
-
         fit(
-            method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage, schedule=poly, clip=3.0,
+            method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage, schedule=poly(steps), clip=3.0,
             accumulate=config.views.accumulate, evaluate_every=config.evaluate_every,
             evaluate=(lambda: semantic(network, val, classes)) if config.evaluate_every else None,
         )  # fmt: skip
@@ -338,8 +333,7 @@ def refuse(config: Config) -> None:
     Raises:
         UsageError: the first of them.
     """
-    search = config.search
-    Target.parse(search.target)
+    Target.parse(config.search.target)
     if config.genotype and config.controls:
         raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:
@@ -347,8 +341,8 @@ def refuse(config: Config) -> None:
             Genotype.parse(config.genotype)
         except ValueError as error:
             raise UsageError(f"--genotype {error}") from None
-    elif search.ray:
-        connect(search.ray)
+    elif config.search.ray:
+        connect(config.search.ray)
 
 
 def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:

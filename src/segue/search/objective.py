@@ -10,6 +10,7 @@ without background.
     (3)  R  =  ( mIoU fwIoU mPA )^{1/3}
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +41,11 @@ def soft_dice(logits: Tensor, labels: Tensor, background: int = -1) -> Tensor:
     if not counted.any():
         return logits.sum() * 0
     return 1 - (2 * hit / size.clamp(min=1e-6))[counted].mean()
+
+
+def background_of(classes: Sequence[str]) -> int:
+    """The id of the class called background, which counts in no mean; -1 where there is none."""
+    return list(classes).index("background") if "background" in classes else -1
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, objective: Objective, background: int = -1) -> Tensor:
