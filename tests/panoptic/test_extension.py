@@ -148,7 +148,7 @@ def test_every_wrong_set_or_model_is_one_line(segue: Segue, base: Path, dataset:
         (base, write_objects(tmp_path / "d", ("square",)), {"keep_val": empty / "nowhere"}, "nowhere"),
         (base, tmp_path / "d", {"keep_val": renamed(write_objects(tmp_path / "e", ("square",)), classes=["wheel"])},
          "has none of the model's classes"),
-        (base, tmp_path / "d", {"max_forget": -1}, "--max-forget -1"),
+        (base, tmp_path / "d", {"max_forget": -1}, "--max_forget -1.0: give the points that may be lost"),
         (base, write_objects(tmp_path / "f", ("square",), instances=False), {}, "does not tell objects apart"),
         (tmp_path / "missing", tmp_path / "d", {}, "holds no model"),
     ]  # fmt: skip
