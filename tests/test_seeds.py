@@ -37,6 +37,7 @@ def test_what_is_said() -> None:
     assert sentence(("a",), []) == "Nothing was measured: there are no validation images."
 
 
+@pytest.mark.slow
 def test_two_seeds_beside_their_plain_arms_and_again(dataset: Path, tmp_path: Path) -> None:
     out = train(str(dataset), tmp_path / "runs", compare=True, seed=3, seeds=2, **FIELDS)
     assert sorted(path.name for path in out.iterdir()) == ["seed_3", "seed_4", "seeds.html", "seeds.json"]
@@ -89,6 +90,7 @@ def test_the_command(segue: Callable[..., tuple[int, str, str]], dataset: Path, 
         train(str(dataset), tmp_path / "runs", **FIELDS)
 
 
+@pytest.mark.slow
 def test_adaptation_with_two_seeds_ends_as_its_worst(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path
 ) -> None:
