@@ -43,6 +43,7 @@ OPENERS: dict[str, Callable[[Any, int], Any]] = {
     "compress": lambda config, seed: open_compression(config.teacher, config.data, seed=seed),
 }  # fmt: skip
 METHODS = [name for verb in OPENERS for name in methods.names(verb)]
+LONG = ("compact_search", "mask_classification", "mean_teacher", "incremental_panoptic")
 
 
 # The smallest search: two generations, the second of them short.
@@ -166,8 +167,14 @@ def test_losses_are_finite_and_the_saved_model_predicts_the_same(name: str, data
         torch.testing.assert_close(outputs(loaded, image), outputs(model, image), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        pytest.param(name, workers, marks=pytest.mark.slow if name in LONG and workers else ())
+        for name in METHODS
+        for workers in (0, 2)
+    ],
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(name: str, workers: int, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset, steps=6 if name == "supervised" else 12, accumulate=2)
     whole = weights_after(name, config, Run(tmp_path / "whole", quiet=True))
@@ -215,7 +222,9 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path,
         assert torch.equal(tensor, resumed[tensor_name]), tensor_name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "compact_search" else ()) for name in METHODS]
+)
 def test_same_seed_same_weights_and_another_seed_others(name: str, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset, steps=4)
     first, again, other = (

@@ -137,6 +137,7 @@ def training(disk: Path, roomy: Path) -> None:
     assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_costs_nothing_and_the_run_goes_on_where_there_is_room(tmp_path: Path) -> None:
     on_small_disk("training", tmp_path)
 

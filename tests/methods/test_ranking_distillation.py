@@ -371,6 +371,7 @@ def test_eqs_6_to_8_join_the_losses_of_the_cotap_variant() -> None:
     assert torch.autograd.grad(others, method.student.filter.prototypes, allow_unused=True)[0] is None
 
 
+@pytest.mark.slow
 def test_the_cotap_variant_resumes_with_its_queues(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     images = open_image_set(str(dataset))
     config = build(Config, {**SMALL, "variant": "cotap", "steps": 4, "refresh": 2})

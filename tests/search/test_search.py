@@ -210,6 +210,7 @@ def fill_the_disk(path: Path) -> None:
         path.with_suffix(".told").write_text(str(error))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_no_candidate_before(tmp_path: Path) -> None:
     path = tmp_path / "trials.sqlite"
     child = Child(fill_the_disk, path)
