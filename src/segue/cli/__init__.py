@@ -11,6 +11,7 @@ from segue import __version__
 from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
 from segue.config import UsageError, did_you_mean
+from segue.data.errors import DataError
 from segue.signals import stoppable
 
 __all__ = ["main", "parser"]
@@ -38,8 +39,6 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
-    from segue.data.sample import DataError
-
     arguments = list(sys.argv[1:] if argv is None else argv)
     top = parser()
     try:
