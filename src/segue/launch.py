@@ -2,6 +2,7 @@
 saved, and the report written. What the verbs do differently is theirs: `segue.verbs`."""
 
 import atexit
+import contextlib
 import csv
 import io
 import json
@@ -250,15 +251,12 @@ def launch(
         run.say(line)
     told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"
     run.say(f"{verb}: {method}, {told}, into {out}")
-    if around.log_to and rank_and_world()[0] == 0:
-        run.loggers = open_loggers(
-            around.log_to, out, {**flat(config), "verb": verb, "method": method, "seed": around.seed}, run.say
-        )
-    try:
+    names = around.log_to if rank_and_world()[0] == 0 else ()
+    run.loggers = open_loggers(
+        names, out, {**flat(config), "verb": verb, "method": method, "seed": around.seed}, run.say
+    )
+    with contextlib.closing(run.loggers):
         trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
-    finally:
-        if run.loggers is not None:
-            run.loggers.close()
     if rank_and_world()[0] == 0:
         report = out / "report.html"
         if any(trained) or not report.is_file():

@@ -42,6 +42,8 @@ class TensorBoard:
 
     def begin(self, stage: str, step: int) -> None:
         """Opens the files of the stage; TensorBoard passes over what older ones hold behind ``step``."""
+        if stage in self.stages:  # a line came before the stage began
+            self.stages[stage].close()
         folder = self.folder / stage
         self.stages[stage] = self.new(str(folder), purge_step=step + 1 if folder.exists() else None)
 

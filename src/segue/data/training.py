@@ -138,12 +138,9 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         raise DataError(f"--unlabeled {','.join(config.unlabeled)} adds no image: all of them are labelled or left out")
     if bad:
         dropped["unreadable (--skip_bad)"] = bad
-    if REST not in config.unlabeled and rest:
-        dropped["whose labels were not asked for (--unlabeled rest would use the images)"] = len(rest)
-    if REST not in config.unlabeled and bare:
-        dropped["without a mask (--unlabeled rest would use the images)"] = len(bare)
-    if REST not in config.unlabeled and listing.unnamed:
-        dropped["in no split (--unlabeled rest would use the images)"] = len(listing.unnamed)
+    if REST not in config.unlabeled:
+        spare = {"whose labels were not asked for": rest, "without a mask": bare, "in no split": listing.unnamed}
+        dropped |= {f"{why} (--unlabeled rest would use the images)": len(them) for why, them in spare.items() if them}
     if unmasked:
         found += unmasked
         dropped["of the validation split without a mask"] = unmasked
@@ -195,7 +192,7 @@ def _sound(source: str, pairs: tuple[Pair, ...], tones: Tones, *, skip_bad: bool
     Raises:
         DataError: one cannot be read and ``skip_bad`` does not say to go on without it.
     """
-    listing = Listing(Path(source), "images", (), (), {"images": pairs} if pairs else {}, {})
+    listing = Listing(Path(source), "images", (), (), {"images": pairs}, {})
     findings, facts = check(listing, skip_bad=skip_bad, tones=tones)
     stops = [str(finding) for finding in findings if finding.stop]
     if stops:
