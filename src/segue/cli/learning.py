@@ -179,7 +179,8 @@ def adapt_command(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     if arguments.seeds == 1:
         return report_decision(out, as_json=arguments.json)
-    statuses = [report_decision(folder, as_json=False) for folder in sorted(out.glob("seed_*"))]
+    runs = json.loads((out / "seeds.json").read_text(encoding="utf-8"))["runs"]  # not what more seeds left before
+    statuses = [report_decision(Path(run), as_json=False) for run in runs]
     if arguments.json:
         print_result(out)
     return max(statuses)
