@@ -14,7 +14,7 @@ from conftest import draw, untrained
 from PIL import Image
 
 from segue.models.segmenter import Segmenter
-from segue.prediction import predict_image
+from segue.prediction.pictures import predict_image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = os.environ.get("SEGUE_SHOTS")  # a folder for screenshots, to be looked at

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from segue import engine
 from segue.batches import split
-from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, write_atomically
+from segue.disk import write_atomically
+from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit
 
 
 class Noise(Dataset[dict[str, Any]]):
@@ -279,7 +280,7 @@ RANKS = """
     from conftest import gloo_threads
     from test_engine import Line, Noise
     from segue.engine import Run, endless, fit
-    from segue.ranks import leave
+    from segue.processes.ranks import leave
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     method = Line()

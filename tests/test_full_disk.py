@@ -108,7 +108,7 @@ def terminate_once_logged(log: Path, lines: int) -> threading.Thread:
 def training(disk: Path, roomy: Path) -> None:
     import torch
 
-    from segue.run import Run
+    from segue.runs.folder import Run
 
     data = write_set(roomy / "set")
     given = ("--device", "cpu", "--precision", "fp32", *options(method="supervised", steps=30))
@@ -227,7 +227,7 @@ def reviewing(disk: Path, roomy: Path) -> None:
     from serving import live
 
     from segue.data.ledger import read_ledger
-    from segue.prediction import find_images
+    from segue.prediction.pictures import find_images
     from segue.serve.app import Served
     from segue.serve.review import Review
     from segue.weights import load_model

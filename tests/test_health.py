@@ -10,7 +10,7 @@ from PIL import Image
 from segue.engine import Run
 from segue.health import PANELS, look, verdict, write_health, write_panels
 from segue.metrics import effective_rank, rank_agreement, spread
-from segue.sections import read_headline, read_sections
+from segue.runs.sections import read_headline, read_sections
 
 HEALTHY = {
     "spread": 0.8, "effective_rank": 40.0, "agreement": 0.9, "ranking": 0.2, "floor": 0.15, "constant": 0.7

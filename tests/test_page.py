@@ -17,7 +17,7 @@ from PIL import Image
 from segue.data.ledger import read_ledger
 from segue.data.sample import DataError
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import find_images
+from segue.prediction.pictures import find_images
 
 pytest_plugins = ["browsing"]
 Segue = Callable[..., tuple[int, str, str]]

@@ -84,7 +84,7 @@ def test_nothing_is_written_outside_out(
 
 def test_the_servers_limits_are_those_of_the_readme() -> None:
     from segue.cli import parser
-    from segue.prediction import WHOLE
+    from segue.prediction.pictures import WHOLE
     from segue.serve.limits import Limits
 
     (row,) = [row for row in rows_of_readme() if row.startswith("| The server listens")]

@@ -28,8 +28,8 @@ from segue.data.sample import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report import Arm, class_rows, confusion_table, separation, write_report
-from segue.run import Run
-from segue.sections import write_headline, write_section
+from segue.runs.folder import Run
+from segue.runs.sections import write_headline, write_section
 from segue.text import count, duration, percent, points
 from segue.weights import save_model
 
@@ -38,7 +38,7 @@ CONFUSION = [[60, 20, 0], [10, 10, 0], [0, 0, 0]]  # IoU 60/90, 10/40, and a cla
 
 
 def evaluation(method: str, confusion: list[list[int]], images: dict[str, float | None]) -> dict[str, Any]:
-    """What `segue.launch` writes as evaluation.json, of a confusion matrix made up by hand."""
+    """What `segue.runs.launch` writes as evaluation.json, of a confusion matrix made up by hand."""
     counts = np.array(confusion)
     hit, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
     ious = [float(h / u) if t else None for h, u, t in zip(hit, union, counts.sum(1), strict=True)]

@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import predict_image
+from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
 from segue.serve.limits import Limits
 from segue.serve.page import STATIC

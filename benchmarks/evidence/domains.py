@@ -37,11 +37,12 @@ from segue.config import Domains, build
 from segue.data import synthetic
 from segue.data.images import Whole
 from segue.data.two_domains import open_domains
-from segue.engine import Run, write_atomically
+from segue.disk import write_atomically
+from segue.engine import Run
 from segue.evaluation import measure
-from segue.launch import pick_device, pick_precision
 from segue.methods.mean_teacher import Config, source_only, train
-from segue.tuning import tune
+from segue.runs.surroundings import pick_device, pick_precision
+from segue.runs.tuning import tune
 from segue.weights import save_model
 
 GATED = ("quantile", "classwise", "soft", "absolute")

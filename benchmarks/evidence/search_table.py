@@ -39,15 +39,15 @@ from segue.config import Data
 from segue.data.images import RandomViews
 from segue.data.training import open_training
 from segue.data.transforms import PLAIN, ColorJitter
+from segue.disk import write_atomically
 from segue.models.compact import MAPS, OPERATIONS, Genotype, feature_encoder
 from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
-from segue.run import write_atomically
+from segue.runs.tuning import tune
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, reliability, try_candidate
 from segue.search.strategies import strategy
 from segue.search.trials import Trial
-from segue.tuning import tune
 from segue.weights import encoder_weights, load_model
 
 BLOCKS, SEEDS, GENERATION = 2, 3, 8

@@ -23,10 +23,10 @@ import torch
 from segue.bench import machine
 from segue.data.sample import Array, palette
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import probabilities
-from segue.scenes import write_scene
-from segue.tiling import Grid
-from segue.tuning import tune
+from segue.prediction.pictures import probabilities
+from segue.prediction.scenes import write_scene
+from segue.prediction.tiling import Grid
+from segue.runs.tuning import tune
 
 
 def cpu() -> float:

@@ -25,11 +25,12 @@ from segue.data.listing import Pair, spread
 from segue.data.sample import Array
 from segue.data.style import Style, styled
 from segue.data.tones import read_rgb
-from segue.engine import Run, write_atomically
+from segue.disk import write_atomically
+from segue.engine import Run
 from segue.models.segmenter import Segmenter
-from segue.prediction import overlay
-from segue.run import BASELINE, REJECTED
-from segue.sections import Block, write_headline, write_section
+from segue.prediction.pictures import overlay
+from segue.runs.folder import BASELINE, REJECTED
+from segue.runs.sections import Block, write_headline, write_section
 
 DECISION = "decision.json"
 SOURCE_ONLY = "source_only"  # what the baseline is called

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from segue.data.sample import DataError
-from segue.ranks import rank_and_world
+from segue.processes.ranks import rank_and_world
 
 
 def mix(*parts: object) -> int:

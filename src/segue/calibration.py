@@ -15,7 +15,7 @@ from torch import Tensor
 from segue.data.sample import IGNORE, DataError
 from segue.evaluation import Samples
 from segue.metrics import Calibration
-from segue.prediction import WHOLE
+from segue.prediction.pictures import WHOLE
 from segue.weights import Model
 
 PIXELS = 20_000  # of each picture, at most

@@ -21,6 +21,28 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes ``path`` through a temporary file beside it, synced to disk before it takes the name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 @contextlib.contextmanager
 def naming_a_full_disk(folder: Path, need: int = ROOM) -> Iterator[None]:
     """Makes of whatever a library raises while ``folder`` lacks room the error that Python itself would raise.

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.batches import count, counts, endless, mix, names_of, split, to_device
-from segue.progress import StageBar
-from segue.ranks import (
+from segue.processes.ranks import (
     RankError,
     added_up,
     all_agree,
@@ -29,12 +28,13 @@ from segue.ranks import (
     rank_and_world,
     wait_for_all,
 )
-from segue.run import Run, write_atomically
-from segue.signals import Preempted, Signals
-from segue.tuning import slow_layers_in_float32
+from segue.processes.signals import Preempted, Signals
+from segue.progress import StageBar
+from segue.runs.folder import Run
+from segue.runs.tuning import slow_layers_in_float32
 
 if TYPE_CHECKING:
-    from segue.sharded_state import Shards
+    from segue.processes.sharded_state import Shards
 
 __all__ = [
     "Losses",
@@ -50,7 +50,6 @@ __all__ = [
     "rank_and_world",
     "to_device",
     "wait_for_all",
-    "write_atomically",
 ]
 
 Losses = dict[str, Tensor]
@@ -123,7 +122,7 @@ def _fast_on(run: Run, method: Method) -> contextlib.AbstractContextManager[None
 def _place(method: Method, optimizer: torch.optim.Optimizer, run: Run) -> None:
     """Puts the method on its device, or a part of it where it is to be divided over several."""
     if run.shard and rank_and_world()[1] > 1:
-        from segue.sharded_state import Shards  # torch takes a second or more to import what it needs
+        from segue.processes.sharded_state import Shards  # torch takes a second or more to import what it needs
 
         method.shards = Shards(method, optimizer, run.device)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.data.sample import IGNORE, Array, Sample
 from segue.metrics import Calibration, Confusion
 from segue.models.segmenter import FEATURE_STRIDE, Segmenter
-from segue.prediction import WHOLE, How, predict_image
+from segue.prediction.pictures import WHOLE, How, predict_image
 from segue.weights import Model
 
 
@@ -125,7 +125,7 @@ def measure(model: Model, data: Samples, classes: Sequence[str], *, batch: int =
         data: samples with ``image``, ``mask`` and ``name``.
         classes: names by id.
         batch: images of one size that go through together, fewer of large ones.
-        how: as of `segue.prediction.predict_image`, so that what is scored is what is predicted.
+        how: as of `segue.prediction.pictures.predict_image`, so that what is scored is what is predicted.
     """
     device = next(model.parameters()).device
     measured = Measured(tuple(classes), Confusion(len(classes)), Calibration())

@@ -8,13 +8,14 @@ from typing import Any
 
 from segue.data.panoptic import ClassMaps, PanopticWhole
 from segue.data.sample import IGNORE, Array
+from segue.disk import write_atomically
 from segue.evaluation import Measured, measure, none_for_nan
 from segue.extension import Extension
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.maps import nan_mean
-from segue.run import Run, write_atomically
-from segue.sections import Block, write_headline, write_section
+from segue.runs.folder import Run
+from segue.runs.sections import Block, write_headline, write_section
 from segue.weights import AnyModel
 
 DECISION = "decision.json"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from segue.losses import ranking_loss
 from segue.metrics import effective_rank, rank_agreement, spread
-from segue.ranks import rank_and_world
-from segue.run import Run
-from segue.sections import Block, write_headline, write_section
+from segue.processes.ranks import rank_and_world
+from segue.runs.folder import Run
+from segue.runs.sections import Block, write_headline, write_section
 
 METERS = ("spread", "effective_rank", "agreement", "ranking", "floor", "constant")
 SHOWN, NEAREST = 3, 4  # images whose neighbours are shown, and how many of them

@@ -29,11 +29,11 @@ from segue.data.listing import Pair
 from segue.data.sample import Array, DataError, Tones, picture_size
 from segue.data.tones import read_rgb
 from segue.data.unlabelled import ImageSet
+from segue.disk import write_atomically
 from segue.embeddings import centred, embed_images
 from segue.models.encoder import Encoder
-from segue.prediction import predict
+from segue.prediction.pictures import predict
 from segue.records import expecting, run_data
-from segue.run import write_atomically
 from segue.weights import Model
 
 SIDE = 224  # pixels that images are squeezed into to be compared

@@ -28,7 +28,7 @@ from segue.data.ledger import read_ledger
 from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.methods import load
-from segue.run import Run, signed
+from segue.runs.folder import Run, signed
 from segue.search.trials import Trial, Trials
 from segue.weights import KINDS, load_saved
 
@@ -67,7 +67,7 @@ def record(root: Path) -> Path:
 
 def read_record(path: Path) -> None:
     from segue import using
-    from segue.launch import claim_folder
+    from segue.runs.claim import claim_folder
     from segue.suggestion import labelled_names
 
     for read in (
@@ -205,9 +205,9 @@ def scene(root: Path) -> Path:
 
 
 def read_scene(path: Path) -> object:
-    from segue.prediction import is_scene
-    from segue.scenes import open_scene
-    from segue.tiling import Grid
+    from segue.prediction.pictures import is_scene
+    from segue.prediction.scenes import open_scene
+    from segue.prediction.tiling import Grid
 
     is_scene(path, 100)
     import rasterio

@@ -29,7 +29,7 @@ from segue.data.sample import DataError
 from segue.data.sharding import ranges, write_shards
 from segue.data.training import open_training
 from segue.methods import names
-from segue.run import Run
+from segue.runs.folder import Run
 
 Segue = Callable[..., tuple[int, str, str]]
 

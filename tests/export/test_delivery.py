@@ -16,7 +16,7 @@ from torch import nn
 from segue import predict
 from segue.export.graph import onnx_classifier, onnx_metadata
 from segue.models.compact import LR_ASPP, CompactSegmenter, CompactSpec
-from segue.prediction import predict_image
+from segue.prediction.pictures import predict_image
 from segue.weights import save_model
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")

@@ -15,7 +15,7 @@ from segue.forgetting import ExtensionMeasured, decide
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.maps import PanopticMap, PanopticQuality
-from segue.run import Run
+from segue.runs.folder import Run
 from segue.verbs import train
 from segue.weights import load_panoptic, save_model
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from panoptic_sets import write_objects
 
-from segue.run import Run
+from segue.runs.folder import Run
 from segue.verbs import extend, train
 
 pytestmark = pytest.mark.slow

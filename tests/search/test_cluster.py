@@ -12,11 +12,11 @@ import pytest
 from conftest import TINY, write_set
 from test_contract import SEARCH, semantic_teacher
 
-from segue.cluster import connect
 from segue.config import UsageError, build
 from segue.data.sample import DataError
 from segue.engine import Run
 from segue.methods.compact_search import Config, cached, recipe_of
+from segue.processes.cluster import connect
 from segue.search import pool
 from segue.search.candidates import Job
 from segue.search.data import open_compression

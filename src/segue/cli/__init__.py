@@ -12,7 +12,7 @@ from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
 from segue.config import UsageError, did_you_mean
 from segue.data.errors import DataError
-from segue.signals import stoppable
+from segue.processes.signals import stoppable
 
 __all__ = ["main", "parser"]
 

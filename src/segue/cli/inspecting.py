@@ -49,8 +49,8 @@ def counts(text: str, option: str) -> list[int]:
 def bench_command(arguments: argparse.Namespace) -> int:
     """``segue bench``."""
     from segue.bench import candidates, known_accuracy, machine, measure, write_picture
+    from segue.disk import write_atomically
     from segue.progress import track
-    from segue.run import write_atomically
 
     sizes = []
     for part in arguments.sizes.split(","):
@@ -106,8 +106,8 @@ def _print_table(result: dict[str, object]) -> None:
 
 def compare_command(arguments: argparse.Namespace) -> int:
     """``segue compare``."""
+    from segue.disk import write_atomically
     from segue.report.comparison import comparison_page, read_entries
-    from segue.run import write_atomically
 
     if arguments.images:
         return _compare_on_images(arguments)
@@ -127,10 +127,10 @@ def compare_command(arguments: argparse.Namespace) -> int:
 def _compare_on_images(arguments: argparse.Namespace) -> int:
     """Where two models disagree on images without labels."""
     from segue.disagreement import compare_models
-    from segue.launch import pick_device
-    from segue.prediction import find_images
+    from segue.prediction.pictures import find_images
     from segue.progress import track
-    from segue.tuning import tune
+    from segue.runs.surroundings import pick_device
+    from segue.runs.tuning import tune
     from segue.weights import load_any
 
     if len(arguments.models) != 2:

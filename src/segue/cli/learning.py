@@ -11,7 +11,7 @@ from segue.cli.parsing import GATE_EXIT, Command, add_seeds, add_surroundings, w
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
-    from segue.launch import Surroundings
+    from segue.runs.surroundings import Surroundings
 
 TASKS = {"semantic": "pixel_contrast", "panoptic": "mask_classification"}  # the method of each
 
@@ -108,7 +108,8 @@ def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
 
 def train_command(arguments: argparse.Namespace) -> int:
     """``segue train``."""
-    from segue.launch import method_module, with_seeds
+    from segue.runs.launch import method_module
+    from segue.runs.seeds import with_seeds
     from segue.verbs import run_training
 
     name = arguments.method or TASKS[arguments.task or "semantic"]
@@ -129,7 +130,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def extend_command(arguments: argparse.Namespace) -> int:
     """``segue extend``; `GATE_EXIT` where the model forgot too much."""
-    from segue.launch import method_module
+    from segue.runs.launch import method_module
     from segue.verbs import run_extension
 
     name = arguments.method or f"incremental_{arguments.task}"
@@ -142,7 +143,7 @@ def extend_command(arguments: argparse.Namespace) -> int:
 
 def compress_command(arguments: argparse.Namespace) -> int:
     """``segue compress``."""
-    from segue.launch import method_module
+    from segue.runs.launch import method_module
     from segue.verbs import run_compression
 
     name = arguments.method
@@ -165,7 +166,8 @@ def compress_command(arguments: argparse.Namespace) -> int:
 
 def adapt_command(arguments: argparse.Namespace) -> int:
     """``segue adapt``; `GATE_EXIT` where adaptation did harm, with any of several seeds."""
-    from segue.launch import method_module, with_seeds
+    from segue.runs.launch import method_module
+    from segue.runs.seeds import with_seeds
     from segue.verbs import run_adaptation
 
     name = arguments.method
@@ -188,7 +190,7 @@ def adapt_command(arguments: argparse.Namespace) -> int:
 
 def report_decision(out: Path, *, as_json: bool) -> int:
     """The exit status that ``decision.json`` asks for; prints the result as JSON on demand."""
-    from segue.ranks import rank_and_world
+    from segue.processes.ranks import rank_and_world
 
     if rank_and_world()[0]:
         return 0  # the first process decides, and may still be measuring
@@ -201,7 +203,7 @@ def report_decision(out: Path, *, as_json: bool) -> int:
 
 def pretrain_command(arguments: argparse.Namespace) -> int:
     """``segue pretrain``."""
-    from segue.launch import method_module
+    from segue.runs.launch import method_module
     from segue.verbs import PRETRAINING, run_pretraining
 
     kind = method_module(PRETRAINING, "pretrain").Config
@@ -232,7 +234,7 @@ def device_and_threads(text: str) -> tuple[str, list[str]]:
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     """What `add_surroundings` asked for."""
-    from segue.launch import Surroundings
+    from segue.runs.surroundings import Surroundings
 
     return Surroundings(
         seed=arguments.seed, device=arguments.device, precision=arguments.precision, workers=arguments.workers,
@@ -243,7 +245,7 @@ def surroundings(arguments: argparse.Namespace) -> "Surroundings":
 
 def print_result(out: Path) -> None:
     """The result of a run as JSON, by the first of several processes."""
-    from segue.ranks import rank_and_world
+    from segue.processes.ranks import rank_and_world
 
     if rank_and_world()[0]:
         return

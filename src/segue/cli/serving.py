@@ -57,8 +57,8 @@ def open_socket(host: str, port: int) -> socket.socket:
 def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
-    from segue.launch import pick_device
-    from segue.tuning import tune
+    from segue.runs.surroundings import pick_device
+    from segue.runs.tuning import tune
 
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
         if getattr(arguments, name) <= 0:
@@ -102,7 +102,7 @@ def open_served(arguments: argparse.Namespace, device: str) -> "Served":
         DataError: no model, no picture to review, a ledger or a list that holds something else, or no data set.
     """
     from segue.export.delivery import refuse_deep, refuse_unfit
-    from segue.prediction import find_images
+    from segue.prediction.pictures import find_images
     from segue.serve.app import Served
     from segue.serve.checked import Checked
     from segue.serve.review import Review

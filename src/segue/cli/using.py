@@ -13,10 +13,10 @@ from segue.config import UsageError
 from segue.text import percent
 
 if TYPE_CHECKING:
-    from segue.bulk import Work
     from segue.data.listing import Pair
     from segue.models.mask_classifier import MaskClassifier
-    from segue.prediction import Account
+    from segue.prediction.bulk import Work
+    from segue.prediction.pictures import Account
     from segue.weights import AnyModel, Model
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _state(picture: Path) -> list[object]:
 
 def write_records(out: Path, record: dict[str, object], pictures: dict[str, list[object]]) -> None:
     """Writes what `claim` looks for the next time."""
-    from segue.run import write_atomically
+    from segue.disk import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
@@ -192,11 +192,11 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """``segue predict``."""
-    from segue.cluster import connect
-    from segue.launch import pick_device
     from segue.models.mask_classifier import MaskClassifier
-    from segue.prediction import find_images
-    from segue.tuning import tune
+    from segue.prediction.pictures import find_images
+    from segue.processes.cluster import connect
+    from segue.runs.surroundings import pick_device
+    from segue.runs.tuning import tune
     from segue.weights import load_any
 
     out = Path(arguments.out)
@@ -226,8 +226,8 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
 def _write(model: "AnyModel", pairs: "Sequence[Pair]", work: "Work", arguments: argparse.Namespace) -> "Account":
     """All files of all pictures, here or over a cluster, to which other processes run in other folders."""
-    from segue.bulk import over_cluster, write_batch
-    from segue.cluster import connect
+    from segue.prediction.bulk import over_cluster, write_batch
+    from segue.processes.cluster import connect
     from segue.progress import track
 
     with track("predict", len(pairs), quiet=arguments.json) as tick:
@@ -244,9 +244,9 @@ def _predict_panoptic(
     model: "MaskClassifier", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace
 ) -> "Account":
     """COCO's panoptic PNGs and JSON, and overlays."""
-    from segue.bulk import Work
     from segue.panoptic.prediction import write_coco
-    from segue.prediction import Outputs
+    from segue.prediction.bulk import Work
+    from segue.prediction.pictures import Outputs
     from segue.weights import model_fingerprint
 
     for option in (
@@ -273,12 +273,12 @@ def _predict_panoptic(
 
 def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace) -> "Account":
     """Settings, the temperature, and the pictures."""
-    from segue.bulk import Work
     from segue.calibration import calibrate
     from segue.export.delivery import open_check
     from segue.extras import require
-    from segue.prediction import How, Outputs, is_scene, write_cvat_task
-    from segue.tiling import Grid
+    from segue.prediction.bulk import Work
+    from segue.prediction.pictures import How, Outputs, is_scene, write_cvat_task
+    from segue.prediction.tiling import Grid
     from segue.weights import model_fingerprint
 
     grid = Grid(arguments.tile or Grid.tile, arguments.overlap)

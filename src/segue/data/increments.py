@@ -22,8 +22,8 @@ from segue.data.listing import Listing, Pair
 from segue.data.packed import copy_file
 from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE, DataError, write_label_map
+from segue.disk import write_atomically
 from segue.panoptic.maps import PanopticMap
-from segue.run import write_atomically
 
 PROTOCOLS = ("overlap", "disjoint")
 PLAN = "plan.json"

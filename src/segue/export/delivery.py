@@ -17,7 +17,7 @@ from segue.data.images import Whole
 from segue.data.layouts import is_set, open_listing, split_address
 from segue.data.listing import toned
 from segue.data.sample import DataError
-from segue.disk import ROOM, naming_a_full_disk
+from segue.disk import ROOM, naming_a_full_disk, write_atomically
 from segue.evaluation import Samples
 from segue.export.graph import (
     Classify,
@@ -38,8 +38,7 @@ from segue.export.scripts import CLASSES, SEGMENTS, infer_script
 from segue.extras import require
 from segue.held_out import part_for
 from segue.models.mask_classifier import MaskClassifier
-from segue.prediction import find_images
-from segue.run import write_atomically
+from segue.prediction.pictures import find_images
 from segue.weights import AnyModel, Model, model_fingerprint
 
 FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from segue.batches import mix
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, BATCH, Bound
-from segue.cluster import connect
 from segue.config import Data, Network, UsageError, Views
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
@@ -43,6 +42,8 @@ from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
+from segue.processes.cluster import connect
+from segue.processes.signals import Preempted, Signals
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_reliability
 from segue.search.controller import Feedback
@@ -55,7 +56,6 @@ from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials
-from segue.signals import Preempted, Signals
 from segue.weights import encoder_weights, fill_encoder, new_compact_segmenter
 
 VERB = "compress"

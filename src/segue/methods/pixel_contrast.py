@@ -42,12 +42,13 @@ from segue.data.listing import Pair, identity
 from segue.data.sample import IGNORE, Array, DataError, write_label_map
 from segue.data.training import TrainingData
 from segue.data.transforms import SIMCLR, ColorJitter
-from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first, write_atomically
+from segue.disk import write_atomically
+from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first
 from segue.evaluation import pixel_embeddings, semantic
 from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
-from segue.prediction import predict
+from segue.prediction.pictures import predict
 from segue.weights import new_segmenter
 
 VERB = "train"

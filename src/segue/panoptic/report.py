@@ -12,9 +12,9 @@ from segue.data.sample import Array, palette
 from segue.panoptic.evaluation import panoptic_map
 from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import outlined
-from segue.prediction import overlay
-from segue.run import Run
-from segue.sections import Block, write_headline, write_section
+from segue.prediction.pictures import overlay
+from segue.runs.folder import Run
+from segue.runs.sections import Block, write_headline, write_section
 from segue.text import percent
 from segue.weights import load_panoptic
 

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that fetches nothing, with what went in, what came out, and where it fails.
 
 Everything in it is read from the run folder; only the pictures are opened again, and the page says so where they are
-gone. What a method has to say beyond losses and scores it writes itself: `segue.sections`.
+gone. What a method has to say beyond losses and scores it writes itself: `segue.runs.sections`.
 """
 
 import math
@@ -17,14 +17,14 @@ from segue.data.layouts import open_listing
 from segue.data.listing import Pair, toned
 from segue.data.sample import Array, Color, DataError
 from segue.data.stored_values import parse_map
-from segue.engine import write_atomically
+from segue.disk import write_atomically
 from segue.metrics import Confusion
-from segue.prediction import overlay, predict_image
+from segue.prediction.pictures import overlay, predict_image
 from segue.report.arm import Arm, read_json
 from segue.report.pictures import jpeg, picture_of
 from segue.report.plots import curves, graph, lines, points_of, reliability, tsne
-from segue.run import BASELINE, REJECTED
-from segue.sections import read_headline, read_sections
+from segue.runs.folder import BASELINE, REJECTED
+from segue.runs.sections import read_headline, read_sections
 from segue.text import page
 from segue.weights import describe, load_model
 
@@ -78,7 +78,7 @@ def write_report(out: Path) -> Path:
 
 
 def section_view(out: Path, name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of `segue.sections` with its plots drawn and its pictures inlined; pictures that are gone are named."""
+    """A section of the report with its plots drawn and its pictures inlined; pictures that are gone are named."""
     blocks: list[tuple[str, Any]] = []
     for block in section["blocks"]:
         ((kind, content),) = block.items()

@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.data.sample import Array, Color
 from segue.report.arm import Arm
-from segue.run import BASELINE
+from segue.runs.folder import BASELINE
 
 FEW = 12  # points of a curve that are marked one by one
 NO_LOSS = {"stage", "step", "loss", "gradient_norm", "norm", "lr", "seconds", "refused", "reward1", "reward2", "best"}

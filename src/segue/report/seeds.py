@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from segue.disk import write_atomically
 from segue.report.arm import Arm, read_json
-from segue.run import BASELINE, write_atomically
+from segue.runs.folder import BASELINE
 from segue.text import SCORES, page
 
 MAIN = ("miou", "pq")  # the score that a method is judged by: the first that there is

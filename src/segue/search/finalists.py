@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from segue.batches import mix
+from segue.disk import write_atomically
 from segue.models.compact import LR_ASPP, CompactDecoder, CompactSegmenter, Genotype
-from segue.ranks import only_first
-from segue.run import Run, write_atomically
+from segue.processes.ranks import only_first
+from segue.runs.folder import Run
 from segue.search.cache import Cache
 from segue.search.candidates import Recipe, macs
 from segue.search.latency import Cost, Speed

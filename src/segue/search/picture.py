@@ -3,7 +3,7 @@
 from typing import Any
 
 from segue.models.compact import MAPS, OPERATIONS, Genotype
-from segue.sections import Block
+from segue.runs.sections import Block
 
 Node = tuple[str, float, float]  # name, column, row
 

@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from segue.cluster import connect
 from segue.data.sample import DataError
+from segue.processes.cluster import connect
 from segue.search.candidates import Job, try_candidate
 from segue.search.trials import Trial
 
@@ -25,7 +25,7 @@ def tried(
         jobs: what to try.
         parallel: processes; 1 takes this one.
         work: tries one.
-        ray: address of a Ray cluster, which then takes the place of processes; see `segue.cluster.connect`.
+        ray: address of a Ray cluster, which then takes the place of processes; see `segue.processes.cluster.connect`.
 
     Raises:
         DataError: a machine of the cluster does not see the cache, or has no Segue.

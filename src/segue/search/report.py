@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from segue.data.images import Whole
+from segue.disk import write_atomically
 from segue.evaluation import measure
 from segue.models.compact import CompactSpec, Genotype
-from segue.run import BASELINE, Run, write_atomically
+from segue.runs.folder import BASELINE, Run
+from segue.runs.sections import Block, write_headline, write_section
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
 from segue.search.finalists import Outcome, by_name, read_outcomes
@@ -16,7 +18,6 @@ from segue.search.latency import Cost, Table, Target, of_model
 from segue.search.picture import picture
 from segue.search.runtime import runtime
 from segue.search.trials import Trial
-from segue.sections import Block, write_headline, write_section
 from segue.weights import load_model
 
 SHOWN = 10

@@ -24,7 +24,7 @@ from segue.data.ledger import DECISIONS, append, read_ledger
 from segue.data.listing import Pair
 from segue.data.sample import Array, DataError
 from segue.data.tones import read_rgb
-from segue.prediction import overlay, predict_image
+from segue.prediction.pictures import overlay, predict_image
 from segue.serve.worker import png
 from segue.weights import Model
 

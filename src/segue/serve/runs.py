@@ -13,7 +13,7 @@ from typing import Any
 from segue.data.finding import printable
 from segue.data.sample import DataError
 from segue.report.arm import Arm, read_json
-from segue.run import BASELINE, Run
+from segue.runs.folder import BASELINE, Run
 
 DEEPEST = 6  # folders below the one that is named
 MOST = 500  # runs, and a hundred times as many folders, that are looked at

@@ -18,7 +18,7 @@ from segue.data.tones import is_deep
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
 from segue.panoptic.maps import PanopticMap
-from segue.prediction import WHOLE, predict_image
+from segue.prediction.pictures import WHOLE, predict_image
 from segue.serve.limits import Limits
 from segue.weights import AnyModel, Model
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segue.allocator import keep_freed_memory
 from segue.data.check import leaks
 from segue.data.check.facts import BAD_FILES, Facts
 from segue.data.check.inspection import MANY_VALUES, Inspector, size_or_fault
@@ -26,6 +25,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError, Tones
 from segue.data.tones import drops_bands
+from segue.runs.allocator import keep_freed_memory
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
 PAD = 4 << 20  # bytes by which the memory of a process grows

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.config import UsageError
-from segue.tiling import Grid, blended
+from segue.prediction.tiling import Grid, blended
 
 SIZES = st.integers(1, 150)
 
@@ -71,8 +71,8 @@ MEASURE = """
 import resource, sys
 import numpy as np, rasterio, torch
 from pathlib import Path
-from segue.scenes import write_scene
-from segue.tiling import Grid
+from segue.prediction.scenes import write_scene
+from segue.prediction.tiling import Grid
 torch.set_num_threads(1)
 def run(size, name):
     folder = Path(sys.argv[1])

@@ -34,7 +34,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         self.is_alone = True
 
     def __enter__(self) -> "Signals":
-        from segue.ranks import rank_and_world
+        from segue.processes.ranks import rank_and_world
 
         self.is_alone = rank_and_world()[1] == 1
         if threading.current_thread() is threading.main_thread():

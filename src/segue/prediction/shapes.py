@@ -16,9 +16,8 @@ import numpy as np
 
 from segue.data.finding import printable
 from segue.data.sample import IGNORE, Array
-from segue.disk import whole
+from segue.disk import whole, write_atomically
 from segue.extras import require
-from segue.run import write_atomically
 
 
 def run_lengths(mask: Array) -> list[int]:

@@ -16,7 +16,7 @@ from PIL import Image
 from segue.data.decoder import Decoder, mask_image
 from segue.data.layouts import open_listing
 from segue.data.outlines import Outline, draw
-from segue.shapes import outlined
+from segue.prediction.shapes import outlined
 
 pytest.importorskip("rasterio", reason="the extra tiles is not installed")
 Segue = Callable[..., tuple[int, str, str]]

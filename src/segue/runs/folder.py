@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 
 from segue.data.sample import DataError
-from segue.loggers import Loggers
-from segue.ranks import rank_and_world
+from segue.disk import write_atomically
+from segue.processes.ranks import rank_and_world
 from segue.records import MISREAD
+from segue.runs.loggers import Loggers
 
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
@@ -195,25 +196,3 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError("it holds no dictionary")
     return state
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes ``path`` through a temporary file beside it, synced to disk before it takes the name.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

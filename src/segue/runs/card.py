@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from segue.data.finding import printable
+from segue.disk import write_atomically
 from segue.records import read_json, read_yaml
-from segue.run import write_atomically
 from segue.text import SCORES, percent
 
 TASKS = {"mask_classifier": "panoptic segmentation", "encoder": "pre-training"}  # all other kinds are semantic

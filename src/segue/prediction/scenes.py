@@ -14,7 +14,7 @@ import numpy as np
 from segue.data.sample import IGNORE, Array, Color, DataError
 from segue.disk import naming_a_full_disk
 from segue.extras import require
-from segue.tiling import Grid, blended
+from segue.prediction.tiling import Grid, blended
 
 DRIVER = "GTiff"  # others may open further files or addresses
 CACHE = 16 << 20  # bytes of blocks that GDAL keeps, beside the rows that strips make necessary

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segue.run import Run, write_atomically
+from segue.disk import write_atomically
+from segue.runs.folder import Run
 
 KINDS = ("text", "warning", "table", "lines", "pictures", "points", "graph")
 FOLDER = "sections"

@@ -13,7 +13,7 @@ from typing import Any
 from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.models.mask_classifier import MaskClassifier
-from segue.prediction import WHOLE, Account, How, Outputs, is_scene, write_predictions
+from segue.prediction.pictures import WHOLE, Account, How, Outputs, is_scene, write_predictions
 from segue.weights import AnyModel, load_any
 
 TRIES = 3  # workers that one picture may cost
@@ -63,7 +63,7 @@ class Worker:
     """A process of the cluster with the model in its memory."""
 
     def __init__(self, work: Work, device: str, write: Write) -> None:
-        from segue.tuning import tune
+        from segue.runs.tuning import tune
 
         self.work, self.write = work, write
         tune(device)
@@ -88,7 +88,7 @@ def over_cluster(
     """`write_batch` of all pictures, spread over the processors or, where there are any, the GPUs of a cluster.
 
     Args:
-        ray: the module, connected; see `segue.cluster`.
+        ray: the module, connected; see `segue.processes.cluster`.
         model: only looked at; workers load their own.
         pairs: the pictures.
         work: what is done with each.

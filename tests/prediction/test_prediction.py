@@ -15,8 +15,8 @@ from segue.data.listing import Pair
 from segue.data.sample import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction import How, Outputs, find_images, overlay, predict, predict_image, write_predictions
-from segue.tiling import Grid
+from segue.prediction.pictures import How, Outputs, find_images, overlay, predict, predict_image, write_predictions
+from segue.prediction.tiling import Grid
 
 Segue = Callable[..., tuple[int, str, str]]
 

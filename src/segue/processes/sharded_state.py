@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from segue.config import UsageError
-from segue.ranks import as_on_first, rank_and_world
+from segue.processes.ranks import as_on_first, rank_and_world
 
 SMALLEST = 0.02  # share of all parameters below which a block is not put together by itself: few and large messages
 
@@ -186,7 +186,7 @@ _NAMES = ("_parameters", *(name for name in vars(nn.Module()) if "_hooks" in nam
 def _mesh(kind: str) -> DeviceMesh:
     """All processes, with devices of a kind."""
     mesh = init_device_mesh(kind, (rank_and_world()[1],))
-    # torch remembers meshes until Python ends, and with them the group, which has to end before: `segue.ranks.leave`.
+    # torch remembers meshes until Python ends, and with them the group, which has to end before (`leave` of the ranks).
     # Without this list a mesh finds its group by name.
     vars(mesh).get("_pg_registry", {}).clear()
     return mesh

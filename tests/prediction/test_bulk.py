@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import CLASSES, COLORS, write_model
 
-from segue.bulk import TRIES, Work, over_cluster, write_batch
-from segue.cluster import connect
 from segue.data.listing import Pair
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
-from segue.prediction import Account, find_images
+from segue.prediction.bulk import TRIES, Work, over_cluster, write_batch
+from segue.prediction.pictures import Account, find_images
+from segue.processes.cluster import connect
 from segue.weights import AnyModel, load_any, save_model
 
 Segue = Callable[..., tuple[int, str, str]]

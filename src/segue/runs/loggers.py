@@ -4,20 +4,27 @@
 numbers and steps of its own. A writer that fails is said once and left out: a training does not end because of it.
 """
 
+import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from segue.config import UsageError, did_you_mean
+from segue.disk import write_atomically
 from segue.extras import require
+from segue.records import read_json
 
-IDENTITY = "mlflow_run"  # in the run folder: what MLflow calls this run
+IDENTITIES = "loggers.json"  # in the run folder: what MLflow and W&B call this run
 PROJECT = "segue"  # where W&B and MLflow put it, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
 
 
 class Writer(Protocol):
-    """One place that lines are written to."""
+    """One place that lines are written to; ``run`` is what it calls the run, where it needs a name."""
+
+    run: str
 
     def begin(self, stage: str, step: int) -> None:
         """What comes for ``stage`` lies behind ``step``: the line of a step that is there already comes again."""
@@ -32,10 +39,11 @@ class Writer(Protocol):
 class TensorBoard:
     """Event files in ``RUN/tensorboard``, a folder for each stage."""
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, config: Mapping[str, Any], run: str = "") -> None:
         require("tensorboard", "loggers")
         from torch.utils.tensorboard import SummaryWriter
 
+        self.run = ""
         self.new: Callable[..., Any] = SummaryWriter
         self.folder = out / "tensorboard"
         self.stages: dict[str, Any] = {}
@@ -64,16 +72,14 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of W&B that goes on when this one does; ``WANDB_MODE``, ``WANDB_PROJECT`` and ``WANDB_API_KEY`` count."""
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
-        from hashlib import sha256
-
+    def __init__(self, out: Path, config: Mapping[str, Any], run: str = "") -> None:
         wandb = require("wandb", "loggers")
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        key = sha256(str(out.resolve()).encode()).hexdigest()[:16]
+        self.run = run or secrets.token_hex(8)
         out.mkdir(parents=True, exist_ok=True)
         try:
-            self.run = wandb.init(
-                project=project, name=out.name, id=key, resume="allow", dir=str(out), config=dict(config),
+            self.opened = wandb.init(
+                project=project, name=out.name, id=self.run, resume="allow", dir=str(out), config=dict(config),
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )  # fmt: skip
         except wandb.errors.Error as error:
@@ -85,23 +91,23 @@ class WeightsAndBiases:
         """The steps of a stage are an axis of their own."""
         if stage not in self.known:
             self.known.add(stage)
-            self.run.define_metric(f"{stage}/step")
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self.opened.define_metric(f"{stage}/step")
+            self.opened.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers as ``stage/name``."""
         self.begin(stage, step)
-        self.run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in numbers.items()}})
+        self.opened.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in numbers.items()}})
 
     def close(self) -> None:
         """Ends the run."""
-        self.run.finish()
+        self.opened.finish()
 
 
 class MLflow:
     """A run of the MLflow server or database that ``MLFLOW_TRACKING_URI`` names, which goes on when this one does."""
 
-    def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, config: Mapping[str, Any], run: str = "") -> None:
         require("mlflow", "loggers")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
@@ -111,13 +117,13 @@ class MLflow:
         if not address:
             raise UsageError("--log-to mlflow: set MLFLOW_TRACKING_URI to a server, as http://localhost:5000")
         self.metric: Callable[..., Any] = Metric
-        name, path = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), out / IDENTITY
+        self.run = run
         try:
             self.client = MlflowClient(tracking_uri=address)
-            if path.is_file():
-                self.run = path.read_text(encoding="utf-8")
-                self.client.set_terminated(self.run, status="RUNNING")
+            if run:
+                self.client.set_terminated(run, status="RUNNING")
                 return
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             experiment = self.client.get_experiment_by_name(name)
             number = experiment.experiment_id if experiment else self.client.create_experiment(name)
             self.run = self.client.create_run(number, run_name=out.name).info.run_id
@@ -125,8 +131,6 @@ class MLflow:
             self.client.log_batch(self.run, params=fields)
         except MlflowException as error:
             raise UsageError(f"--log-to mlflow: {address}: {str(error).splitlines()[0]}") from None
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.run, encoding="utf-8")
 
     def begin(self, stage: str, step: int) -> None:
         """Nothing: MLflow keeps the last value of a step that comes again."""
@@ -144,7 +148,7 @@ class MLflow:
         self.client.set_terminated(self.run)
 
 
-WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], Writer]] = {
+WRITERS: dict[str, Callable[[Path, Mapping[str, Any], str], Writer]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
@@ -202,9 +206,30 @@ def refuse_unknown(names: Iterable[str]) -> None:
 
 
 def open_loggers(names: Sequence[str], out: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> Loggers:
-    """The writers of these names for the run in ``out``.
+    """The writers of these names for the run in ``out``; a run that is there goes on under the name it has.
+
+    Args:
+        names: of `WRITERS`.
+        out: the run folder.
+        config: what is told of the run.
+        say: told which writer failed.
 
     Raises:
-        UsageError: a package is missing, nobody is logged in, or no server answers.
+        UsageError: a package is missing, nobody is logged in, or no server answers; of a new run nothing is left then.
     """
-    return Loggers({name: WRITERS[name](out, config) for name in names}, say)
+    path, is_new = out / IDENTITIES, not out.exists() or not any(out.iterdir())
+    known = read_json(path, "what loggers call a run") if path.is_file() else {}
+    opened = Loggers({}, say)
+    try:
+        for name in names:
+            opened.writers[name] = WRITERS[name](out, config, str(known.get(name, "")))
+    except UsageError:
+        opened.close()
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    found = {**known, **{name: writer.run for name, writer in opened.writers.items() if writer.run}}
+    if found != known:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(found).encode())
+    return opened

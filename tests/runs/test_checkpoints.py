@@ -18,8 +18,8 @@ from conftest import KILLS, Child
 from test_engine import Line, Noise
 
 from segue.engine import Losses, Run, endless, fit
-from segue.run import signed
-from segue.signals import stoppable
+from segue.processes.signals import stoppable
+from segue.runs.folder import signed
 
 
 def weight(folder: Path) -> torch.Tensor:
@@ -172,7 +172,7 @@ def test_what_went_before_a_damaged_checkpoint_is_kept_until_a_good_one_follows(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("segue.run.write_atomically", full)
+        patch.setattr("segue.runs.folder.write_atomically", full)
         run.save("train", {"step": 3})
     assert Run(tmp_path, quiet=True).checkpoint("train") == {"step": 1}
     run.save("train", {"step": 3})

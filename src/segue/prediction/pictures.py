@@ -26,9 +26,8 @@ from segue.data.sample import (
     write_label_map,
 )
 from segue.data.tones import read_rgb
-from segue.disk import whole
-from segue.run import write_atomically
-from segue.tiling import Grid, blended
+from segue.disk import whole, write_atomically
+from segue.prediction.tiling import Grid, blended
 from segue.weights import Model
 
 
@@ -277,7 +276,7 @@ def _write_picture(model: Model, pair: Pair, target: Path, out: Path, outputs: O
 
 def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Outputs, how: How) -> None:
     """The same of a scene, window by window; overlays are left out: the class map has a palette."""
-    from segue.scenes import write_scene
+    from segue.prediction.scenes import write_scene
 
     kinds = ("probability", "uncertainty") if outputs.maps else ()
     maps = {kind: place(out, kind, pair.name, ".tif") for kind in kinds}
@@ -296,7 +295,7 @@ def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Out
 
 def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Outputs, classes: Array | None) -> None:
     """Run lengths and polygons of a label map; of a scene it is read from its file."""
-    from segue.shapes import write_polygons, write_run_lengths
+    from segue.prediction.shapes import write_polygons, write_run_lengths
 
     if outputs.run_lengths:
         ids = read_label_map(labels) if classes is None else classes
@@ -307,7 +306,7 @@ def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Out
 
 def _write_labelme(pair: Pair, out: Path, labels: Array, classes: Sequence[str]) -> None:
     """``out/labelme``: the picture, its file, and ``labels.txt``, which keeps the order of the classes."""
-    from segue.shapes import write_labelme
+    from segue.prediction.shapes import write_labelme
 
     file = place(out, "labelme", pair.name, ".json")
     names = file.parents[pair.name.count("/")] / "labels.txt"
@@ -321,7 +320,7 @@ def _write_labelme(pair: Pair, out: Path, labels: Array, classes: Sequence[str])
 
 def write_cvat_task(pairs: Sequence[Pair], out: Path, classes: Sequence[str]) -> None:
     """``out/cvat/annotations.xml`` of the class maps in ``out/labels``, those of earlier calls among them."""
-    from segue.shapes import write_cvat
+    from segue.prediction.shapes import write_cvat
 
     done = ((pair, out / "labels" / f"{pair.name}.png") for pair in pairs)
     pictures = ((f"{p.name}{p.image.suffix}", read_label_map(file)) for p, file in done if file.is_file())

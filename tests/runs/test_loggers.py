@@ -1,17 +1,18 @@
 """Lines of the log in TensorBoard, W&B and MLflow: the same numbers, where a run was cut too; no run fails by them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import TINY
 
-from segue import loggers
 from segue.config import UsageError
-from segue.loggers import Loggers, open_loggers, refuse_unknown
-from segue.run import Run
+from segue.runs import loggers
+from segue.runs.folder import Run
+from segue.runs.loggers import Loggers, open_loggers, refuse_unknown
 from segue.verbs import train
 
 FIELDS = {"method": "supervised", "device": "cpu", "precision": "fp32", "quiet": True, **TINY, "steps": 4}
@@ -19,6 +20,8 @@ FIELDS = {"method": "supervised", "device": "cpu", "precision": "fp32", "quiet":
 
 class Kept:
     """Keeps what it is told, and fails when it is told to."""
+
+    run = ""
 
     def __init__(self, fails: bool = False) -> None:
         self.told: list[Any] = []
@@ -65,6 +68,51 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")):
         with pytest.raises(UsageError, match=f"{package} loggers"):
             open_loggers((name,), tmp_path, {}, print)
+
+
+class Named(Kept):
+    """Lies in the run folder and has a name for the run, as W&B."""
+
+    opened: ClassVar[list[str]] = []
+
+    def __init__(self, out: Path, config: Any, run: str) -> None:
+        super().__init__()
+        (out / "named").mkdir(parents=True, exist_ok=True)
+        self.run = run or f"name {len(self.opened)}"
+        self.opened.append(self.run)
+
+
+def test_a_run_keeps_the_name_it_got_and_a_new_run_in_its_place_gets_another(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loggers.WRITERS, "named", Named)
+    monkeypatch.setattr(Named, "opened", [])
+    out = tmp_path / "run"
+    for _ in range(2):
+        train(str(dataset), out, log_to=("named",), **FIELDS)
+    shutil.rmtree(out)
+    train(str(dataset), out, log_to=("named",), **FIELDS)
+    assert Named.opened == ["name 0", "name 0", "name 2"]
+    assert json.loads((out / loggers.IDENTITIES).read_text()) == {"named": "name 2"}
+
+
+def test_nobody_logged_in_leaves_no_folder_of_a_new_run_and_all_of_an_old_one(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(out: Path, config: Any, run: str) -> Any:
+        raise UsageError("log in")
+
+    monkeypatch.setitem(loggers.WRITERS, "named", Named)
+    monkeypatch.setitem(loggers.WRITERS, "refused", refused)
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match="log in"):
+        train(str(dataset), out, log_to=("named", "refused"), **FIELDS)
+    assert not out.exists()
+    train(str(dataset), out, **FIELDS)
+    before = (out / "log.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="log in"):
+        train(str(dataset), out, log_to=("refused",), **FIELDS)
+    assert (out / "log.jsonl").read_bytes() == before
 
 
 def logged(out: Path) -> dict[int, float]:
@@ -118,12 +166,12 @@ def test_mlflow_has_the_log_and_the_run_goes_on_as_the_same(
     out = train(str(dataset), tmp_path / "run", log_to=("mlflow",), **FIELDS)
     from mlflow import MlflowClient
 
-    client, number = MlflowClient(), (out / loggers.IDENTITY).read_text()
+    client, number = MlflowClient(), json.loads((out / loggers.IDENTITIES).read_text())["mlflow"]
     history = client.get_metric_history(number, "supervised/loss")
     assert {metric.step: metric.value for metric in history} == pytest.approx(logged(out))
     run = client.get_run(number)
     assert (run.info.status, run.data.params["steps"], run.data.params["method"]) == ("FINISHED", "4", "supervised")
-    again = loggers.MLflow(out, {})
+    again = loggers.MLflow(out, {}, number)
     again.write("supervised", 5, {"loss": 1.0})
     again.close()
     assert len(client.get_metric_history(number, "supervised/loss")) == len(history) + 1

@@ -13,10 +13,10 @@ from PIL import Image
 
 from segue.calibration import calibrate, fit_temperature
 from segue.models.segmenter import Segmenter
-from segue.prediction import How, predict_image, probabilities
-from segue.scenes import entropy, most_probable, open_scene
-from segue.shapes import run_lengths
-from segue.tiling import Grid
+from segue.prediction.pictures import How, predict_image, probabilities
+from segue.prediction.scenes import entropy, most_probable, open_scene
+from segue.prediction.shapes import run_lengths
+from segue.prediction.tiling import Grid
 from segue.weights import save_model
 
 rasterio = pytest.importorskip("rasterio", reason="the extra tiles is not installed")

@@ -26,8 +26,8 @@ from segue import methods
 from segue.cli import main, parser
 from segue.config import leaves
 from segue.engine import Losses, Method, Run, endless, fit
-from segue.launch import join_processes
-from segue.ranks import RankError, only_first
+from segue.processes.ranks import RankError, only_first
+from segue.runs.surroundings import join_processes
 
 LONG = 60.0  # seconds that nothing here may take
 HERE = Path(__file__).parent
@@ -227,7 +227,7 @@ def test_what_the_first_refuses_is_said_once_and_all_end(dataset: Path, tmp_path
 
 DIES_ONCE = """
     import os, signal, sys
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     from pathlib import Path
     import test_ranks
     folder = Path({folder!r})
@@ -245,7 +245,8 @@ DIES_ONCE = """
 @pytest.mark.slow
 def test_torchrun_starts_a_group_again_that_lost_one_and_it_ends_the_same(tmp_path: Path) -> None:
     script = tmp_path / "dies_once.py"
-    script.write_text(textwrap.dedent(DIES_ONCE.format(tests=str(HERE), folder=str(tmp_path / "run"))))
+    tests = [str(HERE), str(HERE.parent)]
+    script.write_text(textwrap.dedent(DIES_ONCE.format(tests=tests, folder=str(tmp_path / "run"))))
     (tmp_path / "run").mkdir()
     done = torchrun(str(script), restarts=1)
     assert done.returncode == 0, done.stderr
@@ -256,7 +257,7 @@ def test_torchrun_starts_a_group_again_that_lost_one_and_it_ends_the_same(tmp_pa
 
 
 def test_the_commands_of_the_page_are_those_of_the_command_line() -> None:
-    text = (HERE.parent / "docs" / "many_machines.md").read_text(encoding="utf-8")
+    text = (HERE.parents[1] / "docs" / "many_machines.md").read_text(encoding="utf-8")
     lines = re.findall(r"^ {4}.*\bsegue ((?:train|pretrain|adapt|extend|compress) [^'\n]*)", text, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:

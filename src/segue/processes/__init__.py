@@ -1,0 +1,1 @@
+"""Several processes and several machines: what they agree on, share and divide."""

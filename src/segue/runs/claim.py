@@ -1,0 +1,121 @@
+"""Whose a run folder is: what describes a run, and what goes on in its folder or is refused."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+import segue
+from segue.config import UsageError
+from segue.data.fingerprint import fingerprint
+from segue.records import run_data
+
+
+class MethodData(Protocol):
+    """What a verb opens for its methods."""
+
+    def lines(self) -> list[str]:
+        """What the command understood, for the person who waits."""
+
+    def account(self) -> dict[str, Any]:
+        """What goes into ``run.json`` and the report; used + dropped == found."""
+
+    def files(self) -> Iterable[tuple[str, Sequence[Path | None]]]:
+        """(name, files) of everything trained or validated on."""
+
+
+def claim_folder(out: Path, identity: dict[str, Any]) -> None:
+    """Makes sure that ``out`` is free or holds this very run.
+
+    Raises:
+        UsageError: it holds something else; the message says what differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    record = out / "run.json"
+    if not record.is_file():
+        raise UsageError(f"--out {out} is not empty and holds no run of Segue; name another folder")
+    try:
+        known = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+        is_sound = isinstance(known, dict) and isinstance(known.get("config", {}), dict)
+    except (ValueError, AttributeError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise UsageError(f"{record} is damaged; name another folder for --out") from None
+    if known != identity:
+        differs = sorted(
+            f"{key}: {before!r} there, {now!r} here" for key, before, now in _pairs(known, identity) if before != now
+        )
+        raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")
+
+
+def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, value there, value here) of everything two identities state, config fields one by one."""
+    there = {**{k: v for k, v in known.items() if k != "config"}, **known.get("config", {})}
+    here = {**{k: v for k, v in identity.items() if k != "config"}, **identity["config"]}
+    return [(key, there.get(key), here.get(key)) for key in {*there, *here}]
+
+
+def refuse_changed(out: Path, described: bytes, root: object) -> None:
+    """Refuses to go on with a run whose data is not what it was: it would not end as it would have.
+
+    Args:
+        out: the run folder.
+        described: ``run.json`` as it would be written now.
+        root: the data, for the message.
+
+    Raises:
+        UsageError: an image, a mask or a list has changed.
+    """
+    before = run_data(str(out)).get("fingerprint")
+    if before and before != json.loads(described)["data"]["fingerprint"]:
+        raise UsageError(
+            f"--out {out} holds a run on other data: images, masks or lists of {root} have changed since it began; "
+            "bring them back, or name another folder"
+        )
+
+
+def describe_run(
+    identity: dict[str, Any], data: MethodData, command: Sequence[str], tuned: Sequence[str], device: str
+) -> dict[str, bytes]:
+    """``run.json`` and ``config.yaml``."""
+    described = {
+        "identity": identity,
+        "command": shlex.join(["segue", *command]) if command else f"segue.{identity['verb']}(...) from Python",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "git": _git(),
+        "device": device,
+        "tuning": list(tuned),
+        "data": {**data.account(), "fingerprint": fingerprint(data.files())},
+    }
+    return {
+        "config.yaml": yaml.safe_dump(identity["config"], sort_keys=False).encode(),
+        "run.json": json.dumps(described, indent=1).encode(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pillow")
+    return {"segue": segue.__version__, "python": sys.version.split()[0], **{name: version(name) for name in names}}
+
+
+def _git() -> str:
+    """The commit of the folder Segue was started in, ``+`` behind it where files differ; empty without git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
