@@ -62,7 +62,7 @@ print(rows[0].memory, rows[1].memory)
 
 
 def test_peak_memory_of_a_call_is_what_it_takes() -> None:
-    """In a process of its own: where freed memory is kept, as `segue.runs.tuning` lets it, a call takes nothing new."""
+    """In a process of its own: where freed memory is kept, as `tune` lets it, a call takes nothing new."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     hungry, modest = map(float, done.stdout.split())
     if np.isnan(hungry):

@@ -38,7 +38,7 @@ CONFUSION = [[60, 20, 0], [10, 10, 0], [0, 0, 0]]  # IoU 60/90, 10/40, and a cla
 
 
 def evaluation(method: str, confusion: list[list[int]], images: dict[str, float | None]) -> dict[str, Any]:
-    """What `segue.runs.launch` writes as evaluation.json, of a confusion matrix made up by hand."""
+    """What `segue.launch` writes as evaluation.json, of a confusion matrix made up by hand."""
     counts = np.array(confusion)
     hit, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
     ious = [float(h / u) if t else None for h, u, t in zip(hit, union, counts.sum(1), strict=True)]

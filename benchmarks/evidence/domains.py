@@ -40,9 +40,9 @@ from segue.data.two_domains import open_domains
 from segue.disk import write_atomically
 from segue.engine import Run
 from segue.evaluation import measure
+from segue.launch.surroundings import pick_device, pick_precision
 from segue.methods.mean_teacher import Config, source_only, train
-from segue.runs.surroundings import pick_device, pick_precision
-from segue.runs.tuning import tune
+from segue.processes.tuning import tune
 from segue.weights import save_model
 
 GATED = ("quantile", "classwise", "soft", "absolute")

@@ -43,7 +43,7 @@ from segue.disk import write_atomically
 from segue.models.compact import MAPS, OPERATIONS, Genotype, feature_encoder
 from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
-from segue.runs.tuning import tune
+from segue.processes.tuning import tune
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, reliability, try_candidate
 from segue.search.strategies import strategy

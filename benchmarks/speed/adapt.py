@@ -37,7 +37,7 @@ from segue.data.layouts import open_images, open_listing
 from segue.engine import ema_update, endless
 from segue.methods.mean_teacher import Config, MeanTeacher, full_passes, shared_passes
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.runs.tuning import tune
+from segue.processes.tuning import tune
 
 CLASSES, PASSES = 19, 4
 GOALS = {

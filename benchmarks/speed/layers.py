@@ -4,7 +4,7 @@
 
 CPU time of one thread, medians. ``layers``: forward and backward of one convolution, batch 8, channels last, with and
 without autocast. ``steps``: a training step of `supervised` with AdamW by float32, by bfloat16, and by bfloat16 with
-`segue.runs.tuning.slow_layers_in_float32`, in turns.
+`segue.processes.tuning.slow_layers_in_float32`, in turns.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from scale import made_up, method_and_optimizer
 from torch import nn
 
-from segue.runs.tuning import slow_layers_in_float32
+from segue.processes.tuning import slow_layers_in_float32
 
 BATCH = 8
 LAYERS: dict[str, tuple[dict[str, int], int]] = {  # fields of the convolution, side of the picture

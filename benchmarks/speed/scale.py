@@ -169,7 +169,7 @@ def rank(connection: Connection, number: int, world: int, store: str, options: a
     from torch.nn.parallel import DistributedDataParallel
 
     from segue.engine import Run, fit
-    from segue.runs.tuning import tune
+    from segue.processes.tuning import tune
 
     torch.set_num_threads(1)
     tune("cpu")

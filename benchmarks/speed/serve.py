@@ -34,7 +34,7 @@ from PIL import Image
 
 from segue.bench import machine
 from segue.export.delivery import refuse_unfit
-from segue.runs.tuning import tune
+from segue.processes.tuning import tune
 from segue.serve.limits import Limits
 from segue.serve.worker import decode, png, predict_batch
 from segue.weights import Model, load_any

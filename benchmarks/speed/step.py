@@ -55,7 +55,7 @@ def cases(batch: int, crop: int) -> dict[str, Callable[[], Callable[[], float]]]
 
     from segue.methods.pixel_contrast import Config, Contrast
     from segue.methods.supervised import Supervised
-    from segue.runs.tuning import slow_layers_in_float32
+    from segue.processes.tuning import slow_layers_in_float32
 
     def stepper(
         modules: Any, parameters: Any, loss: Callable[[], Any], kind: str, precision: str
@@ -114,7 +114,7 @@ def serve(connection: Connection, name: str, batch: int, crop: int, threads: int
 
     torch.set_num_threads(threads)
     if tuned:
-        from segue.runs.tuning import tune
+        from segue.processes.tuning import tune
 
         tune("cpu")
     torch.full((4096,), 2.0).pow(0.9)

@@ -26,7 +26,7 @@ from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import probabilities
 from segue.prediction.scenes import write_scene
 from segue.prediction.tiling import Grid
-from segue.runs.tuning import tune
+from segue.processes.tuning import tune
 
 
 def cpu() -> float:

@@ -83,7 +83,7 @@ def _devices() -> list[Line]:
 
 
 def _precision() -> Line:
-    from segue.runs.surroundings import pick_device, pick_precision
+    from segue.launch.surroundings import pick_device, pick_precision
 
     return Line("precision", pick_precision("auto", pick_device("auto")))
 

@@ -29,9 +29,9 @@ from segue.processes.ranks import (
     wait_for_all,
 )
 from segue.processes.signals import Preempted, Signals
+from segue.processes.tuning import slow_layers_in_float32
 from segue.progress import StageBar
 from segue.runs.folder import Run
-from segue.runs.tuning import slow_layers_in_float32
 
 if TYPE_CHECKING:
     from segue.processes.sharded_state import Shards

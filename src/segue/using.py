@@ -14,15 +14,15 @@ from segue.data.stored_values import parse_map
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.held_out import to_measure
+from segue.launch.surroundings import pick_device
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.prediction.pictures import Prediction, find_images
 from segue.prediction.pictures import predict as run_over
+from segue.processes.tuning import tune
 from segue.progress import track
 from segue.records import expecting, read_json
-from segue.runs.surroundings import pick_device
-from segue.runs.tuning import tune
 from segue.suggestion import Suggestion, choose, labelled_names
 from segue.weights import describe, load_any, load_encoder, load_model
 

@@ -20,12 +20,12 @@ from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
+from segue.launch import Arm, launch, method_module
+from segue.launch.seeds import with_seeds
+from segue.launch.surroundings import Surroundings, refuse_several
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
 from segue.runs.folder import BASELINE
-from segue.runs.launch import Arm, launch, method_module
-from segue.runs.seeds import with_seeds
-from segue.runs.surroundings import Surroundings, refuse_several
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
 from segue.weights import describe

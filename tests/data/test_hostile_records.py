@@ -67,7 +67,7 @@ def record(root: Path) -> Path:
 
 def read_record(path: Path) -> None:
     from segue import using
-    from segue.runs.claim import claim_folder
+    from segue.launch.claim import claim_folder
     from segue.suggestion import labelled_names
 
     for read in (

@@ -24,11 +24,10 @@ from test_contract import historic, semantic_teacher
 from test_ranks import call, ended, start
 from torch import Tensor, nn
 
-from segue import methods
+from segue import launch, methods
 from segue.cli import main
 from segue.config import leaves
 from segue.engine import Run, rank_and_world
-from segue.runs import launch
 
 VERBS = ("train", "adapt", "pretrain", "extend")
 METHODS = [name for verb in VERBS for name in methods.names(verb)]

@@ -11,7 +11,7 @@ from segue.cli.parsing import GATE_EXIT, Command, add_seeds, add_surroundings, w
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
-    from segue.runs.surroundings import Surroundings
+    from segue.launch.surroundings import Surroundings
 
 TASKS = {"semantic": "pixel_contrast", "panoptic": "mask_classification"}  # the method of each
 
@@ -108,8 +108,8 @@ def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
 
 def train_command(arguments: argparse.Namespace) -> int:
     """``segue train``."""
-    from segue.runs.launch import method_module
-    from segue.runs.seeds import with_seeds
+    from segue.launch import method_module
+    from segue.launch.seeds import with_seeds
     from segue.verbs import run_training
 
     name = arguments.method or TASKS[arguments.task or "semantic"]
@@ -130,7 +130,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def extend_command(arguments: argparse.Namespace) -> int:
     """``segue extend``; `GATE_EXIT` where the model forgot too much."""
-    from segue.runs.launch import method_module
+    from segue.launch import method_module
     from segue.verbs import run_extension
 
     name = arguments.method or f"incremental_{arguments.task}"
@@ -143,7 +143,7 @@ def extend_command(arguments: argparse.Namespace) -> int:
 
 def compress_command(arguments: argparse.Namespace) -> int:
     """``segue compress``."""
-    from segue.runs.launch import method_module
+    from segue.launch import method_module
     from segue.verbs import run_compression
 
     name = arguments.method
@@ -166,8 +166,8 @@ def compress_command(arguments: argparse.Namespace) -> int:
 
 def adapt_command(arguments: argparse.Namespace) -> int:
     """``segue adapt``; `GATE_EXIT` where adaptation did harm, with any of several seeds."""
-    from segue.runs.launch import method_module
-    from segue.runs.seeds import with_seeds
+    from segue.launch import method_module
+    from segue.launch.seeds import with_seeds
     from segue.verbs import run_adaptation
 
     name = arguments.method
@@ -203,7 +203,7 @@ def report_decision(out: Path, *, as_json: bool) -> int:
 
 def pretrain_command(arguments: argparse.Namespace) -> int:
     """``segue pretrain``."""
-    from segue.runs.launch import method_module
+    from segue.launch import method_module
     from segue.verbs import PRETRAINING, run_pretraining
 
     kind = method_module(PRETRAINING, "pretrain").Config
@@ -234,7 +234,7 @@ def device_and_threads(text: str) -> tuple[str, list[str]]:
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     """What `add_surroundings` asked for."""
-    from segue.runs.surroundings import Surroundings
+    from segue.launch.surroundings import Surroundings
 
     return Surroundings(
         seed=arguments.seed, device=arguments.device, precision=arguments.precision, workers=arguments.workers,

@@ -57,8 +57,8 @@ def open_socket(host: str, port: int) -> socket.socket:
 def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
-    from segue.runs.surroundings import pick_device
-    from segue.runs.tuning import tune
+    from segue.launch.surroundings import pick_device
+    from segue.processes.tuning import tune
 
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
         if getattr(arguments, name) <= 0:

@@ -192,11 +192,11 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """``segue predict``."""
+    from segue.launch.surroundings import pick_device
     from segue.models.mask_classifier import MaskClassifier
     from segue.prediction.pictures import find_images
     from segue.processes.cluster import connect
-    from segue.runs.surroundings import pick_device
-    from segue.runs.tuning import tune
+    from segue.processes.tuning import tune
     from segue.weights import load_any
 
     out = Path(arguments.out)

@@ -63,7 +63,7 @@ class Worker:
     """A process of the cluster with the model in its memory."""
 
     def __init__(self, work: Work, device: str, write: Write) -> None:
-        from segue.runs.tuning import tune
+        from segue.processes.tuning import tune
 
         self.work, self.write = work, write
         tune(device)

@@ -1,1 +1,1 @@
-"""Several processes and several machines: what they agree on, share and divide."""
+"""The processes that do the work: how one is tuned, and what several agree on, share and divide."""

@@ -1,1 +1,1 @@
-"""A run: its folder, its surroundings, how a training verb goes through it, and what it leaves to read."""
+"""What a run leaves to read: its folder, its log and where else that goes, and the sections of its report."""

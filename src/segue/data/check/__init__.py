@@ -25,7 +25,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError, Tones
 from segue.data.tones import drops_bands
-from segue.runs.allocator import keep_freed_memory
+from segue.processes.allocator import keep_freed_memory
 
 SAMPLE = 1000  # pairs whose masks the check before training reads
 PAD = 4 << 20  # bytes by which the memory of a process grows

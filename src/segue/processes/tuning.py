@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from segue.runs.allocator import keep_freed_memory
+from segue.processes.allocator import keep_freed_memory
 
 ALL = ("allocator", "matmul", "pow")
 TOLERANCE = 1e-5  # largest relative error of a product that still counts as float32

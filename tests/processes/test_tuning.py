@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segue.runs.tuning import ALL, TOLERANCE, fast_products, slow_layers_in_float32, tune
+from segue.processes.tuning import ALL, TOLERANCE, fast_products, slow_layers_in_float32, tune
 
 
 def test_products_stay_float32() -> None:
@@ -33,7 +33,7 @@ def test_the_environment_names_the_switches(wanted: str | None, expected: list[s
     environment = {k: v for k, v in os.environ.items() if k != "SEGUE_TUNE"} | (
         {"SEGUE_TUNE": wanted} if wanted else {}
     )
-    code = "from segue.runs.tuning import tune; print(','.join(tune('cpu')))"
+    code = "from segue.processes.tuning import tune; print(','.join(tune('cpu')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     held = [name for name in found.stdout.strip().split(",") if name]
     assert set(held) <= set(expected)

@@ -17,10 +17,10 @@ from segue.bounds import refuse_impossible
 from segue.config import UsageError, did_you_mean, flat
 from segue.disk import write_atomically
 from segue.engine import Run, only_first, rank_and_world
-from segue.runs.claim import MethodData, claim_folder, describe_run, refuse_changed
+from segue.launch.claim import MethodData, claim_folder, describe_run, refuse_changed
+from segue.launch.surroundings import Surroundings
+from segue.processes.tuning import tune
 from segue.runs.loggers import open_loggers, refuse_unknown
-from segue.runs.surroundings import Surroundings
-from segue.runs.tuning import tune
 from segue.weights import Saved, save_model
 
 
@@ -126,8 +126,8 @@ def launch(
         report = out / "report.html"
         if any(trained) or not report.is_file():
             conclude(run)
+            from segue.launch.card import write_card
             from segue.report import write_report
-            from segue.runs.card import write_card
 
             write_report(out)
             write_card(out)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import TINY
 
-from segue.runs.card import card_of, write_card
+from segue.launch.card import card_of, write_card
 from segue.verbs import pretrain, train
 
 HERE = {"device": "cpu", "precision": "fp32", "quiet": True}
