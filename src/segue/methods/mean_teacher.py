@@ -110,7 +110,7 @@ class Config:
     passes: int = 4
     trunk: Literal["full", "shared"] = "full"
     dropout: float = 0.5
-    gate: Gate = "quantile"
+    gate: Gate = "soft"
     gate_start: float = 0.75
     gate_shares: tuple[float, float] = (0.3, 0.9)
     weight: float = 1.0
