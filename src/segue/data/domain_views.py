@@ -36,6 +36,7 @@ class DomainViews(Dataset[Sample]):
         band: of the Fourier style.
         strong: ``view`` has other colours than ``image``; else they are the same.
         gives_target: whether the views of the target are wanted too, or only their style.
+        invert: chance that the light of a source picture is inverted before it gets its style.
     """
 
     sources: tuple[tuple[tuple[Pair, ...], Decoder], ...]
@@ -46,6 +47,7 @@ class DomainViews(Dataset[Sample]):
     band: float = 0.05
     strong: bool = False
     gives_target: bool = True
+    invert: float = 0.0
 
     def __len__(self) -> int:
         return sum(len(pairs) for pairs, _ in self.sources)
@@ -53,6 +55,8 @@ class DomainViews(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         pair, decoder = self.at(index)
         piece, mask, window = labelled_piece(pair, decoder, self.crop, self.scale)
+        if self.invert and float(torch.rand(())) < self.invert:
+            piece = inverted(piece, window, self.crop)
         sample: Sample = {}
         if self.gives_target or self.style != "none":
             other = self.target[int(torch.randint(len(self.target), ()))]
@@ -87,6 +91,13 @@ def random_piece(pair: Pair, crop: int, scale: tuple[float, float]) -> tuple[Ima
     image = read_rgb(pair.image, pair.tones)
     window = draw_window(image.width, image.height, crop, scale)
     return cut(image, window, crop, smooth=True), window
+
+
+def inverted(piece: Image.Image, window: Window, crop: int) -> Image.Image:
+    """``piece`` with bright and dark exchanged, on a (crop, crop) canvas whose padding stays black."""
+    canvas = np.array(piece)
+    canvas[filled(window, crop)] ^= 255
+    return Image.fromarray(canvas)
 
 
 def in_style(

@@ -53,6 +53,7 @@ LARGEST_NOISE = 2.0  # c over e, in the published form
 WATCHED = 12  # pictures of the target, and of the validation set, at each look
 BOUNDS = {
     "band": Bound(lambda value: 0 <= value < 0.5, "a share of the shorter side in [0, 0.5)"),
+    "invert": SHARE,
     "noise": AT_LEAST_0,
     "passes": AT_LEAST_1,
     "dropout": BELOW_1,
@@ -78,6 +79,8 @@ class Config:
         style: of eq. 6; ``none``, ``fourier``, ``lab`` or ``covariance``.
         band: L of the Fourier style: share of the shorter side that its window reaches, in [0, 0.5);
             0.01, 0.05 and 0.09 in the paper of that style.
+        invert: chance that the light of a source picture is inverted before it gets its style, for domains where
+            bright and dark change places, as fluorescence and histology; the source-only training has it too.
         noise: e of eq. 1, in units of the normalised picture; it is clipped at twice that. 0.1 in the published form,
             for pictures of unit variance, which those of a domain are not: there it costs the teacher most of what it
             knows (docs/log.md).
@@ -106,6 +109,7 @@ class Config:
     weight_decay: float = 4e-5
     style: Style = "fourier"
     band: float = 0.05
+    invert: float = 0.0
     noise: float = 0.02
     passes: int = 4
     trunk: Literal["full", "shared"] = "full"
@@ -349,7 +353,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     views = DomainViews(
         tuple((source.styled() if translated else source.pairs, source.decoder) for source in data.sources),
         data.target, config.views.crop, config.views.scale, "none" if translated else config.style, config.band,
-        config.strong, config.weight > 0,
+        config.strong, config.weight > 0, config.invert,
     )  # fmt: skip
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
