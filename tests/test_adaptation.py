@@ -229,6 +229,7 @@ def test_settings_of_a_run_are_taken_again(segue: Segue, dataset: Path, target: 
         ("gate", "maybe", '"gate"'),
         ("gate_shares", "0.3", '"gate_shares"'),
         ("gate_shares", "0.3,1.2", "--gate_shares"),
+        ("invert", 2, "--invert 2"),
         ("noise", -1, "--noise -1"),
         ("weight", -1, "--weight -1"),
         ("ramp", 2, "--ramp 2"),

@@ -186,7 +186,14 @@ def _percent(value: float | None) -> str:
 
 
 def show_styles(
-    run: Run, sources: Sequence[Pair], learnt: Sequence[Pair], target: Sequence[Pair], *, style: Style, band: float
+    run: Run,
+    sources: Sequence[Pair],
+    learnt: Sequence[Pair],
+    target: Sequence[Pair],
+    *,
+    style: Style,
+    band: float,
+    invert: bool = False,
 ) -> None:
     """Pictures of the source as they were and as they are learnt from, each beside a picture of the target.
 
@@ -196,6 +203,7 @@ def show_styles(
         learnt: the same ones as they are loaded: translated, or not yet in any style.
         target: pictures of the target.
         style, band: as of `segue.data.style.styled`.
+        invert: show them with inverted light too.
     """
     blocks: list[Block] = [
         {"text": "What the student learns the labels on. Objects must be where they were, and nothing may look torn."}
@@ -204,8 +212,11 @@ def show_styles(
     for i, pairs in enumerate(rows):
         before, after, theirs = (read_rgb(pair.image, pair.tones) for pair in pairs)
         reference = np.asarray(theirs.resize(after.size, Image.Resampling.BILINEAR))
+        own = np.asarray(after)
         panels = {"source": before, "target": theirs,
-                  "learnt from": Image.fromarray(styled(np.asarray(after), reference, style, band=band))}  # fmt: skip
+                  "learnt from": Image.fromarray(styled(own, reference, style, band=band))}  # fmt: skip
+        if invert:
+            panels["learnt from, inverted"] = Image.fromarray(styled(255 - own, reference, style, band=band))
         shown = [[_panel(run, f"style_{i:02d}_{j}", panel), what] for j, (what, panel) in enumerate(panels.items())]
         blocks.append({"pictures": shown})
     write_section(run, "30_styles", "The source in the target's style", blocks)

@@ -9,7 +9,7 @@ from conftest import write_set
 from PIL import Image
 
 from segue.config import Domains
-from segue.data.domain_views import DomainViews, in_style
+from segue.data.domain_views import DomainViews, in_style, inverted
 from segue.data.sample import IGNORE
 from segue.data.style import fourier, lab, rounded
 from segue.data.transforms import Window
@@ -65,6 +65,24 @@ def test_padding_is_outside_and_black_whatever_the_style(data: DomainData) -> No
             assert known.any()
             padding = sample["source"]["image"][:, ~known]  # black, which the jitter of contrast lifts everywhere alike
             assert (padding == padding[:, :1]).all()
+
+
+def test_light_is_inverted_by_chance_inside_the_picture_alone_and_labels_stay(data: DomainData) -> None:
+    turned = 0
+    for seed in range(40):
+        plain, maybe = (at(views(data, invert=i, gives_target=False), 1, seed)["source"] for i in (0.0, 0.5))
+        assert torch.equal(plain["mask"], maybe["mask"])
+        both = torch.stack([one["image"].float()[:, one["mask"] != IGNORE].flatten() for one in (plain, maybe)])
+        turned += int(torch.corrcoef(both)[0, 1] < 0)  # colours are changed by other draws too, but never upside down
+    assert 8 <= turned <= 32
+    canvas = np.zeros((8, 8, 3), np.uint8)
+    canvas[2:6, 1:8] = 40
+    piece = Image.fromarray(canvas)
+    window = Window((0, 0, 7, 4), (7, 4), (1, 2), False)
+    once = np.array(inverted(piece, window, 8))
+    assert (once[2:6, 1:8] == 215).all()
+    assert once.sum() == 215 * 4 * 7 * 3
+    assert (np.array(inverted(Image.fromarray(once), window, 8)) == canvas).all()
 
 
 def test_style_sees_the_pieces_and_not_their_padding() -> None:

@@ -25,6 +25,7 @@ through its style alone. ``keep`` may return the teacher of an earlier look at t
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -376,6 +377,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     )
     if config.weight or views.style != "none" or translated:
         learnt = tuple(pair for pairs, _ in views.sources for pair in pairs)
-        only_first(lambda: show_styles(run, data.labelled(), learnt, data.target, style=views.style, band=views.band))
+        shown = partial(show_styles, style=views.style, band=views.band, invert=views.invert > 0)
+        only_first(lambda: shown(run, data.labelled(), learnt, data.target))
         only_first(lambda: show_target(run, method.result(), method.trusted, data.target))
     return method.result()
