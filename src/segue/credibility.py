@@ -10,6 +10,10 @@ r(t) = exp(-5 (1 - t)^2). Each gate gives m (B, H, W) in [0, 1]; m is 0 where ``
     (4)  classwise  m  =  as (3), among the pixels of each predicted class
     (5)  soft       m  =  exp( -u / (s ln K) )
 
+Of anything that has probabilities last, as queries, T views with noise tell
+
+    (6)  certainty  =  1 - H(mean over the views of P) / ln K
+
 (2) is the published form (Yu et al., MICCAI 2019, for K = 2). Its b = 0.75 is a gate for two classes only: with 19,
 0.75 ln K is the entropy of a uniform guess among 9 of them, and nearly every pixel passes. (3) and (4) do not depend on
 K, nor on how sure the network is of itself.
@@ -29,6 +33,13 @@ def entropy(probabilities: Tensor) -> Tensor:
     """u in nats, float32, 0 where one class has it all: (B, K, H, W) -> (B, H, W)."""
     u: Tensor = torch.special.entr(probabilities.float()).sum(1)
     return u
+
+
+def certainty(views: Tensor) -> Tensor:
+    """Eq. 6: 1 where all views are sure of one class, 0 where they say all alike; (T, ..., K) -> (...)."""
+    mean = views.mean(0)
+    sure: Tensor = 1 - torch.special.entr(mean).sum(-1) / math.log(mean.shape[-1])
+    return sure
 
 
 def ramp(progress: float) -> float:

@@ -9,24 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from segue.credibility import certainty
 from segue.extension import joined
 from segue.methods.incremental_panoptic import (
     FATES,
     IncrementalPanoptic,
     Rules,
-    credibility,
     distillation_loss,
     distillation_weight,
     enough_left,
     historic_labels,
     matches_true,
     old_masks,
-    on_padded,
     pixel_owners,
     pseudo_labels,
     unbiased_divergence,
 )
-from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec, Queries, grown
+from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec, Queries, grown, on_padded
 from segue.panoptic.loss import Segments
 
 RULES = Rules()
@@ -205,8 +204,8 @@ def test_credibility_by_hand() -> None:
     sure, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
     views = torch.stack([torch.stack([sure, sure]), torch.stack([sure, other])])  # (T, Q, K + 1)
     expected = torch.tensor([1.0, 1 - math.log(2) / math.log(3)])
-    torch.testing.assert_close(credibility(views), expected)
-    assert credibility(torch.full((4, 1, 3), 1 / 3)).abs().item() < 1e-6
+    torch.testing.assert_close(certainty(views), expected)
+    assert certainty(torch.full((4, 1, 3), 1 / 3)).abs().item() < 1e-6
 
 
 def test_queries_that_noise_changes_are_dropped_as_not_credible() -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Sample
+from segue.data.sample import Array, DataError, Sample
 from segue.data.tones import read_rgb
 from segue.data.transforms import SIMCLR, Window, cut, recolored, uniform
+from segue.data.unlabelled import ImageSet
 
 SQUEEZE = 4 / 3  # a window is at most so much wider than high, or higher than wide
 BLUR = (0.1, 2.0)  # smallest and largest sigma, pixels
@@ -107,3 +108,17 @@ def evenly(images: Sequence[Pair], count: int, side: int) -> Tensor:
 def _tensor(picture: Image.Image) -> Tensor:
     """uint8 (3, H, W)."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def refuse_few(data: ImageSet, positives: int) -> None:
+    """Refuses a set that is too small for a candidate set.
+
+    Raises:
+        DataError: it is.
+    """
+    fewest = positives + 2
+    if len(data.images) < fewest:
+        raise DataError(
+            f"{data.root} holds {len(data.images)} images; a candidate set needs {fewest}: an image, --positives "
+            f"{positives} that resemble it, and one that does not"
+        )

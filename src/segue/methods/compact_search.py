@@ -64,8 +64,7 @@ BOUNDS = {
     **dict.fromkeys(("candidates", "blocks", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
     **dict.fromkeys(("parallel", "threads", "finalists", "finalist_seeds", "channels", "repeats"), AT_LEAST_1),
     **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "aux_weight", "controls"), AT_LEAST_0),
-    "decoder_batch": BATCH,
-    "end_batch": BATCH,
+    **dict.fromkeys(("decoder_batch", "end_batch"), BATCH),
     "distill_weight": AT_LEAST_0,
     "search_crop": Bound(lambda value: value >= 64 and value % 32 == 0, "a multiple of 32, at least 64"),
 }

@@ -25,8 +25,7 @@ Departs from the documents: new rows of the class head start from the no-object 
 that (9) is 0 at first; statistics of batch norm stay the historic model's; (8) is of the last layer.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,11 +37,12 @@ from torch import Tensor
 
 from segue.bounds import AT_LEAST_0, BELOW_1, SHARE
 from segue.config import Data, Views
+from segue.credibility import certainty
 from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics, rank_and_world
 from segue.extension import Extension, joined
-from segue.models.mask_classifier import MaskClassifier, Queries, grown, padded_size, parameter_groups
+from segue.models.mask_classifier import MaskClassifier, Queries, grown, on_padded, padded_size, parameter_groups
 from segue.panoptic.loss import Segments, mask_losses, true_segments
 from segue.panoptic.maps import PanopticMap
 from segue.panoptic.report import historic_section
@@ -210,13 +210,6 @@ def pseudo_labels(probabilities: Tensor, masks: Tensor, truth: Tensor, rules: Ru
     return labels[stays], left[stays], fates
 
 
-def credibility(probabilities: Tensor) -> Tensor:
-    """Eq. 11: 1 where all views are sure of one class, 0 where they say all alike; (T, ..., K + 1) -> (...)."""
-    mean = probabilities.mean(0)
-    entropy: Tensor = torch.special.entr(mean).sum(-1)
-    return 1 - entropy / math.log(mean.shape[-1])
-
-
 # -- distillation ------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +299,7 @@ class IncrementalPanoptic(Method):
         spread = NOISE * self.historic.spec.value_range
         noisy = (image + spread * torch.randn(image.shape, device=image.device) for _ in range(VIEWS))
         views = torch.stack([self.historic(view).classes.float().softmax(-1) for view in noisy])
-        return credibility(views) >= self.rules.min_credibility
+        return certainty(views) >= self.rules.min_credibility
 
     @torch.no_grad()
     def _with_pseudo(self, old: Queries, b: int, truth: Segments, is_credible: Tensor, inside: Tensor) -> Segments:
@@ -315,11 +308,6 @@ class IncrementalPanoptic(Method):
         self.fates += torch.bincount(fates, minlength=len(FATES))
         both = torch.cat([truth.labels, labels]), torch.cat([truth.masks, masks.float()])
         return Segments(*both, is_complete=truth.is_complete)
-
-
-def on_padded(inside: Tensor, size: Sequence[int]) -> Tensor:
-    """Bool (B, H, W) on pictures that are padded to ``size``."""
-    return F.pad(inside, (0, size[1] - inside.shape[2], 0, size[0] - inside.shape[1]))
 
 
 def historic_labels(

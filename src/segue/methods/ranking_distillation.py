@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, SHARE, Bound
 from segue.config import UsageError
-from segue.data.candidates import Candidates, evenly
+from segue.data.candidates import Candidates, evenly, refuse_few
 from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
 from segue.embeddings import centred, embed_images, most_similar, spherical_clusters
@@ -397,17 +397,3 @@ def refuse(config: Config) -> None:
         raise UsageError(f"--others {config.others}: give fewer than --batch {config.batch}")
     if config.ema_start > config.ema_end:
         raise UsageError(f"--ema_start {config.ema_start:g}: give at most --ema_end {config.ema_end:g}")
-
-
-def refuse_few(data: ImageSet, positives: int) -> None:
-    """Refuses a set that is too small for a candidate set.
-
-    Raises:
-        DataError: it is.
-    """
-    fewest = positives + 2
-    if len(data.images) < fewest:
-        raise DataError(
-            f"{data.root} holds {len(data.images)} images; a candidate set needs {fewest}: an image, --positives "
-            f"{positives} that resemble it, and one that does not"
-        )

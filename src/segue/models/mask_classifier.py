@@ -188,6 +188,11 @@ def padded_size(image: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def on_padded(inside: Tensor, size: Sequence[int]) -> Tensor:
+    """Bool (B, H, W) on pictures that are padded to ``size``."""
+    return nn.functional.pad(inside, (0, size[1] - inside.shape[2], 0, size[0] - inside.shape[1]))
+
+
 def grown(
     model: MaskClassifier,
     classes: Sequence[str],
