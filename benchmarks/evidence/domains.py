@@ -11,10 +11,11 @@ target's style, no teacher); ``ungated`` (every pixel of the teacher counts); th
 ``classwise``, ``soft``, ``absolute``, the published one), ``shared`` (the passes repeat dropout and classifier only),
 ``mixed`` (class mixing, strong views and cross-entropy, with the soft gate), ``mixed_ungated`` (the same, every
 pixel counts); and ``oracle``, which learns from the target's own labels. The learning rate is that which served
-``source_only`` best on drawn scenes with seed 100; all other settings were fixed before any of these scores was seen.
-Scores are on a test split of the target that no arm learns from. Every arm is a folder that is resumed where it was
-cut. With ``--held-out`` scores are on every third training picture of the target, which no arm sees then: settings are
-chosen there, and ``--fields`` changes them.
+``source_only`` best on drawn scenes with seed 100; gate and noise were chosen on held-out pictures of the target's
+training split (``--held-out``: every third, which no arm sees then), where ``--fields`` changes settings; all others
+were fixed before. In ``dsb`` every arm, ``source_only`` too, sees half of the source's pictures with inverted light:
+nuclei are bright there and dark in the target. Scores are on a test split of the target that no arm learns from. Every
+arm is a folder that is resumed where it was cut.
 
 A second table holds the teacher of each look against rules that need no label: what it would have scored had the run
 stopped there, on the test pictures that the looks saw.
@@ -58,6 +59,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "oracle": {},
 }
 FIRST = ("source_only", "style", "ungated", "soft", "quantile")
+OF_A_PAIR: dict[str, dict[str, Any]] = {"dsb": {"invert": 0.5}}  # fields of all arms, chosen on held-out pictures
 REFUSED = ("source_only", "soft")  # arms of the unrelated pair
 RULES: dict[str, Callable[[dict[str, Any]], float]] = {  # of a look: the highest is taken
     "last": lambda look: look["step"],
@@ -111,8 +113,8 @@ def held_out(sets: dict[str, str], out: Path) -> dict[str, str]:
     return {**sets, "target": f"{root}:{split}_fit", "val": f"{root}:{split}_held"}
 
 
-def config_of(arm: str, sets: dict[str, str], options: argparse.Namespace) -> Config:
-    """What one arm learns from, and how."""
+def config_of(arm: str, name: str, sets: dict[str, str], options: argparse.Namespace) -> Config:
+    """What one arm of a pair learns from, and how."""
     if arm == "oracle":  # the target's own labels; the source's pictures stand where a target has to be
         sets = {"source": sets["target"], "target": sets["source"], "val": sets["val"]}
     domains = Domains(source=(sets["source"],), target=sets["target"], val=sets["val"])
@@ -121,7 +123,8 @@ def config_of(arm: str, sets: dict[str, str], options: argparse.Namespace) -> Co
     shared = {"encoder": options.encoder, "init": options.init, "decoder_channels": options.decoder_channels,
               "crop": options.crop, "batch": options.batch, "steps": options.steps, "passes": options.passes,
               "lr": options.lr,
-              "style": options.style, "looks": options.looks, **fields}  # fmt: skip
+              "style": options.style, "looks": options.looks,
+              **OF_A_PAIR.get(name, {}), **fields}  # fmt: skip
     config = replace(build(Config, {**shared, **ARMS[arm]}), domains=domains)
     return source_only(config) if arm in ("source_only", "oracle") else config
 
@@ -252,7 +255,7 @@ def main() -> None:
         for name, sets in known.items():
             for arm in [arm for arm in options.arms if name != "unrelated" or arm in REFUSED]:
                 folder = options.out / name / f"{arm}_{seed}"
-                run_arm(folder, config_of(arm, sets, options), seed, options)
+                run_arm(folder, config_of(arm, name, sets, options), seed, options)
                 print(f"{folder}: test mIoU {100 * float(scores(folder)['miou'] or 0):.1f}", flush=True)
     gates = [arm for arm in options.arms if ARMS[arm].get("gate")]
     related = [name for name in known if name != "unrelated"]
