@@ -26,9 +26,13 @@ def test_saved_encoder_gives_the_same_map_when_loaded(name: str, stride: int, tm
     assert found.shape == (1, encoder.channels, -(-50 // stride), 64 // stride)
 
 
-def test_an_encoder_predicts_nothing_and_says_what_to_do(tmp_path: Path) -> None:
-    save_model(Encoder(EncoderSpec("test_efficientnet")), tmp_path, method="x", metrics={})
-    with pytest.raises(DataError, match=f"--init {tmp_path} --encoder test_efficientnet"):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("test_efficientnet", "--init {} --encoder test_efficientnet"), ("test_vit", "it serves segue suggest")],
+)
+def test_an_encoder_predicts_nothing_and_says_what_can_be_done(name: str, advice: str, tmp_path: Path) -> None:
+    save_model(Encoder(EncoderSpec(name)), tmp_path, method="x", metrics={})
+    with pytest.raises(DataError, match=advice.format(tmp_path)):
         load_model(str(tmp_path))
 
 

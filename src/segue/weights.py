@@ -148,10 +148,13 @@ def load_any(source: str, *, device: str = "cpu") -> AnyModel:
     """
     model = load_saved(source, device=device)
     if isinstance(model, Encoder):
-        raise DataError(
-            f"{source} holds an encoder, which labels no pixel; "
-            f"train on it first: segue train DATA --init {source} --encoder {model.spec.encoder} --out RUN"
+        name = model.spec.encoder
+        advice = (
+            "no decoder takes a vision transformer, it serves segue suggest and load_encoder of segue.weights"
+            if is_transformer(name)
+            else f"train on it first: segue train DATA --init {source} --encoder {name} --out RUN"
         )
+        raise DataError(f"{source} holds an encoder, which labels no pixel; {advice}")
     return model
 
 
