@@ -178,6 +178,7 @@ def test_without_labels_of_the_target(segue: Segue, dataset: Path, target: Path,
     assert "name one: --data" in errors
 
 
+@pytest.mark.slow
 def test_the_kept_teacher_is_that_of_the_best_look(dataset: Path, target: Path, tmp_path: Path) -> None:
     """A teacher that was kept is not the last one, where an earlier look was better."""
     found = {}

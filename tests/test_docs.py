@@ -50,6 +50,7 @@ def test_the_readmes_python_runs(dataset: Path, tmp_path: Path, monkeypatch: pyt
     assert "miou" in found["scores"]  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_the_page_from_a_base_model_to_a_decision_runs(
     segue: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

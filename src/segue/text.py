@@ -1,6 +1,7 @@
 """Numbers as text, and pages made of them."""
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,15 @@ def page(template: Path, **values: Any) -> str:
 
     The functions above are its filters.
     """
+    text: str = _compiled(template).render(**values)
+    return text
+
+
+@cache
+def _compiled(template: Path) -> Any:
+    """The template, which takes longer to compile than to fill."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "points": points, "count": count, "duration": duration}
-    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+    return environment.from_string(template.read_text(encoding="utf-8"))

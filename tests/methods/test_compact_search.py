@@ -208,6 +208,7 @@ def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Re
     assert [line["step"] for line in part.read_log()] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
     prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_images_without_a_new_object_are_left_out_and_said(segue: Segue, base: P
     assert "p0001" not in record["labelled_names"]
 
 
+@pytest.mark.slow
 def test_images_of_the_old_scenes_are_replayed(segue: Segue, base: Path, new: Path, old: Path, tmp_path: Path) -> None:
     out, given = tmp_path / "run", {"unlabeled": old / "images", "min_score": 0.1}
     status, _, errors = extended(segue, base, new, out, **given)

@@ -99,7 +99,8 @@ def state(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
     return loaded
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_make_the_steps_of_one_though_no_shuffle_divides_by_them(world: int, tmp_path: Path) -> None:
     assert ended(start(world, tmp_path / "errors", train_line, tmp_path / "many", 2)) == [0] * world
     train_line(tmp_path / "one", 2 * world)

@@ -66,14 +66,14 @@ def saved_step(folder: Path) -> int:
     return int((Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"])
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_each_sigterm_saves_and_exits_with_75(times: int, tmp_path: Path) -> None:
-    train_and_save_each_step(tmp_path / "whole", steps=400)
+@pytest.mark.parametrize(("times", "steps"), [(3, 100), pytest.param(20, 400, marks=pytest.mark.slow)])
+def test_each_sigterm_saves_and_exits_with_75(times: int, steps: int, tmp_path: Path) -> None:
+    train_and_save_each_step(tmp_path / "whole", steps=steps)
     draws = random.Random(1)
     folder, saved = tmp_path / "cut", 0
     while saved < times:
         before = saved_step(folder)
-        child = Child(train_and_save_each_step, folder, 400)
+        child = Child(train_and_save_each_step, folder, steps)
         while child.process.is_alive() and saved_step(folder) <= before:
             time.sleep(0.005)
         time.sleep(draws.uniform(0.0, 0.02))
@@ -84,7 +84,7 @@ def test_each_sigterm_saves_and_exits_with_75(times: int, tmp_path: Path) -> Non
         assert child.status() == 75
         assert saved_step(folder) > before
         saved += 1
-    train_and_save_each_step(folder, steps=400)
+    train_and_save_each_step(folder, steps=steps)
     assert torch.equal(weight(folder), weight(tmp_path / "whole"))
 
 
