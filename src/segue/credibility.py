@@ -109,6 +109,7 @@ def credibility(
     is_valid: Tensor | None = None,
     start: float = 0.75,
     shares: tuple[float, float] = (0.3, 0.9),
+    softness: float = SOFTNESS,
 ) -> Tensor:
     """m of eqs. 1 to 5, whichever ``gate`` names: (B, K, H, W) -> float32 (B, H, W) in [0, 1].
 
@@ -119,6 +120,7 @@ def credibility(
         is_valid: bool (B, H, W), False for padding; every pixel if absent.
         start: b of eq. 2.
         shares: q_0 and q_1 of eqs. 3 and 4.
+        softness: s of eq. 5.
 
     Raises:
         FloatingPointError: a probability of a valid pixel is not finite; every comparison with it would be False, and
@@ -137,7 +139,7 @@ def credibility(
     elif gate == "classwise":
         mask = classwise(u, probabilities.argmax(1), is_valid, share=share)
     elif gate == "soft":
-        mask = soft(u, classes=classes)
+        mask = soft(u, classes=classes, softness=softness)
     else:
         mask = torch.ones_like(u)
     return torch.where(is_valid, mask, 0.0)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from segue.adaptation import show_styles, show_target
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, BELOW_1, POINTS, SHARE, Bound
 from segue.config import Domains, Network, Views
-from segue.credibility import Gate, credibility, ramp
+from segue.credibility import SOFTNESS, Gate, credibility, ramp
 from segue.data.domain_views import DomainViews
 from segue.data.images import Middle, Whole
 from segue.data.listing import spread
@@ -59,6 +59,7 @@ BOUNDS = {
     "passes": AT_LEAST_1,
     "dropout": BELOW_1,
     "gate_start": SHARE,
+    "gate_softness": Bound(lambda value: value > 0, "a number above 0"),
     "gate_shares": Bound(lambda value: len(value) == 2 and all(map(SHARE.holds, value)), "two shares, as [0.3,0.9]"),
     "weight": AT_LEAST_0,
     "ramp": SHARE,
@@ -91,6 +92,7 @@ class Config:
         gate: eq. 3; ``none``, ``absolute``, ``quantile``, ``classwise`` or ``soft``.
         gate_start: b of the absolute gate; 0.75 in the published form.
         gate_shares: shares of the pixels that quantile and classwise keep at the first and at the last step.
+        gate_softness: s of the soft gate, above 0: the larger, the more an uncertain pixel counts.
         weight: w_max of eq. 5; 0 leaves the teacher out.
         ramp: i_ramp of eq. 5, as a share of the steps.
         consistency: eq. 4, ``squared`` or ``cross_entropy``.
@@ -118,6 +120,7 @@ class Config:
     gate: Gate = "soft"
     gate_start: float = 0.75
     gate_shares: tuple[float, float] = (0.3, 0.9)
+    gate_softness: float = SOFTNESS
     weight: float = 1.0
     ramp: float = 0.4
     consistency: Literal["squared", "cross_entropy"] = "squared"
@@ -285,7 +288,7 @@ class MeanTeacher(Method):
         """m of eq. 3 at this step: float32 (B, H, W)."""
         return credibility(
             probabilities, self.config.gate, progress=self.progress(), is_valid=inside,
-            start=self.config.gate_start, shares=self.config.gate_shares,
+            start=self.config.gate_start, shares=self.config.gate_shares, softness=self.config.gate_softness,
         )  # fmt: skip
 
     def forward(self, batch: dict[str, dict[str, Any]]) -> Losses:
