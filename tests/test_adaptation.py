@@ -231,6 +231,7 @@ def test_settings_of_a_run_are_taken_again(segue: Segue, dataset: Path, target: 
         ("gate_shares", "0.3", '"gate_shares"'),
         ("gate_shares", "0.3,1.2", "--gate_shares"),
         ("invert", 2, "--invert 2"),
+        ("gate_softness", 0, "--gate_softness 0"),
         ("noise", -1, "--noise -1"),
         ("weight", -1, "--weight -1"),
         ("ramp", 2, "--ramp 2"),

@@ -82,6 +82,9 @@ def test_classwise_keeps_some_of_a_rare_and_unsure_class() -> None:
 def test_soft_by_hand() -> None:
     found = soft(torch.tensor([[[0.0, 0.1 * math.log(4)]]]), classes=4)
     torch.testing.assert_close(found, torch.tensor([[[1.0, math.exp(-1)]]]))
+    even = torch.full((1, 4, 1, 1), 0.25)  # u = ln K
+    mask = credibility(even, "soft", progress=0.0, softness=0.5)
+    torch.testing.assert_close(mask, torch.full((1, 1, 1), math.exp(-2)))
 
 
 @pytest.mark.parametrize("gate", GATES)
