@@ -178,6 +178,17 @@ def test_without_labels_of_the_target(segue: Segue, dataset: Path, target: Path,
     assert "name one: --data" in errors
 
 
+def test_inverted_light_is_learnt_by_both_and_shown(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "plain", tmp_path / "inverted"]
+    for out, invert in zip(runs, (0.0, 1.0), strict=True):
+        status, _, errors = adapt(segue, dataset, f"{target}:train", out, invert=invert, steps=2, looks=1)
+        assert status == 0, errors
+        assert ("learnt from, inverted" in (out / "report.html").read_text()) == (invert > 0)
+    for name in ("model", "baseline/model"):
+        one, other = (load_model(str(out / name)).state_dict() for out in runs)
+        assert not all(torch.equal(one[key], other[key]) for key in one), name
+
+
 @pytest.mark.slow
 def test_the_kept_teacher_is_that_of_the_best_look(dataset: Path, target: Path, tmp_path: Path) -> None:
     """A teacher that was kept is not the last one, where an earlier look was better."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.credibility import Gate, absolute, classwise, credibility, entropy, quantile, ramp, soft
+from segue.credibility import Gate, absolute, certainty, classwise, credibility, entropy, quantile, ramp, soft
 
 GATES: tuple[Gate, ...] = ("none", "absolute", "quantile", "classwise", "soft")
 ALL = torch.ones(1, 1, 4, dtype=torch.bool)
@@ -80,7 +80,7 @@ def test_classwise_keeps_some_of_a_rare_and_unsure_class() -> None:
 
 
 def test_soft_by_hand() -> None:
-    found = soft(torch.tensor([[[0.0, 0.1 * math.log(4)]]]), classes=4)
+    found = soft(torch.tensor([[[0.0, 0.1 * math.log(4)]]]), classes=4, softness=0.1)
     torch.testing.assert_close(found, torch.tensor([[[1.0, math.exp(-1)]]]))
     even = torch.full((1, 4, 1, 1), 0.25)  # u = ln K
     mask = credibility(even, "soft", progress=0.0, softness=0.5)
@@ -123,6 +123,20 @@ def test_not_finite_is_an_error_unless_it_is_padding(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("gate", GATES)
+def test_one_class_is_certain(gate: Gate) -> None:
+    mask = credibility(torch.ones(1, 1, 2, 2), gate, progress=1.0, shares=(1.0, 1.0))
+    assert mask.tolist() == [[[1, 1], [1, 1]]]
+
+
+@pytest.mark.parametrize("gate", GATES)
 def test_a_batch_of_padding_alone_keeps_nothing(gate: Gate) -> None:
     mask = credibility(torch.full((1, 3, 2, 2), 1 / 3), gate, progress=0.5, is_valid=torch.zeros(1, 2, 2).bool())
     assert mask.tolist() == [[[0, 0], [0, 0]]]
+
+
+def test_certainty_by_hand() -> None:
+    sure, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    views = torch.stack([torch.stack([sure, sure]), torch.stack([sure, other])])  # (T, Q, K + 1)
+    expected = torch.tensor([1.0, 1 - math.log(2) / math.log(3)])
+    torch.testing.assert_close(certainty(views), expected)
+    assert certainty(torch.full((4, 1, 3), 1 / 3)).abs().item() < 1e-6

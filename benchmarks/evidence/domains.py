@@ -13,7 +13,7 @@ target's style, no teacher); ``ungated`` (every pixel of the teacher counts); th
 pixel counts); and ``oracle``, which learns from the target's own labels. The learning rate is that which served
 ``source_only`` best on drawn scenes with seed 100; gate and noise were chosen on held-out pictures of the target's
 training split (``--held-out``: every third, which no arm sees then), where ``--fields`` changes settings; all others
-were fixed before. In ``dsb`` every arm, ``source_only`` too, sees half of the source's pictures with inverted light:
+were fixed before. In ``dsb`` every arm but ``oracle`` sees half of the source's pictures with inverted light:
 nuclei are bright there and dark in the target. Scores are on a test split of the target that no arm learns from. Every
 arm is a folder that is resumed where it was cut.
 
@@ -34,15 +34,15 @@ from typing import Any
 from shared import shrunk
 
 from segue.adaptation import decide, looks
-from segue.config import Domains, build
+from segue.config import Domains, build, flat
 from segue.data import synthetic
 from segue.data.images import Whole
 from segue.data.two_domains import open_domains
 from segue.disk import write_atomically
 from segue.engine import Run
 from segue.evaluation import measure
-from segue.launch.surroundings import pick_device, pick_precision
 from segue.methods.mean_teacher import Config, source_only, train
+from segue.processes.surroundings import pick_device, pick_precision
 from segue.processes.tuning import tune
 from segue.weights import save_model
 
@@ -124,15 +124,20 @@ def config_of(arm: str, name: str, sets: dict[str, str], options: argparse.Names
               "crop": options.crop, "batch": options.batch, "steps": options.steps, "passes": options.passes,
               "lr": options.lr,
               "style": options.style, "looks": options.looks,
-              **OF_A_PAIR.get(name, {}), **fields}  # fmt: skip
+              **(OF_A_PAIR.get(name, {}) if arm != "oracle" else {}), **fields}  # fmt: skip
     config = replace(build(Config, {**shared, **ARMS[arm]}), domains=domains)
     return source_only(config) if arm in ("source_only", "oracle") else config
 
 
 def run_arm(folder: Path, config: Config, seed: int, options: argparse.Namespace) -> None:
     """Trains one arm and measures it on the test split, unless that is done."""
+    settings, path = json.dumps(flat(config), indent=1, default=str), folder / "settings.json"
+    if path.is_file() and path.read_text() != settings:
+        raise SystemExit(f"{folder} holds an arm of other settings; name another --out")
     if (folder / "evaluation.json").is_file():
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     run = Run(folder, seed=seed, device=device, precision=precision, workers=options.workers, quiet=options.quiet)

@@ -27,7 +27,7 @@ def measure(rank: int, port: int, options: argparse.Namespace, folder: Path) -> 
     import torch
 
     from segue.engine import Run, fit
-    from segue.launch.surroundings import join_processes
+    from segue.processes.surroundings import join_processes
 
     torch.set_num_threads(1)
     join_processes("cpu")

@@ -10,7 +10,7 @@ r(t) = exp(-5 (1 - t)^2). Each gate gives m (B, H, W) in [0, 1]; m is 0 where ``
     (4)  classwise  m  =  as (3), among the pixels of each predicted class
     (5)  soft       m  =  exp( -u / (s ln K) )
 
-Of anything that has probabilities last, as queries, T views with noise tell
+Eq. 6 is for T noisy views of one input, whose classes are the last dimension, as those of queries.
 
     (6)  certainty  =  1 - H(mean over the views of P) / ln K
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 Gate = Literal["none", "absolute", "quantile", "classwise", "soft"]
-SOFTNESS = 0.1  # s of eq. 5
+SOFTNESS = 1.0  # s of eq. 5
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -38,8 +38,13 @@ def entropy(probabilities: Tensor) -> Tensor:
 def certainty(views: Tensor) -> Tensor:
     """Eq. 6: 1 where all views are sure of one class, 0 where they say all alike; (T, ..., K) -> (...)."""
     mean = views.mean(0)
-    sure: Tensor = 1 - torch.special.entr(mean).sum(-1) / math.log(mean.shape[-1])
+    sure: Tensor = 1 - torch.special.entr(mean).sum(-1) / _largest(mean.shape[-1])
     return sure
+
+
+def _largest(classes: int) -> float:
+    """ln K; of one class, whose entropy is 0 anyway, that of two, which can be divided by."""
+    return math.log(max(classes, 2))
 
 
 def ramp(progress: float) -> float:
@@ -52,11 +57,11 @@ def absolute(u: Tensor, *, classes: int, progress: float, start: float = 0.75) -
 
     Args:
         u: entropy in nats.
-        classes: K, at least 2.
+        classes: K.
         progress: t in [0, 1].
         start: b in [0, 1].
     """
-    return (u < (start + (1 - start) * ramp(progress)) * math.log(classes)).float()
+    return (u < (start + (1 - start) * ramp(progress)) * _largest(classes)).float()
 
 
 def quantile(u: Tensor, is_valid: Tensor, *, share: float) -> Tensor:
@@ -95,10 +100,10 @@ def soft(u: Tensor, *, classes: int, softness: float = SOFTNESS) -> Tensor:
 
     Args:
         u: entropy in nats.
-        classes: K, at least 2.
+        classes: K.
         softness: s > 0.
     """
-    return (-u / (softness * math.log(classes))).exp()
+    return (-u / (softness * _largest(classes))).exp()
 
 
 def credibility(

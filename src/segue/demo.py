@@ -12,8 +12,8 @@ from segue.config import UsageError
 from segue.data import synthetic
 from segue.data.layouts import open_listing
 from segue.disk import write_atomically
-from segue.launch.surroundings import Surroundings, refuse_several
 from segue.prediction.pictures import Outputs, write_predictions
+from segue.processes.surroundings import Surroundings, refuse_several
 from segue.runs.folder import BASELINE
 from segue.using import evaluate
 from segue.verbs import config_from, run_training
@@ -31,7 +31,7 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
     Args:
         out: holds ``data``, ``run``, ``predictions`` and ``scores.json`` afterwards; run again, it goes on.
         steps: optimiser steps of each arm.
-        seed, device, precision, workers: as of `segue.launch.surroundings.Surroundings`.
+        seed, device, precision, workers: as of `segue.processes.surroundings.Surroundings`.
 
     Returns:
         mIoU on the test scenes, in [0, 1], of ``pixel_contrast`` and ``supervised``.

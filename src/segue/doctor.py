@@ -17,6 +17,7 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn"),
     "formats": ("datumaro",),
     "ray": ("ray",),
+    "loggers": ("tensorboard", "wandb", "mlflow"),
 }
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "transformers", "numpy", "pillow")
 LEAST_DISK = 2  # GB free, for a run with its checkpoints
@@ -83,7 +84,7 @@ def _devices() -> list[Line]:
 
 
 def _precision() -> Line:
-    from segue.launch.surroundings import pick_device, pick_precision
+    from segue.processes.surroundings import pick_device, pick_precision
 
     return Line("precision", pick_precision("auto", pick_device("auto")))
 

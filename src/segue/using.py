@@ -14,12 +14,12 @@ from segue.data.stored_values import parse_map
 from segue.data.unlabelled import open_image_set
 from segue.evaluation import Measured, measure
 from segue.held_out import to_measure
-from segue.launch.surroundings import pick_device
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.prediction.pictures import Prediction, find_images
 from segue.prediction.pictures import predict as run_over
+from segue.processes.surroundings import pick_device
 from segue.processes.tuning import tune
 from segue.progress import track
 from segue.records import expecting, read_json

@@ -22,9 +22,9 @@ from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension
 from segue.launch import Arm, launch, method_module
 from segue.launch.seeds import with_seeds
-from segue.launch.surroundings import Surroundings, refuse_several
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
+from segue.processes.surroundings import Surroundings, refuse_several
 from segue.runs.folder import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression

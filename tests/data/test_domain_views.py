@@ -75,6 +75,11 @@ def test_light_is_inverted_by_chance_inside_the_picture_alone_and_labels_stay(da
         both = torch.stack([one["image"].float()[:, one["mask"] != IGNORE].flatten() for one in (plain, maybe)])
         turned += int(torch.corrcoef(both)[0, 1] < 0)  # colours are changed by other draws too, but never upside down
     assert 8 <= turned <= 32
+    light = [
+        float(at(views(data, style="lab", invert=i, scale=(1.0, 1.0)), 1, 3)["source"]["image"].float().mean())
+        for i in (0.0, 1.0)
+    ]
+    assert abs(light[0] - light[1]) < 40  # inverted before it gets its style, not after
     canvas = np.zeros((8, 8, 3), np.uint8)
     canvas[2:6, 1:8] = 40
     piece = Image.fromarray(canvas)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from segue.credibility import certainty
 from segue.extension import joined
 from segue.methods.incremental_panoptic import (
     FATES,
@@ -198,14 +197,6 @@ def test_historic_labels_are_those_of_the_enlarged_masks() -> None:
         RULES,
     )
     assert nothing[1].shape == (0, 16, 16)
-
-
-def test_credibility_by_hand() -> None:
-    sure, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
-    views = torch.stack([torch.stack([sure, sure]), torch.stack([sure, other])])  # (T, Q, K + 1)
-    expected = torch.tensor([1.0, 1 - math.log(2) / math.log(3)])
-    torch.testing.assert_close(certainty(views), expected)
-    assert certainty(torch.full((4, 1, 3), 1 / 3)).abs().item() < 1e-6
 
 
 def test_queries_that_noise_changes_are_dropped_as_not_credible() -> None:

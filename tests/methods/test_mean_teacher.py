@@ -269,6 +269,13 @@ def test_the_whole_loss_matches_loops(step: int) -> None:
     assert float(found["consistency"].detach()) == pytest.approx(consistency, rel=1e-3)
 
 
+def test_the_softness_reaches_the_gate() -> None:
+    even, inside = torch.full((1, 3, 2, 2), 1 / 3), torch.ones(1, 2, 2, dtype=torch.bool)
+    for softness in (0.25, 2.0):
+        mask = method(gate="soft", gate_softness=softness).credible(even, inside)
+        torch.testing.assert_close(mask, torch.full((1, 2, 2), math.exp(-1 / softness)))
+
+
 @pytest.mark.parametrize("trunk", ["full", "shared"])
 @pytest.mark.parametrize("consistency", ["squared", "cross_entropy"])
 def test_padding_takes_no_part(trunk: str, consistency: str) -> None:

@@ -26,8 +26,8 @@ from segue import methods
 from segue.cli import main, parser
 from segue.config import leaves
 from segue.engine import Losses, Method, Run, endless, fit
-from segue.launch.surroundings import join_processes
 from segue.processes.ranks import RankError, only_first
+from segue.processes.surroundings import join_processes
 
 LONG = 60.0  # seconds that nothing here may take
 HERE = Path(__file__).parent

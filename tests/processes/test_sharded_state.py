@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from segue.config import UsageError
 from segue.engine import Losses, Method, Run, ema_update, endless, fit
-from segue.launch.surroundings import join_processes
 from segue.processes.ranks import RankError, leave, rank_and_world
 from segue.processes.sharded_state import Shards
+from segue.processes.surroundings import join_processes
 
 STEPS = 4
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # sums of float32 in another order

@@ -70,7 +70,7 @@ def saved_step(folder: Path) -> int:
 def test_each_sigterm_saves_and_exits_with_75(times: int, steps: int, tmp_path: Path) -> None:
     train_and_save_each_step(tmp_path / "whole", steps=steps)
     draws = random.Random(1)
-    folder, saved = tmp_path / "cut", 0
+    folder, saved, whole_lives = tmp_path / "cut", 0, 0
     while saved < times:
         before = saved_step(folder)
         child = Child(train_and_save_each_step, folder, steps)
@@ -79,7 +79,8 @@ def test_each_sigterm_saves_and_exits_with_75(times: int, steps: int, tmp_path: 
         time.sleep(draws.uniform(0.0, 0.02))
         child.signal(signal.SIGTERM)
         if child.status() == 0:  # it was done before
-            folder = tmp_path / f"cut_{saved}"
+            whole_lives += 1
+            folder = tmp_path / f"cut_{whole_lives}"
             continue
         assert child.status() == 75
         assert saved_step(folder) > before

@@ -12,7 +12,7 @@ from conftest import TINY
 from segue.config import UsageError
 from segue.runs import loggers
 from segue.runs.folder import Run
-from segue.runs.loggers import Loggers, open_loggers, refuse_unknown
+from segue.runs.loggers import Loggers, opened_loggers, refuse_unknown
 from segue.verbs import train
 
 FIELDS = {"method": "supervised", "device": "cpu", "precision": "fp32", "quiet": True, **TINY, "steps": 4}
@@ -66,8 +66,11 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(loggers, "require", missing)
     for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")):
-        with pytest.raises(UsageError, match=f"{package} loggers"):
-            open_loggers((name,), tmp_path, {}, print)
+        with (
+            pytest.raises(UsageError, match=f"{package} loggers"),
+            opened_loggers((name,), Run(tmp_path, quiet=True), {}),
+        ):
+            pass
 
 
 class Named(Kept):
@@ -96,6 +99,18 @@ def test_a_run_keeps_the_name_it_got_and_a_new_run_in_its_place_gets_another(
     assert json.loads((out / loggers.IDENTITIES).read_text()) == {"named": "name 2"}
 
 
+def test_cut_while_it_opens_a_run_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(out: Path, config: Any, run: str) -> Any:
+        Named(out, config, run)
+        raise SystemExit(75)
+
+    monkeypatch.setitem(loggers.WRITERS, "named", cut)
+    with pytest.raises(SystemExit):
+        train(str(dataset), tmp_path / "run", log_to=("named",), **FIELDS)
+    monkeypatch.setitem(loggers.WRITERS, "named", Named)
+    assert (train(str(dataset), tmp_path / "run", log_to=("named",), **FIELDS) / "model").is_dir()
+
+
 def test_nobody_logged_in_leaves_no_folder_of_a_new_run_and_all_of_an_old_one(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +123,10 @@ def test_nobody_logged_in_leaves_no_folder_of_a_new_run_and_all_of_an_old_one(
     with pytest.raises(UsageError, match="log in"):
         train(str(dataset), out, log_to=("named", "refused"), **FIELDS)
     assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UsageError, match="log in"):
+        train(str(dataset), out, log_to=("named", "refused"), **FIELDS)
+    assert not any(out.iterdir())
     train(str(dataset), out, **FIELDS)
     before = (out / "log.jsonl").read_bytes()
     with pytest.raises(UsageError, match="log in"):
@@ -159,8 +178,9 @@ def test_mlflow_has_the_log_and_the_run_goes_on_as_the_same(
 ) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UsageError, match="set MLFLOW_TRACKING_URI"):
-        open_loggers(("mlflow",), tmp_path, {}, print)
+    run = Run(tmp_path, quiet=True)
+    with pytest.raises(UsageError, match="set MLFLOW_TRACKING_URI"), opened_loggers(("mlflow",), run, {}):
+        pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "tracked").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     out = train(str(dataset), tmp_path / "run", log_to=("mlflow",), **FIELDS)

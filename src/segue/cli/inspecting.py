@@ -127,8 +127,8 @@ def compare_command(arguments: argparse.Namespace) -> int:
 def _compare_on_images(arguments: argparse.Namespace) -> int:
     """Where two models disagree on images without labels."""
     from segue.disagreement import compare_models
-    from segue.launch.surroundings import pick_device
     from segue.prediction.pictures import find_images
+    from segue.processes.surroundings import pick_device
     from segue.processes.tuning import tune
     from segue.progress import track
     from segue.weights import load_any

@@ -11,7 +11,7 @@ from segue.cli.parsing import GATE_EXIT, Command, add_seeds, add_surroundings, w
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
-    from segue.launch.surroundings import Surroundings
+    from segue.processes.surroundings import Surroundings
 
 TASKS = {"semantic": "pixel_contrast", "panoptic": "mask_classification"}  # the method of each
 
@@ -234,7 +234,7 @@ def device_and_threads(text: str) -> tuple[str, list[str]]:
 
 def surroundings(arguments: argparse.Namespace) -> "Surroundings":
     """What `add_surroundings` asked for."""
-    from segue.launch.surroundings import Surroundings
+    from segue.processes.surroundings import Surroundings
 
     return Surroundings(
         seed=arguments.seed, device=arguments.device, precision=arguments.precision, workers=arguments.workers,

@@ -57,7 +57,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
-    from segue.launch.surroundings import pick_device
+    from segue.processes.surroundings import pick_device
     from segue.processes.tuning import tune
 
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):

@@ -192,10 +192,10 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """``segue predict``."""
-    from segue.launch.surroundings import pick_device
     from segue.models.mask_classifier import MaskClassifier
     from segue.prediction.pictures import find_images
     from segue.processes.cluster import connect
+    from segue.processes.surroundings import pick_device
     from segue.processes.tuning import tune
     from segue.weights import load_any
 

@@ -1,7 +1,6 @@
 """How every training verb runs: the folder is claimed, the data opened and described, each arm trained, measured and
 saved, and the report written. What the verbs do differently is theirs: `segue.verbs`."""
 
-import contextlib
 import csv
 import io
 import json
@@ -18,9 +17,9 @@ from segue.config import UsageError, did_you_mean, flat
 from segue.disk import write_atomically
 from segue.engine import Run, only_first, rank_and_world
 from segue.launch.claim import MethodData, claim_folder, describe_run, refuse_changed
-from segue.launch.surroundings import Surroundings
+from segue.processes.surroundings import Surroundings
 from segue.processes.tuning import tune
-from segue.runs.loggers import open_loggers, refuse_unknown
+from segue.runs.loggers import opened_loggers, refuse_unknown
 from segue.weights import Saved, save_model
 
 
@@ -115,12 +114,8 @@ def launch(
     told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"
     run.say(f"{verb}: {method}, {told}, into {out}")
     names = around.log_to if rank_and_world()[0] == 0 else ()
-    run.loggers = open_loggers(
-        names, out, {**flat(config), "verb": verb, "method": method, "seed": around.seed}, run.say
-    )
-    if names:
-        run.open()
-    with contextlib.closing(run.loggers):
+    described = {**flat(config), "verb": verb, "method": method, "seed": around.seed}
+    with opened_loggers(names, run, described) as run.loggers:
         trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
     if rank_and_world()[0] == 0:
         report = out / "report.html"

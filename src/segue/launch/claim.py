@@ -1,4 +1,4 @@
-"""Whose a run folder is: what describes a run, and what goes on in its folder or is refused."""
+"""Whether a run folder is free or this run's, what ``run.json`` says of it, and what data has to tell for that."""
 
 import json
 import shlex

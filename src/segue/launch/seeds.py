@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from segue.config import UsageError
-from segue.launch.surroundings import Surroundings
 from segue.processes.ranks import only_first
+from segue.processes.surroundings import Surroundings
 
 
 def with_seeds(run: Callable[[Path, Surroundings], Path], out: Path, around: Surroundings, seeds: int) -> Path:

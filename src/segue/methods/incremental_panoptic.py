@@ -17,7 +17,7 @@ p_i and s_i the current model's; queries correspond by number, for both models s
 
 As an option, a query must be credible: of T views with noise, as the mean-teacher method asks of pixels,
 
-   (11)  c_i  =  1 - H(mean_t p'_i,t) / ln(K + 1),   i is dropped if c_i < t_c
+   (11)  c_i  =  certainty of the T views (eq. 6 of segue.credibility),   i is dropped if c_i < t_c
 
 With ``order="comformer"``, (4) takes the best mask over all of K before (3), and (5) counts the pixels so won.
 

@@ -59,7 +59,7 @@ BOUNDS = {
     "passes": AT_LEAST_1,
     "dropout": BELOW_1,
     "gate_start": SHARE,
-    "gate_softness": Bound(lambda value: value > 0, "a number above 0"),
+    "gate_softness": Bound(lambda value: value >= 1e-3, "at least 0.001"),
     "gate_shares": Bound(lambda value: len(value) == 2 and all(map(SHARE.holds, value)), "two shares, as [0.3,0.9]"),
     "weight": AT_LEAST_0,
     "ramp": SHARE,
@@ -92,7 +92,7 @@ class Config:
         gate: eq. 3; ``none``, ``absolute``, ``quantile``, ``classwise`` or ``soft``.
         gate_start: b of the absolute gate; 0.75 in the published form.
         gate_shares: shares of the pixels that quantile and classwise keep at the first and at the last step.
-        gate_softness: s of the soft gate, above 0: the larger, the more an uncertain pixel counts.
+        gate_softness: s of the soft gate, at least 0.001: the larger, the more an uncertain pixel counts.
         weight: w_max of eq. 5; 0 leaves the teacher out.
         ramp: i_ramp of eq. 5, as a share of the steps.
         consistency: eq. 4, ``squared`` or ``cross_entropy``.

@@ -186,8 +186,8 @@ _NAMES = ("_parameters", *(name for name in vars(nn.Module()) if "_hooks" in nam
 def _mesh(kind: str) -> DeviceMesh:
     """All processes, with devices of a kind."""
     mesh = init_device_mesh(kind, (rank_and_world()[1],))
-    # torch remembers meshes until Python ends, and with them the group, which has to end before (`leave` of the ranks).
-    # Without this list a mesh finds its group by name.
+    # torch remembers meshes until Python ends, and with them the group, which has to end before:
+    # `segue.processes.ranks.leave`. Without this list a mesh finds its group by name.
     vars(mesh).get("_pg_registry", {}).clear()
     return mesh
 

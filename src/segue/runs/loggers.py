@@ -4,18 +4,22 @@
 numbers and steps of its own. A writer that fails is said once and left out: a training does not end because of it.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from segue.config import UsageError, did_you_mean
 from segue.disk import write_atomically
 from segue.extras import require
 from segue.records import read_json
+
+if TYPE_CHECKING:
+    from segue.runs.folder import Run
 
 IDENTITIES = "loggers.json"  # in the run folder: what MLflow and W&B call this run
 PROJECT = "segue"  # where W&B and MLflow put it, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
@@ -76,7 +80,6 @@ class WeightsAndBiases:
         wandb = require("wandb", "loggers")
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         self.run = run or secrets.token_hex(8)
-        out.mkdir(parents=True, exist_ok=True)
         try:
             self.opened = wandb.init(
                 project=project, name=out.name, id=self.run, resume="allow", dir=str(out), config=dict(config),
@@ -84,7 +87,7 @@ class WeightsAndBiases:
             )  # fmt: skip
         except wandb.errors.Error as error:
             hint = "log in with 'wandb login', or set WANDB_MODE=offline"
-            raise UsageError(f"--log-to wandb: {str(error).splitlines()[0]}; {hint}") from None
+            raise UsageError(f"--log-to wandb: {_first_line(error)}; {hint}") from None
         self.known: set[str] = set()
 
     def begin(self, stage: str, step: int) -> None:
@@ -130,7 +133,7 @@ class MLflow:
             fields = [Param(field, str(value)[:500]) for field, value in config.items()]
             self.client.log_batch(self.run, params=fields)
         except MlflowException as error:
-            raise UsageError(f"--log-to mlflow: {address}: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"--log-to mlflow: {address}: {_first_line(error)}") from None
 
     def begin(self, stage: str, step: int) -> None:
         """Nothing: MLflow keeps the last value of a step that comes again."""
@@ -188,10 +191,8 @@ class Loggers:
                 do(writer)
             except Exception as error:  # whatever a foreign library raises
                 del self.writers[name]
-                first = (str(error).splitlines() or [""])[0]
-                self.say(
-                    f"warning: {name} is left out from here on ({type(error).__name__}: {first}); log.jsonl has all"
-                )
+                told = f"{type(error).__name__}: {_first_line(error)}"
+                self.say(f"warning: {name} is left out from here on ({told}); log.jsonl has all")
 
 
 def refuse_unknown(names: Iterable[str]) -> None:
@@ -205,31 +206,47 @@ def refuse_unknown(names: Iterable[str]) -> None:
             raise UsageError(f"--log-to {name}{did_you_mean(name, set(WRITERS))} (known: {', '.join(WRITERS)})")
 
 
-def open_loggers(names: Sequence[str], out: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> Loggers:
-    """The writers of these names for the run in ``out``; a run that is there goes on under the name it has.
+@contextlib.contextmanager
+def opened_loggers(names: Sequence[str], run: "Run", config: Mapping[str, Any]) -> Iterator[Loggers]:
+    """The writers of these names for a run, closed when the block ends; a run goes on under the name that it has there.
 
     Args:
         names: of `WRITERS`.
-        out: the run folder.
+        run: of a claimed folder, whose records are written before anything else is.
         config: what is told of the run.
-        say: told which writer failed.
 
     Raises:
-        UsageError: a package is missing, nobody is logged in, or no server answers; of a new run nothing is left then.
+        UsageError: a package is missing, nobody is logged in, or no server answers; nothing new is left then.
     """
-    path, is_new = out / IDENTITIES, not out.exists() or not any(out.iterdir())
-    known = read_json(path, "what loggers call a run") if path.is_file() else {}
-    opened = Loggers({}, say)
+    with contextlib.closing(Loggers({}, run.say)) as loggers:
+        if names:
+            with nothing_new_if_refused(run.out):
+                run.open()
+                path = run.out / IDENTITIES
+                known = read_json(path, "what loggers call a run") if path.is_file() else {}
+                for name in names:
+                    loggers.writers[name] = WRITERS[name](run.out, config, str(known.get(name, "")))
+                    if loggers.writers[name].run != known.get(name, ""):
+                        known[name] = loggers.writers[name].run
+                        write_atomically(path, json.dumps(known).encode())
+        yield loggers
+
+
+@contextlib.contextmanager
+def nothing_new_if_refused(folder: Path) -> Iterator[None]:
+    """Takes out of ``folder`` what a block put there that ends with a `UsageError`; another end leaves all as it is."""
+    was_there = folder.is_dir()
+    before = set(folder.iterdir()) if was_there else set()
     try:
-        for name in names:
-            opened.writers[name] = WRITERS[name](out, config, str(known.get(name, "")))
+        yield
     except UsageError:
-        opened.close()
-        if is_new:
-            shutil.rmtree(out, ignore_errors=True)
+        for path in set(folder.iterdir()) - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not was_there:
+            folder.rmdir()
         raise
-    found = {**known, **{name: writer.run for name, writer in opened.writers.items() if writer.run}}
-    if found != known:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(found).encode())
-    return opened
+
+
+def _first_line(error: Exception) -> str:
+    """What a foreign library says, in short."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What a run needs from where it is: device, precision, processes, and what is the same for every method."""
+"""Where work is done: device, precision and the processes that ``torchrun`` started, and who refuses several."""
 
 import atexit
 import os
