@@ -243,7 +243,7 @@ def show_target(run: Run, model: Segmenter, credible: Callable[[Tensor], Tensor]
         tinted = overlay(sample["image"].permute(1, 2, 0).numpy(), classes, model.spec.colors)
         panel = Image.fromarray(darkened(tinted, mask))
         shown.append([_panel(run, f"target_{i:02d}", panel), f"{sample['name']}: {100 * mask.mean():.0f} % credible"])
-    text = "Tinted by the class that the adapted model predicts; dark where the gate does not call it credible."
+    text = "Tinted by the class that the adapted model predicts; the darker, the less the gate calls it credible."
     write_section(run, "40_pictures", "Pictures of the target", [{"text": text}, {"pictures": shown}])
 
 
