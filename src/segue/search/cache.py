@@ -150,9 +150,7 @@ def build_cache(
         DataError: the cache that is there is of another ``source``.
     """
     if (folder / "cache.json").is_file():
-        if read_json(folder / "cache.json", "the description of a cache").get("source") != source:
-            raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
-        return Cache.open(folder)
+        return _taken(folder, source)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, (data, draws) in parts.items():
@@ -176,6 +174,17 @@ def build_cache(
     described = {"encoder": encoder_name, "classes": classes, "mean": mean, "std": std, "source": source}
     (partial / "cache.json").write_text(json.dumps(described), encoding="utf-8")
     os.replace(partial, folder)
+    return Cache.open(folder)
+
+
+def _taken(folder: Path, source: str) -> Cache:
+    """The cache that is there.
+
+    Raises:
+        DataError: it is of another ``source``.
+    """
+    if read_json(folder / "cache.json", "the description of a cache").get("source") != source:
+        raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
     return Cache.open(folder)
 
 
