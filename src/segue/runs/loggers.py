@@ -11,18 +11,27 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from segue.config import UsageError, did_you_mean
 from segue.disk import write_atomically
 from segue.extras import require
 from segue.records import read_json
 
-if TYPE_CHECKING:
-    from segue.runs.folder import Run
-
 IDENTITIES = "loggers.json"  # in the run folder: what MLflow and W&B call this run
 PROJECT = "segue"  # where W&B and MLflow put it, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
+
+
+class Logged(Protocol):
+    """What is logged, as `segue.runs.folder.Run`."""
+
+    out: Path
+
+    def open(self) -> None:
+        """Makes the folder with its records."""
+
+    def say(self, text: str) -> None:
+        """One line for the person who waits."""
 
 
 class Writer(Protocol):
@@ -207,7 +216,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def opened_loggers(names: Sequence[str], run: "Run", config: Mapping[str, Any]) -> Iterator[Loggers]:
+def opened_loggers(names: Sequence[str], run: Logged, config: Mapping[str, Any]) -> Iterator[Loggers]:
     """The writers of these names for a run, closed when the block ends; a run goes on under the name that it has there.
 
     Args:
