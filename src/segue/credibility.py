@@ -38,11 +38,11 @@ def entropy(probabilities: Tensor) -> Tensor:
 def certainty(views: Tensor) -> Tensor:
     """Eq. 6: 1 where all views are sure of one class, 0 where they say all alike; (T, ..., K) -> (...)."""
     mean = views.mean(0)
-    sure: Tensor = 1 - torch.special.entr(mean).sum(-1) / _largest(mean.shape[-1])
+    sure: Tensor = 1 - torch.special.entr(mean).sum(-1) / largest_entropy(mean.shape[-1])
     return sure
 
 
-def _largest(classes: int) -> float:
+def largest_entropy(classes: int) -> float:
     """ln K; of one class, whose entropy is 0 anyway, that of two, which can be divided by."""
     return math.log(max(classes, 2))
 
@@ -61,7 +61,7 @@ def absolute(u: Tensor, *, classes: int, progress: float, start: float = 0.75) -
         progress: t in [0, 1].
         start: b in [0, 1].
     """
-    return (u < (start + (1 - start) * ramp(progress)) * _largest(classes)).float()
+    return (u < (start + (1 - start) * ramp(progress)) * largest_entropy(classes)).float()
 
 
 def quantile(u: Tensor, is_valid: Tensor, *, share: float) -> Tensor:
@@ -103,7 +103,7 @@ def soft(u: Tensor, *, classes: int, softness: float = SOFTNESS) -> Tensor:
         classes: K.
         softness: s > 0.
     """
-    return (-u / (softness * _largest(classes))).exp()
+    return (-u / (softness * largest_entropy(classes))).exp()
 
 
 def credibility(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.credibility import entropy
+from segue.credibility import entropy, largest_entropy
 from segue.data.sample import IGNORE, Array
 from segue.evaluation import Samples
 from segue.metrics import Confusion
@@ -60,7 +60,7 @@ class Look:
 
     def scores(self, names: Sequence[str], source_shares: Array) -> dict[str, float]:
         """Eqs. 1 to 4, ``credible``, and ``share/CLASS`` and ``credible/CLASS`` of each class that was predicted."""
-        scale, total = math.log(max(self.classes, 2)), max(self.pixels, 1)
+        scale, total = largest_entropy(self.classes), max(self.pixels, 1)
         mean, shares = self.mean / total, self.predicted / total
         average = float(-(mean * np.log(np.maximum(mean, 1e-12))).sum()) / scale
         found = {
