@@ -1,5 +1,6 @@
 """A network as an ONNX file with the preprocessing inside: 8-bit pictures of any size in, class maps out."""
 
+import copy
 import json
 import logging
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.data.sample import Array
@@ -35,6 +37,43 @@ class ImageToClasses(nn.Module):
         """The most probable class of each pixel."""
         logits: Tensor = self.network(image.permute(0, 3, 1, 2))
         return logits.argmax(1).to(torch.uint8)
+
+
+class PaddedConv(nn.Module):
+    """One of timm's convolutions that pad as TensorFlow does, its padding worked out beforehand.
+
+    timm works it out from the size of each map; where that size is free, the tracer takes minutes over it. It is the
+    same for every side that the stride divides, and Segue's networks pad pictures so that all are.
+
+    Args:
+        conv: a `timm.layers.Conv2dSame`, whose weights it keeps.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        reach = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        down, right = (max(0, (kernel - 1) * dilation + 1 - stride) for kernel, stride, dilation in reach)
+        self.sides = (right // 2, right - right // 2, down // 2, down - down // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution: (B, C, h, w) -> (B, C', h / stride, w / stride)."""
+        of = self.conv
+        return F.conv2d(F.pad(x, self.sides), of.weight, of.bias, of.stride, 0, of.dilation, of.groups)
+
+
+def with_padding_known(graph: nn.Module) -> nn.Module:
+    """A copy whose convolutions are `PaddedConv` where they were timm's; the module itself where none is."""
+    from timm.layers.conv2d_same import Conv2dSame
+
+    if not any(isinstance(module, Conv2dSame) for module in graph.modules()):
+        return graph
+    graph = copy.deepcopy(graph)
+    for module in list(graph.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Conv2dSame):
+                setattr(module, name, PaddedConv(child))
+    return graph
 
 
 def write_onnx(network: nn.Module, path: Path, *, bands: int = 3, metadata: Mapping[str, Any] | None = None) -> None:
@@ -85,7 +124,7 @@ def write_graph(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts about each other
         program = torch.onnx.export(
-            graph,
+            with_padding_known(graph),
             (torch.zeros(*example, dtype=torch.uint8),),
             dynamo=True,
             dynamic_shapes=(sizes,),
