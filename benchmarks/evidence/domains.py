@@ -28,10 +28,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from shared import shrunk
+from shared import shrunk, spread
 
 from segue.adaptation import decide, looks
 from segue.config import Domains, build, flat
@@ -152,13 +152,6 @@ def scores(folder: Path) -> dict[str, float | None]:
     """The scores of an arm; none while it is not done."""
     path = folder / "evaluation.json"
     return json.loads(path.read_text())["scores"] if path.is_file() else {}
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation (number of seeds)."""
-    if not values:
-        return ""
-    return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f} ({len(values)})"
 
 
 def table(out: Path, names: list[str], arms: list[str], seeds: list[int], config: Domains) -> str:

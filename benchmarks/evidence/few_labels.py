@@ -15,9 +15,9 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from shared import segue, shrunk
+from shared import segue, shrunk, spread
 
 ARMS = ("plain", "contrast", "pseudo")
 LITTLE = {"crop": 96, "batch": 8, "scale": "[0.5,2.0]"}
@@ -78,13 +78,6 @@ def table(out: Path, cells: list[tuple[str, str, int]], seeds: list[int]) -> str
             row.append(f"{mean(a - b for a, b in pairs):+.1f}" if pairs else "")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation (number of seeds)."""
-    if not values:
-        return ""
-    return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f} ({len(values)})"
 
 
 def folder_name(labels: str, init: str, steps: int, arm: str, seed: int) -> str:

@@ -22,10 +22,10 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from shared import shrunk
+from shared import shrunk, spread
 
 import segue
 from segue.data import synthetic
@@ -149,14 +149,6 @@ def classes_of(run: Path, names: tuple[str, ...], file: str = "test.json") -> fl
 def share(value: float, whole: float) -> float:
     """In per cent; NaN of nothing."""
     return 100 * value / whole if whole else math.nan
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation of what is there."""
-    there = [value for value in values if not math.isnan(value)]
-    if not there:
-        return ""
-    return f"{mean(there):.1f} ± {stdev(there) if len(there) > 1 else 0:.1f}"
 
 
 def table(cells: list[Cell], options: argparse.Namespace) -> str:

@@ -1,10 +1,13 @@
 """What several experiments do: sets at a fraction of their size, and Segue's commands in processes of their own."""
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean, stdev
 
 from PIL import Image
 
@@ -40,3 +43,11 @@ def segue(log: Path, *arguments: object) -> str:
         command = [sys.executable, "-m", "segue", *map(str, arguments)]
         done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
     return done.stdout
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean ± standard deviation (number of seeds) of what is there; empty of nothing."""
+    there = [value for value in values if not math.isnan(value)]
+    if not there:
+        return ""
+    return f"{mean(there):.1f} ± {stdev(there) if len(there) > 1 else 0:.1f} ({len(there)})"
