@@ -253,6 +253,14 @@ def test_fields_of_a_method_are_listed_with_their_meaning(segue: Segue, dataset:
     assert "0.07 in the paper" in output
 
 
+@pytest.mark.parametrize("command", ["train", "adapt", "pretrain", "extend", "compress"])
+def test_fields_are_listed_without_what_a_training_needs(segue: Segue, command: str) -> None:
+    status, output, errors = segue(command, "--fields")
+    assert (status, errors) == (0, "")
+    assert output.startswith(f"usage: segue {command}")
+    assert "--crop" in output
+
+
 @pytest.mark.slow
 def test_two_processes_train_through_the_command_line(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

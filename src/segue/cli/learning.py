@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue import methods
-from segue.cli.parsing import GATE_EXIT, Command, add_seeds, add_surroundings, whole_number
+from segue.cli.parsing import GATE_EXIT, Command, add_fields, add_seeds, add_surroundings, whole_number
 from segue.config import UsageError, parse_fields
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_commands(command: Command) -> None:
     add_seeds(train)
     add_surroundings(train, divisible=True)
     train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
-    train.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    add_fields(train)
 
     _add_extend(command)
     _add_compress(command)
@@ -49,7 +49,7 @@ def add_commands(command: Command) -> None:
     add_seeds(adapt)
     add_surroundings(adapt, divisible=True)
     adapt.epilog = "Exit status 3: the adapted model lost to source-only by more than --limit; that one was kept."
-    adapt.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    add_fields(adapt)
 
     pretrain = command("pretrain", pretrain_command, "learn an encoder from images without labels")
     pretrain.usage = "segue pretrain IMAGES --out RUN [--FIELD VALUE ...]"
@@ -57,7 +57,7 @@ def add_commands(command: Command) -> None:
     pretrain.add_argument("--out", required=True, metavar="RUN", help="run folder; the same command on it resumes")
     add_surroundings(pretrain, divisible=True)
     pretrain.epilog = "Every field of the method is an option: --fields lists them. Then: segue train DATA --init RUN"
-    pretrain.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    add_fields(pretrain)
 
     demo = command("demo", demo_command, "the whole path on drawn street scenes, in minutes on a CPU")
     demo.add_argument("--out", default="runs/demo", metavar="RUN")
@@ -83,7 +83,7 @@ def _add_compress(command: Command) -> None:
     )  # fmt: skip
     compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
     add_surroundings(compress)
-    compress.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    add_fields(compress)
 
 
 def _add_extend(command: Command) -> None:
@@ -98,7 +98,7 @@ def _add_extend(command: Command) -> None:
         "--method", default="", help=f"one of {', '.join(methods.names('extend'))}; by the task if absent"
     )
     add_surroundings(extend, divisible=True)
-    extend.add_argument("--fields", action="store_true", help="list the fields of the method and stop")
+    add_fields(extend)
 
 
 def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
@@ -152,11 +152,7 @@ def compress_command(arguments: argparse.Namespace) -> int:
     cluster = [f"--ray={arguments.ray}"] if arguments.ray else []
     device, threads = device_and_threads(arguments.device)
     arguments.device = device
-    given = (
-        ["--help"]
-        if arguments.fields
-        else [f"--teacher={arguments.teacher}", *threads, *budget, *cluster, *arguments.rest]
-    )
+    given = field_options(arguments, f"--teacher={arguments.teacher}", *threads, *budget, *cluster)
     config = parse_fields(kind, given, f"segue compress --method {name}", data=arguments.data)
     out = run_compression(name, config, Path(arguments.out), surroundings(arguments), compare=arguments.compare)
     if arguments.json:

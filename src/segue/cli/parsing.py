@@ -28,6 +28,21 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
+class _ListFields(argparse.Action):
+    """``--fields``: asked for alone, it needs nothing of what a command requires."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        namespace.fields = True
+        for action in parser._actions:
+            action.required = False
+
+
+def add_fields(command: Parser) -> None:
+    """The option of commands whose further options are the fields of a method."""
+    told = "list the fields of the method and stop"
+    command.add_argument("--fields", action=_ListFields, nargs=0, default=False, help=told)
+
+
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], Parser]
 """Adds a command: (name, what it runs, what it does in words) gives its parser."""
 
