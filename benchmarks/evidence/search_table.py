@@ -38,7 +38,7 @@ from segue.batches import mix
 from segue.config import Data
 from segue.data.images import RandomViews
 from segue.data.training import open_training
-from segue.data.transforms import PLAIN, ColorJitter
+from segue.data.transforms import ColorJitter
 from segue.disk import write_atomically
 from segue.models.compact import MAPS, OPERATIONS, Genotype, feature_encoder
 from segue.models.pixels import Normalise
@@ -93,8 +93,8 @@ def open_cache(arguments: argparse.Namespace) -> Cache:
     return build_cache(
         folder,
         {
-            "train": (RandomViews(kept, data.decoder, arguments.crop, SCALE, PLAIN), 1),
-            "val": (RandomViews(held, data.decoder, arguments.crop, (0.4, 0.4), plain), 4),
+            "train": (RandomViews(kept, data.decoder, arguments.crop, SCALE, tells_inside=True), 1),
+            "val": (RandomViews(held, data.decoder, arguments.crop, (0.4, 0.4), plain, tells_inside=True), 4),
         },
         encoder=encoder.eval(), encoder_name=arguments.encoder, normalise=Normalise(*statistics, 255.0, 32),
         statistics=statistics, teacher=teacher, classes=len(data.classes), seed=0, device=torch.device("cpu"),

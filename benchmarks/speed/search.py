@@ -66,7 +66,7 @@ class Pictures(Dataset[Any]):
         blocks = torch.randint(0, CLASSES, (HEIGHT // 16, WIDTH // 16), dtype=torch.uint8)
         mask = blocks.repeat_interleave(16, 0).repeat_interleave(16, 1)
         noise = torch.randint(0, 60, (3, HEIGHT, WIDTH), dtype=torch.uint8)
-        return {"image": noise + 24 * mask, "mask": mask}
+        return {"image": noise + 24 * mask, "mask": mask, "inside": torch.ones_like(mask, dtype=torch.bool)}
 
 
 def prepared(folder: Path, images: int, teacher: nn.Module) -> Cache:
@@ -104,7 +104,8 @@ def uncached(decoder: CompactDecoder, cache: Cache, encoder: nn.Module, teacher:
             maps = encoder(normalise(images))
             told = F.interpolate(teacher(images).float(), scale_factor=1 / LABEL_STRIDE, mode="bilinear")
         logits = enlarged(decoder(maps), labels.shape[-2:])
-        loss = distilled(logits, told, labels, mode="logits", weight=0.3, objective="dice+ce")
+        inside = torch.from_numpy(cache.train.inside[chosen])
+        loss = distilled(logits, told, labels, inside, mode="logits", weight=0.3, objective="dice+ce")
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(decoder.parameters(), 3.0)

@@ -101,9 +101,10 @@ def test_no_strength_changes_nothing_and_grey_is_grey() -> None:
 def test_views_blank_what_lies_outside_and_give_a_second_look(tmp_path: Path) -> None:
     data = open_training(Data(data=str(write_set(tmp_path / "set", size=40))), seed=0)
     torch.manual_seed(1)
-    views = RandomViews(data.labelled, data.decoder, 64, (0.5, 1.0), PLAIN, SIMCLR)
+    views = RandomViews(data.labelled, data.decoder, 64, (0.5, 1.0), PLAIN, SIMCLR, tells_inside=True)
     sample = views[0]
     assert sample["image"].shape == sample["view"].shape == (3, 64, 64)
     assert sample["image"].dtype == sample["mask"].dtype == torch.uint8
     assert (sample["mask"] == IGNORE).float().mean() > 0.5  # a 40-pixel picture cannot fill 64
+    assert torch.equal(sample["inside"], sample["mask"] != IGNORE)  # every pixel of the picture has a label
     assert not torch.equal(sample["image"], sample["view"])

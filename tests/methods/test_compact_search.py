@@ -74,7 +74,8 @@ def test_distillation_by_hand() -> None:
     assert float(plain) == pytest.approx(float(F.cross_entropy(student, labels)), abs=1e-6)
 
     def found(mode: Any) -> float:
-        return float(distilled(student, teacher, labels, mode=mode, weight=0.3, objective="ce"))
+        inside = torch.ones_like(labels, dtype=torch.bool)
+        return float(distilled(student, teacher, labels, inside, mode=mode, weight=0.3, objective="ce"))
 
     assert found("none") == pytest.approx(float(plain))
     assert found("logits") == pytest.approx(float(plain + 0.3 * (student - teacher).square().mean()), abs=1e-6)
@@ -93,8 +94,29 @@ def test_bounded_distillation_raises_the_gradient_by_coff_where_the_student_is_w
     perfect = torch.stack([torch.full((4, 4), 9.0), torch.zeros(4, 4), torch.zeros(4, 4)])[None]
     (plain,) = torch.autograd.grad(segmentation_loss(student, labels, "ce"), student)
     for teacher, factor in ((perfect, 1.3), (-perfect, 1.0)):
-        loss = distilled(student, teacher, labels, mode="bounded", weight=0.3, objective="ce")
+        inside = torch.ones_like(labels, dtype=torch.bool)
+        loss = distilled(student, teacher, labels, inside, mode="bounded", weight=0.3, objective="ce")
         torch.testing.assert_close(torch.autograd.grad(loss, student)[0], factor * plain)
+
+
+@pytest.mark.parametrize("mode", ["logits", "kl", "bounded"])
+def test_nothing_is_learnt_of_a_teacher_where_a_small_picture_was_padded(mode: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 3, 4, 6, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 3, (1, 4, 6), generator=generator)
+    labels[..., 4:] = 255
+    inside = labels != 255
+
+    def loss_and_gradient(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        said = student[..., :width].clone().requires_grad_()
+        cut = (part[..., :width] for part in (teacher, labels, inside))
+        loss = distilled(said, *cut, mode=mode, weight=0.3, objective="ce")
+        return loss.detach(), torch.autograd.grad(loss, said)[0]
+
+    (padded, on_padded), (alone, on_picture) = loss_and_gradient(6), loss_and_gradient(4)
+    torch.testing.assert_close(padded, alone)
+    torch.testing.assert_close(on_padded[..., :4], on_picture)
+    assert not on_padded[..., 4:].any()
 
 
 def test_reward_by_hand() -> None:
@@ -277,7 +299,8 @@ def test_frozen_statistics_do_not_move_and_the_teacher_is_not_saved() -> None:
         network, AuxiliaryHeads(network.decoder), teacher, Config(), aux_weight=0.15, frozen=True, background=-1
     ).train()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items() if "running" in name}
-    batch = {"image": torch.randint(0, 256, (2, 3, 80, 64), dtype=torch.uint8), "mask": torch.zeros(2, 80, 64)}
+    image = torch.randint(0, 256, (2, 3, 80, 64), dtype=torch.uint8)
+    batch = {"image": image, "mask": torch.zeros(2, 80, 64), "inside": torch.ones(2, 80, 64, dtype=torch.bool)}
     losses = method(batch)
     torch.autograd.backward(torch.stack(list(losses.values())).sum())
     assert all(torch.equal(method.state_dict()[name], tensor) for name, tensor in before.items())

@@ -14,7 +14,7 @@ from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
 from segue.data.sample import Array, DataError, Sample, to_rgb
 from segue.data.tones import read_eight_bit, read_rgb
-from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, recolored
+from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, inside_of, recolored
 
 SHOWN = 1 << 20  # pixels of a picture that is looked at during a training
 
@@ -65,8 +65,9 @@ class Middle(Dataset[Sample]):
 class RandomViews(Dataset[Sample]):
     """Random training views: scaled, cropped, mirrored, recoloured.
 
-    A sample is ``image`` uint8 (3, crop, crop), ``mask`` uint8 (crop, crop), ``name``, and with ``second`` a further
-    ``view`` uint8 (3, crop, crop): the same crop in other colours.
+    A sample is ``image`` uint8 (3, crop, crop), ``mask`` uint8 (crop, crop), ``name``, with ``second`` a further
+    ``view`` uint8 (3, crop, crop), the same crop in other colours, and with ``tells_inside`` a further ``inside`` bool
+    (crop, crop) that is False where a small picture was padded.
 
     Args:
         pairs: pictures with masks.
@@ -76,6 +77,7 @@ class RandomViews(Dataset[Sample]):
         jitter: colours of ``image``.
         second: colours of ``view``, None for no second view.
         paste: puts objects in before all else, None for none.
+        tells_inside: whether a sample has ``inside``.
     """
 
     pairs: tuple[Pair, ...]
@@ -85,13 +87,14 @@ class RandomViews(Dataset[Sample]):
     jitter: ColorJitter = PLAIN
     second: ColorJitter | None = None
     paste: CopyPaste | None = None
+    tells_inside: bool = False
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        piece, ids, _ = labelled_piece(pair, self.decoder, self.crop, self.scale, self.paste)
+        piece, ids, window = labelled_piece(pair, self.decoder, self.crop, self.scale, self.paste)
         sample: Sample = {
             "image": tensor_of(recolored(piece, self.jitter)),
             "mask": torch.from_numpy(ids),
@@ -99,6 +102,8 @@ class RandomViews(Dataset[Sample]):
         }
         if self.second is not None:
             sample["view"] = tensor_of(recolored(piece, self.second))
+        if self.tells_inside:
+            sample["inside"] = inside_of(window, self.crop)
         return sample
 
 

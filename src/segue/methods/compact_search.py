@@ -36,7 +36,7 @@ from segue.config import Data, Network, UsageError, Views
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.sample import DataError
-from segue.data.transforms import PLAIN, ColorJitter
+from segue.data.transforms import ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
@@ -186,8 +186,8 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
     cut = max(1, round(0.1 * len(pairs)))
     held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
     crop, decoder = config.search.search_crop, data.training.decoder
-    train = RandomViews(kept, decoder, crop, config.views.scale, jitter=PLAIN, paste=data.training.paste)
-    val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0))
+    train = RandomViews(kept, decoder, crop, config.views.scale, paste=data.training.paste, tells_inside=True)
+    val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
     encoder = feature_encoder(config.network.encoder)
     if state is not None:
         fill_encoder(encoder, state, config.network.encoder, bands=3)
@@ -252,7 +252,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
 
 
 class Distilled(Method):
-    """Eq. 6. A batch holds ``image`` (B, 3, H, W) and ``mask`` (B, H, W)."""
+    """Eq. 6. A batch holds ``image`` (B, 3, H, W), ``mask`` (B, H, W) and ``inside`` (B, H, W)."""
 
     def __init__(
         self, network: CompactSegmenter, auxiliary: AuxiliaryHeads, teacher: nn.Module, config: Config,
@@ -283,8 +283,8 @@ class Distilled(Method):
 
         config = self.config
         loss = distilled(
-            full(decoder.classify(blocks)), told, labels, mode=config.distill, weight=config.distill_weight,
-            objective=config.objective, background=self.background,
+            full(decoder.classify(blocks)), told, labels, batch["inside"], mode=config.distill,
+            weight=config.distill_weight, objective=config.objective, background=self.background,
         )  # fmt: skip
         extra = [
             segmentation_loss(full(logits), labels, config.objective, self.background)
@@ -299,7 +299,7 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
     auxiliary = AuxiliaryHeads(network.decoder)
     nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
     teacher = data.teacher.to(run.device).eval()
-    views = RandomViews(learnt.labelled, learnt.decoder, size.crop, size.scale, paste=learnt.paste)
+    views = RandomViews(learnt.labelled, learnt.decoder, size.crop, size.scale, paste=learnt.paste, tells_inside=True)
     val = Whole(learnt.val, learnt.decoder)
     ends = [round(config.steps * part / len(STAGES)) for part in range(len(STAGES) + 1)]
     for number, (aux_weight, share, frozen) in enumerate(STAGES):

@@ -36,12 +36,14 @@ class Part:
     Args:
         images: uint8 (N, 3, S, S).
         labels: uint8 (N, S / 4, S / 4).
+        inside: bool (N, S / 4, S / 4), False where a small picture was padded.
         features: float16 (N, C_e, S / stride_e, S / stride_e), of each encoder output.
         logits: float16 (N, K, S / 4, S / 4) of the teacher.
     """
 
     images: Array
     labels: Array
+    inside: Array
     features: tuple[Array, ...]
     logits: Array
 
@@ -94,8 +96,10 @@ class Cache:
 
 def _open_part(folder: Path) -> Part:
     features = tuple(_opened(folder / f"features_{e}.npy") for e in range(MAPS))
-    images, labels, logits = (_opened(folder / f"{name}.npy") for name in ("images", "labels", "logits"))
-    return Part(images, labels, features, logits)
+    images, labels, inside, logits = (
+        _opened(folder / f"{name}.npy") for name in ("images", "labels", "inside", "logits")
+    )
+    return Part(images, labels, inside, features, logits)
 
 
 def _opened(path: Path) -> Array:
@@ -133,8 +137,8 @@ def build_cache(
 
     Args:
         folder: where it goes.
-        parts: for ``train`` and ``val`` a data set of square crops with ``image`` and ``mask``, and how many draws of
-            each of its samples to keep.
+        parts: for ``train`` and ``val`` a data set of square crops with ``image``, ``mask`` and ``inside``, and how
+            many draws of each of its samples to keep.
         encoder: gives `MAPS` maps of normalised pictures; in evaluation mode.
         encoder_name: timm's name of it.
         normalise: what comes before the encoder.
@@ -205,7 +209,7 @@ def _computed(
 ) -> dict[str, Array]:
     """The arrays of some samples, by name."""
     images = torch.stack([sample["image"] for sample in samples])
-    masks = torch.stack([sample["mask"] for sample in samples])
+    masks, inside = (torch.stack([sample[name] for sample in samples]) for name in ("mask", "inside"))
     middle = LABEL_STRIDE // 2
     on_device = images.to(device)
     maps = encoder(normalise(on_device))
@@ -215,6 +219,7 @@ def _computed(
     return {
         "images": images.numpy(),
         "labels": masks[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].to(torch.uint8).numpy(),
+        "inside": inside[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].numpy(),
         "logits": logits.half().cpu().numpy(),
         **{f"features_{e}": m.half().cpu().numpy() for e, m in enumerate(maps)},
     }

@@ -185,8 +185,8 @@ def train_decoder(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Rewa
         blocks = decoder.block_outputs(known.train.maps(chosen))
         logits = enlarged(decoder.classify(blocks), labels.shape[-2:])
         loss = distilled(
-            logits, teacher, labels, mode=recipe.distill, weight=recipe.distill_weight,
-            objective=recipe.objective, background=recipe.background,
+            logits, teacher, labels, torch.from_numpy(known.train.inside[chosen]), mode=recipe.distill,
+            weight=recipe.distill_weight, objective=recipe.objective, background=recipe.background,
         )  # fmt: skip
         if recipe.aux_weight:
             for extra in auxiliary(blocks):

@@ -59,8 +59,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor, objective: Objective, back
 
 
 def distilled(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, mode: Distill, weight: float, objective: Objective,
-    background: int = -1,
+    student: Tensor, teacher: Tensor, labels: Tensor, inside: Tensor, *, mode: Distill, weight: float,
+    objective: Objective, background: int = -1,
 ) -> Tensor:  # fmt: skip
     """Eq. 2.
 
@@ -68,6 +68,7 @@ def distilled(
         student: z_s, (B, K, H, W).
         teacher: z_t, (B, K, H, W), without gradient.
         labels: (B, H, W).
+        inside: bool (B, H, W), False where a small picture was padded: nothing is to be learnt of a teacher there.
         mode: which of the readings; ``none`` is L_seg alone.
         weight: coff.
         objective: of L_seg.
@@ -75,11 +76,11 @@ def distilled(
     """
     loss = segmentation_loss(student, labels, objective, background)
     if mode == "logits":
-        return loss + weight * F.mse_loss(student.float(), teacher)
+        return loss + weight * _mean((student.float() - teacher).square().mean(1), inside)
     if mode == "kl":
         told = (teacher / TEMPERATURE).log_softmax(1)
         said = (student.float() / TEMPERATURE).log_softmax(1)
-        divergence = F.kl_div(said, told, reduction="none", log_target=True).sum(1).mean()
+        divergence = _mean(F.kl_div(said, told, reduction="none", log_target=True).sum(1), inside)
         return (1 - weight) * loss + weight * TEMPERATURE**2 * divergence
     if mode == "bounded":
         worse = [
@@ -89,6 +90,11 @@ def distilled(
         ]  # fmt: skip
         return loss + weight * torch.stack(worse).mean()
     return loss
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Of (B, H, W) over the pixels of a bool (B, H, W); 0 over none."""
+    return (values * where).sum() / where.sum().clamp(min=1)
 
 
 class Reward(NamedTuple):
