@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset
 
 from segue.batches import WorkerError, endless, name_of_sample
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 
 class Fatal(Dataset[dict[str, Any]]):

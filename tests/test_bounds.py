@@ -8,7 +8,8 @@ import pytest
 
 from segue import methods
 from segue.bounds import EVERYWHERE, refuse_impossible
-from segue.config import UsageError, build, leaves
+from segue.config import build, leaves
+from segue.errors import UsageError
 
 METHODS = {name: methods.load(name) for name in methods.names()}
 NAN = float("nan")

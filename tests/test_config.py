@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segue.config import UsageError, build, documented, flat, leaves, parse_fields
+from segue.config import build, documented, flat, leaves, parse_fields
+from segue.errors import UsageError
 from segue.verbs import config_from
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CLASSES, COLORS, TINY
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.encoder import Encoder, EncoderSpec, settle_statistics
 from segue.models.heads import LinearProbe
 from segue.models.segmenter import Segmenter, SegmenterSpec

@@ -10,7 +10,7 @@ from conftest import options, write_set
 from segue.calibration import calibrate
 from segue.cli import main
 from segue.data.layouts import open_listing
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.export.delivery import open_check
 from segue.held_out import part_for, to_measure
 from segue.weights import load_model

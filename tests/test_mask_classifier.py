@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec, grown
 from segue.weights import describe, load_model, load_panoptic, save_model
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.heads import LinearProbe, projection_head
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, upsample
 from segue.weights import describe, encoder_weights, load_model, save_model, start_encoder

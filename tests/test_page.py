@@ -15,7 +15,7 @@ from conftest import CLASSES, COLORS, draw, options
 from PIL import Image
 
 from segue.data.ledger import read_ledger
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import find_images
 

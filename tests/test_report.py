@@ -24,7 +24,7 @@ from segue import report
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report import Arm, class_rows, confusion_table, separation, write_report

@@ -18,9 +18,9 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
+from segue.data.panoptic_map import PanopticMap
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import SEGMENTS, segments_info
 from segue.serve.app import Served
 from segue.serve.limits import Limits

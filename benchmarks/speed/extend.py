@@ -29,10 +29,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from segue.data.panoptic_map import PanopticMap
 from segue.methods.incremental_panoptic import IncrementalPanoptic, Rules, historic_labels
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec, Queries, grown
 from segue.panoptic.loss import Segments, mask_losses, true_segments
-from segue.panoptic.maps import PanopticMap, PanopticQuality
+from segue.panoptic.quality import PanopticQuality
 
 CLASSES = 20
 NO_OBJECT = 9.0  # bias of its logit

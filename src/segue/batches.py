@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.processes.ranks import rank_and_world
 
 

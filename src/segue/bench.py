@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from segue.config import UsageError
-from segue.data.sample import Array, DataError
+from segue.data.sample import Array
+from segue.errors import DataError, UsageError
 from segue.export.graph import Classify, onnx_classifier, openvino_classifier, torch_classifier
 from segue.records import MISREAD
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from segue.config import UsageError, flat
+from segue.config import flat
+from segue.errors import UsageError
 
 
 class Bound(NamedTuple):

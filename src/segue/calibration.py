@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 from segue.evaluation import Samples
 from segue.metrics import Calibration
 from segue.prediction.pictures import WHOLE

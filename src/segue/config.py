@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
+from segue.errors import DataError, UsageError
+from segue.records import read_yaml
+
 T = TypeVar("T")
-
-
-class UsageError(ValueError):
-    """A command line or config file that cannot be meant so; the message names the option and what to write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +264,6 @@ def _file_options(name: str, command: str, known: set[str]) -> list[str]:
     Raises:
         UsageError: no such file, no YAML, or a field that is not known.
     """
-    from segue.data.sample import DataError
-    from segue.records import read_yaml
-
     if not name:
         return []
     path = Path(name)

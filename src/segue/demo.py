@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from segue.config import UsageError
 from segue.data import synthetic
 from segue.data.layouts import open_listing
 from segue.disk import write_atomically
+from segue.errors import UsageError
 from segue.prediction.pictures import Outputs, write_predictions
 from segue.processes.surroundings import Surroundings, refuse_several
 from segue.runs.folder import BASELINE

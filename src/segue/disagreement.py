@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, Color, DataError
+from segue.data.panoptic_map import PanopticMap
+from segue.data.sample import Array, Color
 from segue.data.tones import read_rgb
 from segue.disk import write_atomically
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import outlined
 from segue.prediction.pictures import overlay, predict_image
 from segue.report.pictures import jpeg

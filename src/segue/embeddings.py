@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from segue.data.candidates import Squeezed
 from segue.data.listing import Pair
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 ROUNDS = 25  # of k-means
 # Share of its length by which an embedding of one image may differ between batches of different size: 1e-6 was seen on

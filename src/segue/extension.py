@@ -12,8 +12,9 @@ from segue.config import Data
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
 from segue.data.panoptic import Annotation, images_with
-from segue.data.sample import IGNORE, Color, DataError
+from segue.data.sample import IGNORE, Color
 from segue.data.training import TrainingData, open_training
+from segue.errors import DataError
 from segue.held_out import to_measure
 from segue.models.mask_classifier import MaskClassifier
 from segue.models.segmenter import Segmenter

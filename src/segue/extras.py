@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from segue.config import UsageError
+from segue.errors import UsageError
 
 
 def require(package: str, extra: str) -> Any:

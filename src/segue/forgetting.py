@@ -11,9 +11,9 @@ from segue.data.sample import IGNORE, Array
 from segue.disk import write_atomically
 from segue.evaluation import Measured, measure, none_for_nan
 from segue.extension import Extension
+from segue.metrics import nan_mean
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
-from segue.panoptic.maps import nan_mean
 from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
 from segue.weights import AnyModel

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.listing import Listing, Pair
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.records import run_data
 
 

@@ -48,8 +48,7 @@ class Confusion:
 
     def miou(self) -> float:
         """Mean IoU over the classes in the truth; NaN if there is none."""
-        iou = self.iou()
-        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+        return nan_mean(self.iou())
 
     def accuracy(self) -> float:
         """Share of pixels that are right; NaN if there is no pixel."""
@@ -112,3 +111,8 @@ def rank_agreement(first: Tensor, second: Tensor) -> float:
     if len(first) < 2 or first.min() == first.max() or second.min() == second.max():
         return 0.0
     return float(torch.corrcoef(ranks)[0, 1])
+
+
+def nan_mean(values: Array) -> float:
+    """The mean of what is not NaN; NaN if nothing is."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

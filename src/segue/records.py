@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out

@@ -26,11 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segue.data.finding import printable
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, Tones, picture_size
+from segue.data.sample import Array, Tones, picture_size
 from segue.data.tones import read_rgb
 from segue.data.unlabelled import ImageSet
 from segue.disk import write_atomically
 from segue.embeddings import centred, embed_images
+from segue.errors import DataError
 from segue.models.encoder import Encoder
 from segue.prediction.pictures import predict
 from segue.records import expecting, run_data

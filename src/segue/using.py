@@ -9,9 +9,10 @@ from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
 from segue.data.stored_values import parse_map
 from segue.data.unlabelled import open_image_set
+from segue.errors import DataError
 from segue.evaluation import Measured, measure
 from segue.held_out import to_measure
 from segue.models.mask_classifier import MaskClassifier

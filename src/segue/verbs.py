@@ -11,12 +11,13 @@ from typing import Any
 from segue import methods
 from segue.adaptation import SOURCE_ONLY
 from segue.adaptation import conclude as conclude_adaptation
-from segue.config import UsageError, take_fields
+from segue.config import take_fields
 from segue.data.images import Whole
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.training import TrainingData, open_training
 from segue.data.two_domains import DomainData, open_domains
 from segue.data.unlabelled import open_image_set
+from segue.errors import UsageError
 from segue.evaluation import Measured, measure
 from segue.extension import Extension, open_extension
 from segue.forgetting import conclude, measure_extension

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from segue.config import Network
 from segue.data.listing import Listing
-from segue.data.sample import DataError
 from segue.disk import write_atomically
+from segue.errors import DataError
 from segue.models.compact import CompactSegmenter, CompactSpec
 from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.heads import LinearProbe

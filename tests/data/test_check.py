@@ -24,8 +24,9 @@ from segue.data.check.audit import audit
 from segue.data.check.inspection import MANY_VALUES
 from segue.data.finding import Finding
 from segue.data.layouts import LAYOUTS, open_listing
-from segue.data.sample import DataError, write_label_map
+from segue.data.sample import write_label_map
 from segue.data.training import open_training
+from segue.errors import DataError
 from segue.progress import track
 
 SIZE = 48

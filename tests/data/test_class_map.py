@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segue.data.check.domains import map_text
 from segue.data.class_map import read_class_map
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 SOURCE, TARGET = ("road", "pavement", "fog"), ("sidewalk", "road")
 

@@ -15,7 +15,8 @@ from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline, Segment
-from segue.data.sample import IGNORE, ORIENTATION, DataError
+from segue.data.sample import IGNORE, ORIENTATION
+from segue.errors import DataError
 
 
 def photo(path: Path, index: int = 0) -> Path:

@@ -14,8 +14,9 @@ from segue.config import Data
 from segue.data import copy_paste
 from segue.data.copy_paste import CopyPaste, Cutout, homography, objects, vanishing_point, warped
 from segue.data.images import RandomViews
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
 from segue.data.training import open_training
+from segue.errors import DataError
 
 ROAD, SKY, POST, WALL = range(4)
 NAMES = ("road", "sky", "post", "wall")

@@ -15,7 +15,8 @@ from PIL import Image
 from segue.data.decoder import mask_image
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
 from segue.data.listing import Listing
-from segue.data.sample import IGNORE, ORIENTATION, DataError
+from segue.data.sample import IGNORE, ORIENTATION
+from segue.errors import DataError
 
 WIDTH, HEIGHT = 48, 40
 PATHS = ["../a.png", "/etc/passwd", "C:/a.png", "a\\b.png", "x/../../a.png", "a\0.png"]

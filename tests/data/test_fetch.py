@@ -23,7 +23,7 @@ from segue.data import fetch, transport
 from segue.data.archive import members
 from segue.data.catalogue import Entry, File, catalogue
 from segue.data.fetch import ChecksumError, get, in_mirror, parse_sums
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 BIG = bytes(range(256)) * 8192  # 2 MiB
 SET = {"dataset.json": b"{}", "images/a b.png": b"first", "images/ä#1.png": b"second", "labels/a b.png": b"first"}

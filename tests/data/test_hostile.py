@@ -25,9 +25,10 @@ from PIL import Image
 from segue.config import Data
 from segue.data.check.audit import Audit, audit
 from segue.data.layouts import open_listing
-from segue.data.sample import DataError, open_image, picture_size
+from segue.data.sample import open_image, picture_size
 from segue.data.sharding import write_shards
 from segue.data.training import open_training
+from segue.errors import DataError
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 

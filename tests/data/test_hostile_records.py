@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from PIL import Image
 from test_hostile import CASES, FAST, damaged
 
-from segue.config import UsageError, parse_fields
+from segue.config import parse_fields
 from segue.data.class_map import read_class_map
 from segue.data.increments import Plan
 from segue.data.ledger import read_ledger
 from segue.data.listing import Pair
-from segue.data.sample import DataError
+from segue.errors import DataError, UsageError
 from segue.methods import load
 from segue.runs.folder import Run, signed
 from segue.search.trials import Trial, Trials

@@ -13,7 +13,8 @@ from segue.data.increments import Plan, assign, class_order, parts, plan_increme
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.panoptic import Annotation
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 Segue = Callable[..., tuple[int, str, str]]
 SHOWN = {"1": frozenset("a"), "2": frozenset("ab"), "3": frozenset("bc"), "4": frozenset("acd"), "5": frozenset("d")}

@@ -14,7 +14,8 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
 from segue.data.layouts.voc import voc_color
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 
 def save(path: Path, values: np.ndarray) -> None:

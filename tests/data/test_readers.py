@@ -19,7 +19,8 @@ from segue.data.layouts import open_listing
 from segue.data.layouts.annotations import inside, load_json
 from segue.data.listing import Listing
 from segue.data.outlines import Outline, draw, parse_runs, run_mask
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 SIDE = 8
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "coco_panoptic_sample"

@@ -25,9 +25,9 @@ from segue.data.layouts import open_images, open_listing
 from segue.data.layouts.shards import RECORD
 from segue.data.listing import Pair
 from segue.data.panoptic import Annotation
-from segue.data.sample import DataError
 from segue.data.sharding import ranges, write_shards
 from segue.data.training import open_training
+from segue.errors import DataError
 from segue.methods import names
 from segue.runs.folder import Run
 

@@ -17,9 +17,10 @@ from segue.data.check import check
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, kind_of
+from segue.data.sample import Array, kind_of
 from segue.data.tones import deep_pixels, percentiles, read_rgb, tones_of
 from segue.data.training import open_training
+from segue.errors import DataError
 from segue.extension import open_extension
 from segue.models.segmenter import Segmenter, grown_segmenter
 

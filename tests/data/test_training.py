@@ -11,9 +11,9 @@ from PIL import Image
 from segue.config import Data
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
-from segue.data.sample import DataError
 from segue.data.splits import amount, choose
 from segue.data.training import TrainingData, open_training
+from segue.errors import DataError
 
 PAIRS = tuple(Pair(f"{i:03d}", Path(f"{i}.png")) for i in range(40))
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from segue.config import Domains
 from segue.data.images import Whole
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
 from segue.data.two_domains import DomainData, open_domains
+from segue.errors import DataError
 
 
 def opened(source: Path | tuple[Path, ...], target: Path | str, *, crop: int = 32, **fields: object) -> DomainData:

@@ -16,9 +16,9 @@ from PIL import Image
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 import segue.export.panoptic as gate
 from segue.data.outlines import segment_ids
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import read_image
 from segue.export.panoptic import compare_panoptic, onnx_segmenter, same_pixels, torch_segmenter
-from segue.panoptic.maps import PanopticMap
 from segue.weights import load_panoptic, save_model
 
 Segue = Callable[..., tuple[int, str, str]]

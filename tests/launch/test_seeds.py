@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, options
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.report.seeds import Row, sentence
 from segue.verbs import train
 

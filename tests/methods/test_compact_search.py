@@ -21,9 +21,9 @@ from test_contract import SEARCH, CutError, CutRun, semantic_teacher
 
 import segue
 from segue.cli.learning import device_and_threads, minutes
-from segue.config import UsageError, build
-from segue.data.sample import DataError
+from segue.config import build
 from segue.engine import Run
+from segue.errors import DataError, UsageError
 from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (

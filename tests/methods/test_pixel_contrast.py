@@ -11,9 +11,9 @@ from conftest import CLASSES, TINY
 from torch import Tensor
 
 from segue.config import build
-from segue.data.sample import DataError
 from segue.data.training import open_training
 from segue.engine import Run
+from segue.errors import DataError
 from segue.methods.pixel_contrast import (
     CONTRASTS,
     Config,

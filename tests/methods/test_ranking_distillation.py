@@ -17,10 +17,10 @@ from torch import Tensor
 
 from segue.config import build, leaves
 from segue.data.candidates import Candidates, area_window
-from segue.data.sample import DataError
 from segue.data.unlabelled import open_image_set
 from segue.embeddings import centred, most_similar, spherical_clusters
 from segue.engine import Run
+from segue.errors import DataError
 from segue.losses import ranking_loss
 from segue.losses.prototypes import even_codes
 from segue.methods.ranking_distillation import (

@@ -11,10 +11,11 @@ import torch
 from panoptic_sets import PAINT, TINY, write_objects
 from PIL import Image
 
+from segue.data.panoptic_map import PanopticMap
 from segue.forgetting import ExtensionMeasured, decide
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
-from segue.panoptic.maps import PanopticMap, PanopticQuality
+from segue.panoptic.quality import PanopticQuality
 from segue.runs.folder import Run
 from segue.verbs import train
 from segue.weights import load_panoptic, save_model

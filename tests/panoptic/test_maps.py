@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import IGNORE
-from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
+from segue.panoptic.merging import merge
+from segue.panoptic.quality import PanopticQuality, quality_scores
 
 CLASSES = 5
 

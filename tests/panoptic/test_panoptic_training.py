@@ -17,11 +17,13 @@ from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.panoptic import Annotation, PanopticViews, PanopticWhole, images_with, numbered, regions
-from segue.data.sample import IGNORE, DataError
+from segue.data.panoptic_map import PanopticMap
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import measure_panoptic
-from segue.panoptic.maps import PanopticMap, PanopticQuality
 from segue.panoptic.prediction import PanopticPrediction, as_colors, outlined, segments_info
+from segue.panoptic.quality import PanopticQuality
 
 Segue = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import How, Outputs, find_images, overlay, predict, predict_image, write_predictions

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.prediction.tiling import Grid, blended
 
 SIZES = st.integers(1, 150)

@@ -20,8 +20,8 @@ from test_engine import Noise
 from test_ranks import ended, saved_step, start, until
 from torch import Tensor, nn
 
-from segue.config import UsageError
 from segue.engine import Losses, Method, Run, ema_update, endless, fit
+from segue.errors import UsageError
 from segue.processes.ranks import RankError, leave, rank_and_world
 from segue.processes.sharded_state import Shards
 from segue.processes.surroundings import join_processes

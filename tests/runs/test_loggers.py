@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from conftest import TINY
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.runs import loggers
 from segue.runs.folder import Run
 from segue.runs.loggers import Loggers, opened_loggers, refuse_unknown

@@ -12,9 +12,9 @@ import pytest
 from conftest import TINY, write_set
 from test_contract import SEARCH, semantic_teacher
 
-from segue.config import UsageError, build
-from segue.data.sample import DataError
+from segue.config import build
 from segue.engine import Run
+from segue.errors import DataError, UsageError
 from segue.methods.compact_search import Config, cached, recipe_of
 from segue.processes.cluster import connect
 from segue.search import pool

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Child
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.compact import Genotype, choices_of
 from segue.search.controller import Controller, Feedback, Policy, clipped
 from segue.search.gate import chance, decide, statistics, temperature

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from segue import __version__
 from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
-from segue.config import UsageError, did_you_mean
-from segue.data.errors import DataError
+from segue.config import did_you_mean
+from segue.errors import DataError, UsageError
 from segue.processes.signals import stoppable
 
 __all__ = ["main", "parser"]

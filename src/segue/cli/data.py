@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, Parser, whole_number
-from segue.config import UsageError
+from segue.errors import UsageError
 
 if TYPE_CHECKING:
     from segue.data.check.audit import Audit

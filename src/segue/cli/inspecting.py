@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.text import percent
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from segue import methods
 from segue.cli.parsing import GATE_EXIT, Command, add_fields, add_seeds, add_surroundings, whole_number
-from segue.config import UsageError, parse_fields
+from segue.config import parse_fields
+from segue.errors import UsageError
 
 if TYPE_CHECKING:
     from segue.processes.surroundings import Surroundings

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from segue.config import UsageError
+from segue.errors import UsageError
 
 FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2

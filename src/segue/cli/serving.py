@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import Command, whole_number
-from segue.config import UsageError
+from segue.errors import UsageError
 
 if TYPE_CHECKING:
     from segue.serve.app import Served

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.text import percent
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 MAX_BYTES = 64 << 30  # of all members together
 

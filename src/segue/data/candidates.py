@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, Sample
+from segue.data.sample import Array, Sample
 from segue.data.tones import read_rgb
 from segue.data.transforms import SIMCLR, Window, cut, recolored, uniform
 from segue.data.unlabelled import ImageSet
+from segue.errors import DataError
 
 SQUEEZE = 4 / 3  # a window is at most so much wider than high, or higher than wide
 BLUR = (0.1, 2.0)  # smallest and largest sigma, pixels

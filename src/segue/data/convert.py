@@ -19,17 +19,9 @@ from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import Outline, Segment, draw, segment_ids
 from segue.data.packed import copy_file
-from segue.data.sample import (
-    IGNORE,
-    IMAGE_SUFFIXES,
-    UNREADABLE,
-    Array,
-    DataError,
-    open_image,
-    open_with_kind,
-    write_label_map,
-)
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, open_image, open_with_kind, write_label_map
 from segue.data.tones import read_eight_bit
+from segue.errors import DataError
 
 PARTIAL, NOTE = ".partial", b"segue: an unfinished conversion; the same command starts it anew\n"
 FOLDERS = ("images", "labels", "instances")

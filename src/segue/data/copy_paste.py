@@ -23,9 +23,10 @@ from scipy import ndimage
 from segue.config import did_you_mean
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
-from segue.data.sample import IGNORE, Array, DataError, to_rgb
+from segue.data.sample import IGNORE, Array, to_rgb
 from segue.data.tones import read_eight_bit
 from segue.data.transforms import uniform
+from segue.errors import DataError
 
 AUTO = "auto"
 SCANNED = 500  # pictures that objects are looked for in

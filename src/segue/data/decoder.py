@@ -10,7 +10,8 @@ from PIL import Image, ImageFile
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
 from segue.data.packed import content
-from segue.data.sample import FORMATS, UNREADABLE, Array, Color, DataError, open_image, picture_size
+from segue.data.sample import FORMATS, UNREADABLE, Array, Color, open_image, picture_size
+from segue.errors import DataError
 
 UNKNOWN = -1
 

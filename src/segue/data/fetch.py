@@ -25,8 +25,8 @@ from typing import Any
 
 from segue.data.archive import check_path, members
 from segue.data.catalogue import Entry, File, catalogue
-from segue.data.sample import DataError
 from segue.data.transport import CHUNK, BrokenError, Log, check_whole, is_url, opened, retry
+from segue.errors import DataError
 
 SUMS = "SHA256SUMS"
 MARKER = ".segue-data.json"  # what the folder holds and where it came from; written before anything else

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError, Sample, to_rgb
+from segue.data.sample import Array, Sample, to_rgb
 from segue.data.tones import read_eight_bit, read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, inside_of, recolored
+from segue.errors import DataError
 
 SHOWN = 1 << 20  # pixels of a picture that is looked at during a training
 

@@ -21,9 +21,10 @@ from segue.data.archive import check_path
 from segue.data.listing import Listing, Pair
 from segue.data.packed import copy_file
 from segue.data.panoptic import Annotation
-from segue.data.sample import IGNORE, DataError, write_label_map
+from segue.data.panoptic_map import PanopticMap
+from segue.data.sample import IGNORE, write_label_map
 from segue.disk import write_atomically
-from segue.panoptic.maps import PanopticMap
+from segue.errors import DataError
 
 PROTOCOLS = ("overlap", "disjoint")
 PLAN = "plan.json"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 ACCEPT, REJECT, REDRAW, UNDECIDED = "accept", "reject", "redraw", "undecided"
 DECISIONS = (ACCEPT, REJECT, REDRAW, UNDECIDED)

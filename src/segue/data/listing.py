@@ -12,7 +12,8 @@ from pathlib import Path
 
 from segue.data.finding import Finding
 from segue.data.outlines import Outline, Segment
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, DataError, Tones, palette
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, Tones, palette
+from segue.errors import DataError
 
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
 

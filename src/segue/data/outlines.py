@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segue.data.sample import IGNORE, Array, DataError
+from segue.data.sample import IGNORE, Array
+from segue.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from segue.data.errors import DataError
+from segue.errors import DataError
 
 OPEN = 64  # shards that a process keeps open
 BLOCK = tarfile.BLOCKSIZE  # bytes of a header, which lies right before the content

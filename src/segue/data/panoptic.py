@@ -18,10 +18,11 @@ from segue.data.images import tensor_of
 from segue.data.layouts.cityscapes import LABEL_IDS, TRAIN_IDS
 from segue.data.listing import INSTANCE_IDS, Listing, Pair
 from segue.data.outlines import segment_ids
-from segue.data.sample import IGNORE, Array, DataError, Sample, open_image
+from segue.data.panoptic_map import VOID, PanopticMap
+from segue.data.sample import IGNORE, Array, Sample, open_image
 from segue.data.tones import read_rgb
 from segue.data.transforms import PLAIN, ColorJitter, cut, draw_window, inside_of, recolored
-from segue.panoptic.maps import VOID, PanopticMap
+from segue.errors import DataError
 
 SEGMENTS = 255  # of one view; the smallest of more are left out
 LOOKED_AT = 200  # pairs that are opened to count segments

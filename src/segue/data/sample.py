@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
-from segue.data.errors import DataError as DataError  # noqa: PLC0414  every other file takes it from here
 from segue.data.packed import content
+from segue.errors import DataError
 
 IGNORE = 255
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side

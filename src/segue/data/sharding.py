@@ -16,8 +16,8 @@ from typing import Any
 from segue.data.archive import check_path
 from segue.data.layouts.shards import FORMAT, RECORD
 from segue.data.listing import Listing, Pair
-from segue.data.sample import DataError
 from segue.disk import write_atomically
+from segue.errors import DataError
 
 PARTIAL, NOTE = ".partial", b"segue: unfinished shards; the same command starts them anew\n"
 SHARD = 256 << 20  # bytes of a shard: large enough to be read in one stream, small enough to be copied again

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segue.data.listing import Pair, lines_of
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 
 def amount(text: str, total: int, what: str) -> int:

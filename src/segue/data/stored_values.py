@@ -1,7 +1,8 @@
 """What ``--map`` says: which class each stored value of a mask is."""
 
 from segue.data.listing import Listing
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 STORED = 1 << 16  # values that a mask can store
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from segue.data.packed import content
-from segue.data.sample import FORMATS, UNREADABLE, Array, DataError, Tones, eight_bit, open_with_kind
+from segue.data.sample import FORMATS, UNREADABLE, Array, Tones, eight_bit, open_with_kind
+from segue.errors import DataError
 
 Ranges = tuple[tuple[float, ...], ...]
 """`PERCENTILES` of each band."""

@@ -12,9 +12,10 @@ from segue.data.finding import Finding
 from segue.data.layouts import open_images, open_listing
 from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
-from segue.data.sample import DataError, Tones
+from segue.data.sample import Tones
 from segue.data.splits import amount, choose, is_list
 from segue.data.stored_values import parse_map
+from segue.errors import DataError
 
 REST = "rest"
 TWICE = "named twice, or also labelled or in validation"

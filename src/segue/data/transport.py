@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 ATTEMPTS = 4
 TIMEOUT = 30  # seconds without a byte

@@ -18,8 +18,9 @@ from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable
 from segue.data.layouts import open_images, open_listing, split_address
 from segue.data.listing import Listing, Pair, images_in, toned
-from segue.data.sample import IGNORE, Array, DataError, Tones, picture_size
+from segue.data.sample import IGNORE, Array, Tones, picture_size
 from segue.data.tones import joined_tones
+from segue.errors import DataError
 
 UNREADABLE = "unreadable (--skip_bad)"
 

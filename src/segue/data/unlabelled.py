@@ -8,7 +8,7 @@ from segue.data.check import check
 from segue.data.finding import Finding
 from segue.data.layouts import open_images
 from segue.data.listing import Listing, Pair, toned
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 LABELS = {"E107"}  # codes that ask for masks
 

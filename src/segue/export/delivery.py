@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import segue
-from segue.config import UsageError
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import is_set, open_listing, split_address
 from segue.data.listing import toned
-from segue.data.sample import DataError
 from segue.disk import ROOM, naming_a_full_disk, write_atomically
+from segue.errors import DataError, UsageError
 from segue.evaluation import Samples
 from segue.export.graph import (
     Classify,

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import Array
 from segue.evaluation import Samples, none_for_nan
 from segue.export.graph import INPUT, onnx_session, write_graph
 from segue.export.parity import PROBES
 from segue.models.mask_classifier import STRIDES, MaskClassifier
 from segue.panoptic.evaluation import MASK, OVERLAP, SCORE, panoptic_map
-from segue.panoptic.maps import PanopticMap, PanopticQuality, segments
+from segue.panoptic.merging import segments
+from segue.panoptic.quality import PanopticQuality
 
 EXAMPLE = (1, 83, 117)
 FREE = {

@@ -13,9 +13,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from segue import methods
 from segue.bounds import refuse_impossible
-from segue.config import UsageError, did_you_mean, flat
+from segue.config import did_you_mean, flat
 from segue.disk import write_atomically
 from segue.engine import Run, only_first, rank_and_world
+from segue.errors import UsageError
 from segue.launch.claim import MethodData, claim_folder, describe_run, refuse_changed
 from segue.processes.surroundings import Surroundings
 from segue.processes.tuning import tune

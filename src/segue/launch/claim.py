@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import yaml
 
 import segue
-from segue.config import UsageError
 from segue.data.fingerprint import fingerprint
+from segue.errors import UsageError
 from segue.records import run_data
 
 

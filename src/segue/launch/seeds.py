@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.processes.ranks import only_first
 from segue.processes.surroundings import Surroundings
 

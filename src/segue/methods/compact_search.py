@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from segue.batches import mix
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, BATCH, Bound
-from segue.config import Data, Network, UsageError, Views
+from segue.config import Data, Network, Views
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
-from segue.data.sample import DataError
 from segue.data.transforms import ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
+from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
 from segue.models.pixels import Normalise

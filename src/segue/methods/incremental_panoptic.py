@@ -39,12 +39,12 @@ from segue.bounds import AT_LEAST_0, BELOW_1, SHARE
 from segue.config import Data, Views
 from segue.credibility import certainty
 from segue.data.panoptic import PanopticViews, PanopticWhole
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics, rank_and_world
 from segue.extension import Extension, joined
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, on_padded, padded_size, parameter_groups
 from segue.panoptic.loss import Segments, mask_losses, true_segments
-from segue.panoptic.maps import PanopticMap
 from segue.panoptic.report import historic_section
 
 VERB = "extend"

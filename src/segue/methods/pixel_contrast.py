@@ -39,11 +39,12 @@ from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
 from segue.data.images import RandomViews, Whole
 from segue.data.listing import Pair, identity
-from segue.data.sample import IGNORE, Array, DataError, write_label_map
+from segue.data.sample import IGNORE, Array, write_label_map
 from segue.data.training import TrainingData
 from segue.data.transforms import SIMCLR, ColorJitter
 from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first
+from segue.errors import DataError
 from segue.evaluation import pixel_embeddings, semantic
 from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
 from segue.models.heads import projection_head

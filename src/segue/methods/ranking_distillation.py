@@ -39,12 +39,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, SHARE, Bound
-from segue.config import UsageError
 from segue.data.candidates import Candidates, evenly, refuse_few
-from segue.data.sample import DataError
 from segue.data.unlabelled import ImageSet
 from segue.embeddings import centred, embed_images, most_similar, spherical_clusters
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, mix, only_first, wait_for_all
+from segue.errors import DataError, UsageError
 from segue.health import Watch, history, write_health
 from segue.losses import ranking_loss
 from segue.losses.prototypes import code_cross_entropy

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from segue.data.panoptic import PanopticWhole
+from segue.data.panoptic_map import PanopticMap
 from segue.evaluation import evaluating, none_for_nan
 from segue.models.mask_classifier import MaskClassifier, padded_size
-from segue.panoptic.maps import PanopticMap, PanopticQuality, merge, quality_scores
+from segue.panoptic.merging import merge
+from segue.panoptic.quality import PanopticQuality, quality_scores
 
-# How `panoptic_map` merges masks, and exported files too; see `segue.panoptic.maps.merge`.
+# How `panoptic_map` merges masks, and exported files too; see `segue.panoptic.merging.merge`.
 SCORE = 0.5  # the official 0.8 suits networks trained for days
 MASK = 0.5
 OVERLAP = 0.8

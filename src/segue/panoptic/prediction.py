@@ -12,12 +12,13 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 
 from segue.data.listing import Pair
-from segue.data.sample import UNREADABLE, Array, Color, DataError
+from segue.data.panoptic_map import PanopticMap
+from segue.data.sample import UNREADABLE, Array, Color
 from segue.data.tones import read_rgb
 from segue.disk import whole, write_atomically
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticMap
 from segue.prediction.pictures import Account, overlay, place
 
 SEGMENTS = "segue:segments"  # name of the text in a PNG: COCO's segments_info

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from segue.data.panoptic import PanopticWhole
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import Array, palette
 from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import outlined
 from segue.prediction.pictures import overlay
 from segue.runs.folder import Run

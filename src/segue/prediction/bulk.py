@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.listing import Pair
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier
 from segue.prediction.pictures import WHOLE, Account, How, Outputs, is_scene, write_predictions
 from segue.weights import AnyModel, load_any

@@ -16,17 +16,10 @@ from torch import Tensor
 from segue.data.layouts import open_images, split_address
 from segue.data.listing import Pair
 from segue.data.packed import Packed
-from segue.data.sample import (
-    IMAGE_SUFFIXES,
-    UNREADABLE,
-    Array,
-    Color,
-    DataError,
-    read_label_map,
-    write_label_map,
-)
+from segue.data.sample import IMAGE_SUFFIXES, UNREADABLE, Array, Color, read_label_map, write_label_map
 from segue.data.tones import read_rgb
 from segue.disk import whole, write_atomically
+from segue.errors import DataError
 from segue.prediction.tiling import Grid, blended
 from segue.weights import Model
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from segue.data.sample import IGNORE, Array, Color, DataError
+from segue.data.sample import IGNORE, Array, Color
 from segue.disk import naming_a_full_disk
+from segue.errors import DataError
 from segue.extras import require
 from segue.prediction.tiling import Grid, blended
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segue.config import UsageError
 from segue.data.sample import Array
+from segue.errors import UsageError
 
 
 @dataclass(frozen=True)

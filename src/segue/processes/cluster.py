@@ -6,7 +6,7 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.extras import require
 
 ANYWHERE = "auto"  # the cluster of this machine or of RAY_ADDRESS; where there is none, one is started here

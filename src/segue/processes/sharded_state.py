@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.processes.ranks import as_on_first, rank_and_world
 
 SMALLEST = 0.02  # share of all parameters below which a block is not put together by itself: few and large messages

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from segue.config import UsageError
+from segue.errors import UsageError
 from segue.processes.ranks import STEP, leave, rank_and_world
 
 

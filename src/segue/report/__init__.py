@@ -15,9 +15,10 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair, toned
-from segue.data.sample import Array, Color, DataError
+from segue.data.sample import Array, Color
 from segue.data.stored_values import parse_map
 from segue.disk import write_atomically
+from segue.errors import DataError
 from segue.metrics import Confusion
 from segue.prediction.pictures import overlay, predict_image
 from segue.report.arm import Arm, read_json

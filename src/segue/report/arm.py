@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from segue import records
-from segue.data.sample import DataError
 from segue.engine import Run
+from segue.errors import DataError
 from segue.metrics import Confusion
 from segue.records import expecting
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.records import expecting
 from segue.report.arm import Arm, read_json
 from segue.report.plots import lines

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from segue.data.sample import DataError
 from segue.disk import write_atomically
+from segue.errors import DataError
 from segue.processes.ranks import rank_and_world
 from segue.records import MISREAD
 from segue.runs.loggers import Loggers

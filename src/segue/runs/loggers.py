@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from segue.config import UsageError, did_you_mean
+from segue.config import did_you_mean
 from segue.disk import write_atomically
+from segue.errors import UsageError
 from segue.extras import require
 from segue.records import read_json
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from segue.batches import mix
-from segue.data.sample import Array, DataError
+from segue.data.sample import Array
+from segue.errors import DataError
 from segue.models.compact import MAPS, feature_encoder
 from segue.models.pixels import Normalise
 from segue.records import expecting, read_json

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from segue.config import Data, UsageError
-from segue.data.sample import DataError
+from segue.config import Data
 from segue.data.training import TrainingData, open_training
+from segue.errors import DataError, UsageError
 from segue.weights import Model, load_model, model_folder
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segue.config import UsageError
 from segue.disk import write_atomically
+from segue.errors import UsageError
 from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
 from segue.records import expecting
 from segue.search.runtime import maps_runner, model_runner, part_runner

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.processes.cluster import connect
 from segue.search.candidates import Job, try_candidate
 from segue.search.trials import Trial

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import segue
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.records import expecting
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from segue.data.check.audit import audit, open_any
 from segue.data.check.page import set_view
 from segue.data.finding import printable
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.serve.page import sendable
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from segue.data.sample import DataError
+from segue.data.panoptic_map import PanopticMap
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier
-from segue.panoptic.maps import PanopticMap
 from segue.panoptic.prediction import segments_info, write_map
 from segue.serve.metrics import Metrics
 from segue.serve.worker import Answer, Worker, png

@@ -22,8 +22,9 @@ from PIL import Image
 from segue.data.finding import printable
 from segue.data.ledger import DECISIONS, append, read_ledger
 from segue.data.listing import Pair
-from segue.data.sample import Array, DataError
+from segue.data.sample import Array
 from segue.data.tones import read_rgb
+from segue.errors import DataError
 from segue.prediction.pictures import overlay, predict_image
 from segue.serve.worker import png
 from segue.weights import Model

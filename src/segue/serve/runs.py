@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.finding import printable
-from segue.data.sample import DataError
+from segue.errors import DataError
 from segue.report.arm import Arm, read_json
 from segue.runs.folder import BASELINE, Run
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.finding import printable
-from segue.data.sample import DataError, Tones
+from segue.data.sample import Tones
 from segue.data.tones import read_rgb
+from segue.errors import DataError
 from segue.serve.page import sendable
 from segue.serve.review import SIDE, jpeg
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, DataError, kind_of, to_rgb
+from segue.data.panoptic_map import PanopticMap
+from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, kind_of, to_rgb
 from segue.data.tones import is_deep
+from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import panoptic_map
-from segue.panoptic.maps import PanopticMap
 from segue.prediction.pictures import WHOLE, predict_image
 from segue.serve.limits import Limits
 from segue.weights import AnyModel, Model

@@ -23,8 +23,9 @@ from segue.data.decoder import Decoder
 from segue.data.finding import Finding, merged
 from segue.data.listing import Listing, Pair
 from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, DataError, Tones
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Tones
 from segue.data.tones import drops_bands
+from segue.errors import DataError
 from segue.processes.allocator import keep_freed_memory
 
 SAMPLE = 1000  # pairs whose masks the check before training reads

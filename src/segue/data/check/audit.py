@@ -15,8 +15,8 @@ from segue.data.check.facts import Facts
 from segue.data.finding import Finding, merged, printable
 from segue.data.layouts import open_images, open_listing
 from segue.data.listing import Listing
-from segue.data.sample import DataError
 from segue.data.stored_values import parse_map
+from segue.errors import DataError
 
 Track = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 SIZES_SHOWN, CLASSES_SHOWN = 4, 30

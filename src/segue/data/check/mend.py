@@ -13,8 +13,9 @@ from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair
 from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, DataError, orientation, picture_size
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, orientation, picture_size
 from segue.data.splits import choose
+from segue.errors import DataError
 
 HOPELESS = {"E104", "E116", "E126", "E151"}  # what a person has to mend
 

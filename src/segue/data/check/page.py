@@ -13,8 +13,9 @@ from segue.data.check.audit import Audit
 from segue.data.decoder import UNKNOWN, Decoder, mask_image
 from segue.data.finding import Finding, printable
 from segue.data.listing import Listing, Pair
-from segue.data.sample import IGNORE, UNREADABLE, DataError
+from segue.data.sample import IGNORE, UNREADABLE
 from segue.data.tones import read_rgb
+from segue.errors import DataError
 from segue.text import page
 
 SIDE = 220  # pixels of a picture on the page

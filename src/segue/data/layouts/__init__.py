@@ -22,7 +22,8 @@ from segue.data.layouts.shards import Shards, all_images
 from segue.data.layouts.synthia import Synthia
 from segue.data.layouts.voc import Voc
 from segue.data.listing import Listing, Pair, images_in
-from segue.data.sample import IMAGE_SUFFIXES, DataError
+from segue.data.sample import IMAGE_SUFFIXES
+from segue.errors import DataError
 
 
 class Layout(Protocol):

@@ -14,7 +14,8 @@ from pathlib import Path
 from segue.data.layouts.annotations import Categories, Entry, Found
 from segue.data.layouts.coco_panoptic import read_segments
 from segue.data.listing import Listing, Pair, identity, images_in, pair_up
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 SPLITS = {"train": "training", "val": "validation"}
 CLASSES = (

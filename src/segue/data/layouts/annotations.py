@@ -17,7 +17,8 @@ from segue.data.archive import check_path
 from segue.data.finding import Finding
 from segue.data.listing import Pair, images_in
 from segue.data.outlines import Outline, packed, parse_runs
-from segue.data.sample import IGNORE, Color, DataError, palette
+from segue.data.sample import IGNORE, Color, palette
+from segue.errors import DataError
 
 MAX_BYTES = 2 << 30  # of one annotation file; COCO's largest has half a gibibyte
 FARTHEST = 1e5  # pixels from the corner that a point may lie

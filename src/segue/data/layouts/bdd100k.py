@@ -13,7 +13,7 @@ from pathlib import Path
 from segue.data.finding import Finding
 from segue.data.layouts.cityscapes import CLASSES, COLORS
 from segue.data.listing import Listing, Pair, identity, images_in, pair_up
-from segue.data.sample import DataError
+from segue.errors import DataError
 
 FOLDERS = (("images/10k", "labels/sem_seg/masks", ""), ("seg/images", "seg/labels", "_train_id"))
 SPLITS = ("train", "val", "test")

@@ -27,7 +27,8 @@ from segue.data.layouts.annotations import (
 )
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
 OTHER_KINDS = ("panoptic_", "captions_", "person_keypoints_", "stuff_", "image_info_")  # of COCO's own files

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from segue.data.layouts.annotations import Categories, Entry, Found, inside, is_file, load_json, split_names
 from segue.data.listing import Listing, Pair, identity, images_in
 from segue.data.outlines import Segment
-from segue.data.sample import IGNORE, DataError
+from segue.data.sample import IGNORE
+from segue.errors import DataError
 
 CATEGORIES = "panoptic_coco_categories.json"  # names and official colours, beside the annotations or at the root
 

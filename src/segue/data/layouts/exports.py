@@ -29,7 +29,8 @@ from segue.data.finding import Finding, merged, printable
 from segue.data.layouts.annotations import load_json
 from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, DataError, palette, picture_size
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, palette, picture_size
+from segue.errors import DataError
 
 BACKGROUND, UNLABELLED = ("background", "_background_"), "__ignore__"
 FARTHEST = 1e5  # pixels from the corner that a point may lie

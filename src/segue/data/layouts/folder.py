@@ -17,7 +17,8 @@ from PIL import Image
 
 from segue.data.finding import Finding
 from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color, DataError
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color
+from segue.errors import DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 Classes = tuple[tuple[str, ...], list[Color] | None]

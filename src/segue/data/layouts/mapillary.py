@@ -16,7 +16,8 @@ from pathlib import Path
 from segue.data.finding import Finding
 from segue.data.layouts.annotations import Entry
 from segue.data.listing import Listing, Pair, images_in, pair_up
-from segue.data.sample import IGNORE, Color, DataError, palette
+from segue.data.sample import IGNORE, Color, palette
+from segue.errors import DataError
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 VERSIONS = (("config_v2.0.json", "v2.0/labels"), ("config_v1.2.json", "v1.2/labels"), ("config.json", "labels"))

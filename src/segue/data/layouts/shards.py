@@ -17,7 +17,8 @@ from typing import Any
 from segue.data.archive import check_path
 from segue.data.listing import Listing, Pair
 from segue.data.packed import BLOCK, Packed, look_again
-from segue.data.sample import IMAGE_SUFFIXES, DataError
+from segue.data.sample import IMAGE_SUFFIXES
+from segue.errors import DataError
 from segue.records import expecting, read_json
 
 RECORD = "segue-shards.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from segue.data.archive import check_path
 from segue.data.listing import Listing, Pair, identity, lines_of
-from segue.data.sample import Color, DataError
+from segue.data.sample import Color
+from segue.errors import DataError
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
