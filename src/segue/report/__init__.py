@@ -21,7 +21,7 @@ from segue.disk import write_atomically
 from segue.errors import DataError
 from segue.metrics import Confusion
 from segue.prediction.pictures import overlay, predict_image
-from segue.report.arm import Arm, read_json
+from segue.report.arm import Arm, run_file
 from segue.report.pictures import jpeg, picture_of
 from segue.report.plots import curves, graph, lines, points_of, reliability, tsne
 from segue.runs.folder import BASELINE, REJECTED
@@ -47,7 +47,7 @@ def write_report(out: Path) -> Path:
     Raises:
         DataError: the folder holds no finished run.
     """
-    record = read_json(out / "run.json")
+    record = run_file(out / "run.json")
     arms = [Arm.read("method", out)]
     if (out / BASELINE / "evaluation.json").is_file():
         arms.append(Arm.read(BASELINE, out / BASELINE))
@@ -72,7 +72,7 @@ def write_report(out: Path) -> Path:
         neighbours=NEIGHBOURS,
         headline=read_headline(out),
         sections=[section_view(out, name, section) for name, section in read_sections(out).items()],
-        pseudo=read_json(out / "pseudo_labels.json") if (out / "pseudo_labels.json").is_file() else None,
+        pseudo=run_file(out / "pseudo_labels.json") if (out / "pseudo_labels.json").is_file() else None,
     )
     write_atomically(out / "report.html", content.encode())
     return out / "report.html"

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from segue import records
 from segue.engine import Run
 from segue.errors import DataError
 from segue.metrics import Confusion
-from segue.records import expecting
+from segue.records import expecting, read_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Arm:
     def read(cls, key: str, folder: Path) -> "Arm":
         """The finished training in ``folder``."""
         path = folder / "evaluation.json"
-        evaluation = read_json(path)
+        evaluation = run_file(path)
         with expecting(path, "the evaluation of a training"):
             return cls(key, evaluation["method"], folder, evaluation, Run(folder, quiet=True).read_log())
 
@@ -71,12 +70,12 @@ class Arm:
         return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file of the run holds.
+def run_file(path: Path) -> dict[str, Any]:
+    """What a JSON file of a finished run holds.
 
     Raises:
         DataError: it is missing or damaged.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: a report needs a finished run")
-    return records.read_json(path, "a file of a run")
+    return read_json(path, "a file of a run")

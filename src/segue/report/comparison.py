@@ -7,7 +7,7 @@ from typing import Any
 
 from segue.errors import DataError
 from segue.records import expecting
-from segue.report.arm import Arm, read_json
+from segue.report.arm import Arm, run_file
 from segue.report.plots import lines
 from segue.text import page
 
@@ -39,7 +39,7 @@ def read_entries(runs: Sequence[str]) -> list[Entry]:
         raise DataError("segue compare needs two runs or more")
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise DataError("a run is named twice")
-    return [Entry(run, Arm.read("method", Path(run)), read_json(Path(run) / "run.json")) for run in runs]
+    return [Entry(run, Arm.read("method", Path(run)), run_file(Path(run) / "run.json")) for run in runs]
 
 
 def differing(entries: Sequence[Entry]) -> list[tuple[str, list[str]]]:

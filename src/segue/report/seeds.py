@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from segue.disk import write_atomically
-from segue.report.arm import Arm, read_json
+from segue.report.arm import Arm, run_file
 from segue.runs.folder import BASELINE
 from segue.text import SCORES, page
 
@@ -120,7 +120,7 @@ def write_seeds(out: Path, folders: Sequence[Path]) -> str:
     write_atomically(out / "seeds.json", json.dumps(plain, indent=1).encode())
     content = page(
         Path(__file__).with_name("seeds.html.j2"), titles=titles, rows=rows, told=told,
-        runs=[(folder.name, read_json(folder / "run.json")["identity"]["seed"]) for folder in folders],
+        runs=[(folder.name, run_file(folder / "run.json")["identity"]["seed"]) for folder in folders],
     )  # fmt: skip
     write_atomically(out / "seeds.html", content.encode())
     return told

@@ -12,7 +12,7 @@ from typing import Any
 
 from segue.data.finding import printable
 from segue.errors import DataError
-from segue.report.arm import Arm, read_json
+from segue.report.arm import Arm, run_file
 from segue.runs.folder import BASELINE, Run
 
 DEEPEST = 6  # folders below the one that is named
@@ -70,10 +70,10 @@ class RunList:
             "report": "", "fault": "",
         }  # fmt: skip
         try:
-            record = read_json((path.parent if path.name == BASELINE else path) / "run.json")
+            record = run_file((path.parent if path.name == BASELINE else path) / "run.json")
             row |= _described(record)
             if (path / "evaluation.json").is_file():
-                row |= _measured(read_json(path / "evaluation.json"))
+                row |= _measured(run_file(path / "evaluation.json"))
             row["is_finished"] = row["is_finished"] or (path / "model" / "model.yaml").is_file()
             row["at"] = _last(path / "log.jsonl")
         except (DataError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
