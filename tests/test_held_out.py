@@ -1,18 +1,24 @@
 """A model is measured on what its training held back, unless something else is asked for by name."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import options, write_set
+from PIL import Image
 
 from segue.calibration import calibrate
 from segue.cli import main
 from segue.data.layouts import open_listing
+from segue.data.layouts.voc import CLASSES
+from segue.data.sample import palette
 from segue.errors import DataError
-from segue.export.delivery import open_check
-from segue.held_out import part_for, to_measure
+from segue.export.delivery import is_labelled, open_check
+from segue.held_out import open_to_measure, part_for
 from segue.weights import load_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -48,9 +54,9 @@ def test_of_a_set_without_splits_it_is_what_the_run_validated_on(undivided: tupl
 
 def test_of_another_set_it_is_val_or_all_there_is(undivided: tuple[Path, Path], dataset: Path, tmp_path: Path) -> None:
     _, run = undivided
-    name, pairs = to_measure(open_listing(str(dataset)), str(run))
+    _, name, pairs, _ = open_to_measure(str(run), str(dataset))
     assert (name, len(pairs)) == ("val", 2)
-    name, pairs = to_measure(open_listing(str(write_set(tmp_path / "other", splits=False))), str(run))
+    _, name, pairs, _ = open_to_measure(str(run), str(write_set(tmp_path / "other", splits=False)))
     assert (name, len(pairs)) == ("train", 10)
     described = json.loads((dataset / "dataset.json").read_text())
     described["splits"]["sunny"] = described["splits"].pop("val")
@@ -65,4 +71,84 @@ def test_a_run_that_held_back_nothing_says_so(undivided: tuple[Path, Path], tmp_
     record["data"]["validation_names"] = []
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"held back no image of .*; name a split that it did not learn from"):
-        to_measure(open_listing(str(data)), str(tmp_path))
+        open_to_measure(str(tmp_path), str(data))
+
+
+def test_the_set_is_known_again_from_elsewhere_and_for_every_model_of_the_run(
+    undivided: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = undivided
+    here, work = tmp_path / "here", tmp_path / "work"
+    here.mkdir()
+    shutil.copytree(data.parent, work)
+    monkeypatch.chdir(work)
+    words = ["train", "set:train", "--out", "again", "--method", "pixel_contrast", "--compare", "--device", "cpu"]
+    assert main([*words, *options(steps=2)]) == 0
+    held = "what it held back of train"
+    monkeypatch.chdir(here)
+    for model in ("again", "again/model", "again/baseline", "again/baseline/model"):
+        for address in ("", "../work/set"):
+            assert open_to_measure(f"../work/{model}", address).part == held, (model, address)
+    monkeypatch.chdir(work / "again")
+    assert open_to_measure("model", "../set").part == held
+    monkeypatch.chdir(here)
+    shutil.move(work, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert open_to_measure("again").part == held  # as it was named, from where both lie now
+
+
+def test_a_split_may_be_named_with_the_folder(undivided: tuple[Path, Path], dataset: Path, segue: Segue) -> None:
+    _, run = undivided
+    found = json.loads(segue("evaluate", run, "--data", f"{dataset}:test", "--json")[1])
+    assert found["split"] == "test"
+    status, _, errors = segue("evaluate", run, "--data", f"{dataset}:test", "--split", "val")
+    assert (status, "names the split 'test', and 'val' was asked for" in errors) == (2, True)
+
+
+def test_stored_values_are_mapped_afterwards_as_they_were_in_training(
+    undivided: tuple[Path, Path], tmp_path: Path, segue: Segue
+) -> None:
+    data, run = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(undivided[0], data)
+    for mask in sorted((data / "labels").iterdir()):
+        with Image.open(mask) as image:
+            ids = np.array(image)
+        ids[:2] = 77
+        Image.fromarray(ids).save(mask)
+    status, _, errors = segue("train", data, "--out", run, "--method", "supervised", "--device", "cpu",
+                              *options(steps=1), "--map", "77:ignore")  # fmt: skip
+    assert status == 0, errors
+    assert segue("evaluate", run, "--data", data)[0] == 0
+    status, _, errors = segue("predict", run, data / "images", "--out", tmp_path / "out", "--calibrate", data)
+    assert status == 0, errors
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    words = ("predict", run, data / "images", "--calibrate", other)
+    status, _, errors = segue(*words, "--out", tmp_path / "bad")
+    assert (status, "77" in errors) == (2, True)
+    assert segue(*words, "--out", tmp_path / "good", "--map", "77:ignore")[0] == 0
+
+
+def test_a_set_in_any_layout_is_verified_with_its_masks(undivided: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = undivided
+    voc = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    pairs = open_listing(str(data)).split("train")
+    for pair in pairs:
+        with Image.open(pair.image) as image:
+            image.save(voc / "JPEGImages" / f"{pair.name}.jpg")
+        shutil.copy(str(pair.mask), voc / "SegmentationClass" / f"{pair.name}.png")
+    for split in ("train", "val"):
+        part = pairs[:7] if split == "train" else pairs[7:]
+        (voc / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{pair.name}\n" for pair in part))
+    model = load_model(str(run))
+    model.spec = replace(model.spec, classes=CLASSES, colors=palette(len(CLASSES)))
+    assert is_labelled(str(voc))
+    found = open_check(str(voc), model, str(run), limit=9)
+    assert [pair.name for pair in found.pairs] == [pair.name for pair in pairs[7:]]
+    assert all(pair.mask is not None for pair in found.pairs)
+    plain = tmp_path / "plain"
+    shutil.copytree(voc / "JPEGImages", plain)
+    assert not is_labelled(str(plain))
+    assert len(open_check(str(plain), model, str(run), limit=9).pairs) == 9

@@ -15,7 +15,7 @@ from segue.data.panoptic import Annotation, images_with
 from segue.data.sample import IGNORE, Color
 from segue.data.training import TrainingData, open_training
 from segue.errors import DataError
-from segue.held_out import to_measure
+from segue.held_out import masked, part_for
 from segue.models.mask_classifier import MaskClassifier
 from segue.models.segmenter import Segmenter
 from segue.weights import load_any, model_folder
@@ -179,7 +179,7 @@ def _old_set(
     listing = open_listing(str(folder), "auto").toned(base.spec.tones)
     if isinstance(base, Segmenter):
         listing = replace(listing, things=())
-    _, pairs = to_measure(listing, model, split or "")
+    pairs = masked(listing, *part_for(listing, model, split or ""))
     shared = [name for name in listing.classes if name in base.spec.classes]
     if not shared:
         known = ", ".join(base.spec.classes)

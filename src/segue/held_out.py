@@ -1,24 +1,80 @@
-"""Which labelled images a model is measured on: never in silence those that it learnt from."""
+"""Which labelled images a model is measured on, and how their masks are read: as the run did that it comes from, and
+never in silence those that it learnt from."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from segue.data.layouts import address_of, open_listing, split_address
 from segue.data.listing import Listing, Pair
+from segue.data.stored_values import parse_map
+from segue.data.sample import Tones
 from segue.errors import DataError
-from segue.records import run_data
+from segue.records import expecting, record_of, run_data, run_record
 
 
-def to_measure(listing: Listing, source: str, split: str = "") -> tuple[str, tuple[Pair, ...]]:
-    """`part_for` without the images that have no mask.
+class Opened(NamedTuple):
+    """A labelled set to measure a model on.
+
+    Args:
+        listing: the set.
+        part: a name for the images that are measured on.
+        pairs: these; they may lack masks.
+        by_region: whether connected regions are objects where the set numbers none.
+    """
+
+    listing: Listing
+    part: str
+    pairs: tuple[Pair, ...]
+    by_region: bool
+
+
+def open_to_measure(
+    source: str, address: str = "", *, split: str = "", layout: str = "auto", mapping: str = "", tones: Tones = ()
+) -> Opened:
+    """Opens a labelled set for a model; the set that its run validated on is read as the run read it.
+
+    Args:
+        source: run or model folder.
+        address: of the set, ``DIR`` or ``DIR:split``; that of the run if absent.
+        split: which part of it; if absent, see `part_for`.
+        layout: how the set lies on disk.
+        mapping: stored mask values to map, as ``77:ignore``.
+        tones: the model's rules for deep images.
 
     Raises:
-        DataError: as there, or none has a mask.
+        DataError: the model is no run's and no set is named, or the set cannot be opened.
     """
-    name, pairs = part_for(listing, source, split)
-    masked = tuple(pair for pair in pairs if pair.mask is not None)
-    if not masked:
-        raise DataError(f"split {name!r} of {listing.root} has no mask to compare with")
-    return name, masked
+    record = run_record(source)
+    with expecting(record_of(source) or Path(source), "the record of a run"):
+        at = record["data"].get("validation_at", {}) if record else {}
+        own = address_of(at)
+        its_map, its_layout = str(at.get("map", "")), str(at.get("layout", "auto"))
+        by_region = bool(record["identity"]["config"].get("by_region", False)) if record else False
+    if not address and not record:
+        raise DataError(f"{source} does not say what it was trained on; name the data set: --data FOLDER")
+    if not address and not own:
+        raise DataError(f"{source} was trained without a set to validate on; name one: --data FOLDER")
+    root, part = split_address(address) if address else (split_address(own)[0], None)
+    if part and split and part != split:
+        raise DataError(f"{address} names the split {part!r}, and {split!r} was asked for; name one of them")
+    is_own = bool(own) and split_address(own)[0].resolve() == root.resolve()
+    if is_own:
+        layout, mapping = its_layout if layout == "auto" else layout, mapping or its_map
+    listing = open_listing(str(root), layout)
+    listing = listing.extended(parse_map(mapping, listing)).toned(tones)
+    return Opened(listing, *part_for(listing, source, split or part or ""), by_region and is_own)
+
+
+def masked(listing: Listing, part: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """Those of the pairs that have a mask.
+
+    Raises:
+        DataError: none has.
+    """
+    found = tuple(pair for pair in pairs if pair.mask is not None)
+    if not found:
+        raise DataError(f"split {part!r} of {listing.root} has no mask to compare with")
+    return found
 
 
 def part_for(listing: Listing, source: str, split: str = "") -> tuple[str, tuple[Pair, ...]]:
@@ -34,8 +90,8 @@ def part_for(listing: Listing, source: str, split: str = "") -> tuple[str, tuple
         DataError: no such split, or none that the model did not learn from.
     """
     data = run_data(source)
-    at = data.get("validation_at", {})
-    is_own = bool(at.get("data")) and Path(str(at["data"])).resolve() == listing.root.resolve()
+    own = address_of(data.get("validation_at", {}))
+    is_own = bool(own) and split_address(own)[0].resolve() == listing.root.resolve()
     if is_own and (not split or (split == "val" and "val" not in listing.splits)):
         return _held_out(listing, source, data)
     if not split and "val" not in listing.splits and len(listing.splits) > 1:

@@ -11,6 +11,7 @@ from segue.errors import DataError
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out
+PARTS = ("model", "baseline", "rejected")  # folders of a run that hold models
 MISREAD = (
     *(LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError),
     *(EOFError, SyntaxError, tokenize.TokenError),  # of numpy's headers, which are Python literals
@@ -52,18 +53,35 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         return found
 
 
-def run_data(source: str) -> dict[str, Any]:
-    """What ``run.json`` says of the data that a run learnt from; nothing of a model that is no run's.
+def record_of(source: str) -> Path | None:
+    """The ``run.json`` of the run that a folder is, or that the model in it is a part of; None where there is none."""
+    folder = Path(source).absolute()
+    while not (folder / "run.json").is_file():
+        if folder.name not in PARTS:
+            return None
+        folder = folder.parent
+    return folder / "run.json"
+
+
+def run_record(source: str) -> dict[str, Any]:
+    """What ``run.json`` says of a run, or of the run that a model is a part of; nothing of a model that is no run's.
 
     Raises:
         DataError: the record is damaged.
     """
-    folder = Path(source)
-    path = (folder.parent if folder.name == "model" else folder) / "run.json"
-    if not path.is_file():
-        return {}
-    with expecting(path, "the record of a run"):
-        found: dict[str, Any] = read_json(path, "the record of a run")["data"]
+    path = record_of(source)
+    return {} if path is None else read_json(path, "the record of a run")
+
+
+def run_data(source: str) -> dict[str, Any]:
+    """What `run_record` says of the data.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    record = run_record(source)
+    with expecting(record_of(source) or Path(source), "the record of a run"):
+        found: dict[str, Any] = record["data"] if record else {}
         return found
 
 

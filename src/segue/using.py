@@ -6,15 +6,13 @@ from pathlib import Path
 
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
-from segue.data.layouts import open_listing
 from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE
-from segue.data.stored_values import parse_map
 from segue.data.unlabelled import open_image_set
 from segue.errors import DataError
 from segue.evaluation import Measured, measure
-from segue.held_out import to_measure
+from segue.held_out import masked, open_to_measure
 from segue.models.mask_classifier import MaskClassifier
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
@@ -23,7 +21,6 @@ from segue.prediction.pictures import predict as run_over
 from segue.processes.surroundings import pick_device
 from segue.processes.tuning import tune
 from segue.progress import track
-from segue.records import expecting, read_json
 from segue.suggestion import Suggestion, choose, labelled_names
 from segue.weights import describe, load_any, load_encoder, load_model
 
@@ -35,16 +32,19 @@ def evaluate(
     split: str = "",
     layout: str = "auto",
     mapping: str = "",
+    by_region: bool = False,
     device: str = "auto",
 ) -> Measured | PanopticMeasured:
     """Scores of a saved model, semantic or panoptic, on a labelled split.
 
     Args:
         model: a run or model folder, or ``hf:owner/name``.
-        data: the set's folder; that of the run if absent.
+        data: the set's folder, or ``FOLDER:split``; that of the run if absent. The run's own set is read as the run
+            read it where nothing else is said.
         split: which part of it; if absent, see `segue.held_out.part_for`.
         layout: how the set lies on disk.
         mapping: stored mask values to map, as ``77:ignore``.
+        by_region: connected regions are objects where the set numbers none; of panoptic models.
         device: ``auto``, ``cpu``, ``cuda``.
 
     Raises:
@@ -53,28 +53,18 @@ def evaluate(
     device = pick_device(device)
     tune(device)
     network = load_any(str(model), device=device)
-    by_region = False
-    if not data:
-        record = Path(model) / "run.json"
-        if not record.is_file():
-            raise DataError(f"{model} does not say what it was trained on; name the data set: --data FOLDER")
-        with expecting(record, "the record of a run"):
-            described = read_json(record, "the record of a run")
-            at = described["data"]["validation_at"]
-            data, layout, mapping = str(at["data"]), str(at["layout"]), mapping or str(at["map"])
-            by_region = bool(described["identity"]["config"].get("by_region", False))
-        if not data:
-            raise DataError(f"{model} was trained without a set to validate on; name one: --data FOLDER")
-    listing = open_listing(data, layout)
-    listing = listing.extended(parse_map(mapping, listing)).toned(network.spec.tones)
-    name, pairs = to_measure(listing, str(model), split)
+    opened = open_to_measure(
+        str(model), data, split=split, layout=layout, mapping=mapping, tones=network.spec.tones
+    )  # fmt: skip
+    listing, name, pairs = opened.listing, opened.part, masked(opened.listing, opened.part, opened.pairs)
     if isinstance(network, MaskClassifier):
-        found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, by_region))
+        known_objects = by_region or opened.by_region
+        found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, known_objects))
         return replace(found, split=name)
     known = {name: i for i, name in enumerate(network.spec.classes)}
     if listing.classes != network.spec.classes and not set(listing.classes) < known.keys():
         raise DataError(
-            f"{model} knows the classes {', '.join(known)}; {data} has {', '.join(listing.classes)}: "
+            f"{model} knows the classes {', '.join(known)}; {listing.root} has {', '.join(listing.classes)}: "
             "the same names in the same order are needed, or some of them, as a set for segue extend has them"
         )
     decoder = Decoder.of(listing).onto({i: known[name] for i, name in enumerate(listing.classes)})

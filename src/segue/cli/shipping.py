@@ -27,6 +27,7 @@ def add_commands(command: Command) -> None:
     export.add_argument(
         "--calibrate", default="", metavar="DATA", help="pictures for --int8; those of --verify if absent"
     )
+    export.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1; else as in training")
     export.add_argument("--images", type=whole_number, default=100, help="how many pictures to check on, at most")
     export.add_argument("--max-drop", type=float, default=1.0, help="points of mean IoU that --int8 may cost")
     export.add_argument(
@@ -61,14 +62,17 @@ def export_command(arguments: argparse.Namespace) -> int:
         for option in ("int8", "openvino", "calibrate"):
             if getattr(arguments, option):
                 raise UsageError(f"--{option}: a panoptic model is written in float32 for ONNX Runtime; leave it out")
-        truths = open_panoptic_check(arguments.verify, model, arguments.model, limit=arguments.images)
+        truths = open_panoptic_check(
+            arguments.verify, model, arguments.model, limit=arguments.images, mapping=arguments.map
+        )
         say(f"verifying on {len(truths)} images of {arguments.verify}")
         found = deliver_panoptic(model, arguments.model, out, truths, say=say)
     else:
-        data = open_check(arguments.verify, model, arguments.model, limit=arguments.images)
+        how = {"limit": arguments.images, "mapping": arguments.map}
+        data = open_check(arguments.verify, model, arguments.model, **how)
         calibration = None
         if arguments.calibrate:
-            calibration = open_check(arguments.calibrate, model, arguments.model, limit=arguments.images)
+            calibration = open_check(arguments.calibrate, model, arguments.model, **how)
         say(f"verifying on {len(data)} images of {arguments.verify}")
         found = deliver(
             model, arguments.model, out, data, int8=arguments.int8, openvino=arguments.openvino,
@@ -88,7 +92,9 @@ def export_command(arguments: argparse.Namespace) -> int:
     return PARITY_EXIT if failed else 0
 
 
-def open_panoptic_check(address: str, model: "MaskClassifier", source: str, *, limit: int) -> "Samples":
+def open_panoptic_check(
+    address: str, model: "MaskClassifier", source: str, *, limit: int, mapping: str = ""
+) -> "Samples":
     """The pictures a panoptic file is checked on, with their truth where there are masks; see `open_check`.
 
     Where a set does not number its objects, connected regions count as objects: both are held against the same.
@@ -96,16 +102,13 @@ def open_panoptic_check(address: str, model: "MaskClassifier", source: str, *, l
     Raises:
         DataError: nothing there, or none of the model's classes.
     """
-    from segue.data.layouts import is_set, open_listing, split_address
     from segue.data.panoptic import PanopticWhole
-    from segue.export.delivery import open_check
-    from segue.held_out import to_measure
+    from segue.export.delivery import is_labelled, open_check
+    from segue.held_out import masked, open_to_measure
     from segue.using import panoptic_set
 
-    root, split = split_address(address)
-    if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
+    if not is_labelled(address):
         return open_check(address, model, source, limit=limit)
-    listing = open_listing(address)
-    _, pairs = to_measure(listing, source, split or "")
-    found = panoptic_set(listing, model, source, pairs, by_region=True)
+    listing, name, pairs, _ = open_to_measure(source, address, mapping=mapping)
+    found = panoptic_set(listing, model, source, masked(listing, name, pairs), by_region=True)
     return PanopticWhole(found.pairs[:limit], found.annotation)

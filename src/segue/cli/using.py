@@ -31,6 +31,8 @@ def add_commands(command: Command) -> None:
     evaluate.add_argument("--split", default="", help="which part of it; else what the run validated on, or val")
     evaluate.add_argument("--layout", default="auto", help="how the set lies on disk")
     evaluate.add_argument("--map", default="", help="stored mask values to map, as 77:ignore,255:1")
+    told = "connected regions are objects where the set numbers none"
+    evaluate.add_argument("--by_region", "--by-region", action="store_true", help=told)
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -51,6 +53,7 @@ def add_commands(command: Command) -> None:
     predict.add_argument(
         "--calibrate", default="", metavar="DATA", help="fit the temperature on this labelled set, as photos:val"
     )
+    predict.add_argument("--map", default="", help="stored mask values of --calibrate's set to map, as 77:ignore")
     predict.add_argument(
         "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
         help="spread the images over a Ray cluster; without an address one of this machine's",
@@ -75,7 +78,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
     measured = evaluate(
         arguments.model, arguments.data, split=arguments.split, layout=arguments.layout,
-        mapping=arguments.map, device=arguments.device,
+        mapping=arguments.map, by_region=arguments.by_region, device=arguments.device,
     )  # fmt: skip
     if arguments.json:
         print(json.dumps({**measured.plain(), "split": measured.split}))  # noqa: T201
@@ -256,6 +259,7 @@ def _predict_panoptic(
         "tile",
         "overlap",
         "calibrate",
+        "map",
         "run_lengths",
         "polygons",
         "labelme",
@@ -297,12 +301,13 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
             raise UsageError(f"{option}: {pair.image} is a scene, which these tools do not open; take --polygons")
     identity = {
         "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
-        "calibrate": arguments.calibrate, "outputs": asdict(outputs),
+        "calibrate": arguments.calibrate, "map": arguments.map, "outputs": asdict(outputs),
     }  # fmt: skip
     pictures = claim(out, identity, pairs)
     record: dict[str, object] = dict(identity)
     if arguments.calibrate:
-        fitted = calibrate(model, open_check(arguments.calibrate, model, arguments.model, limit=200))
+        masks = open_check(arguments.calibrate, model, arguments.model, limit=200, mapping=arguments.map)
+        fitted = calibrate(model, masks)
         how = replace(how, temperature=fitted.temperature)
         record["calibration"] = asdict(fitted)
         print(  # noqa: T201

@@ -9,7 +9,7 @@ from segue.data.check import check
 from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
-from segue.data.layouts import open_images, open_listing
+from segue.data.layouts import open_images, open_listing, validation_at
 from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
 from segue.data.sample import Tones
@@ -149,7 +149,7 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         dropped["of the training split kept for validation"] = split_off
     wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
-    at = {"data": config.data, "layout": config.layout, "map": config.map, "split": split}
+    at = validation_at(config.data, config.layout, config.map, split)
     decoder = Decoder.of(listing)
     pasted = (
         learn(labelled, decoder, listing.classes, config.copy_paste, seed=seed) if config.copy_paste else (None, "")

@@ -16,7 +16,7 @@ from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable
-from segue.data.layouts import open_images, open_listing, split_address
+from segue.data.layouts import open_images, open_listing, split_address, validation_at
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
 from segue.data.tones import joined_tones
@@ -171,7 +171,7 @@ def open_domains(config: Domains, *, crop: int) -> DomainData:
         sources=tuple(sources), target=target, val=pairs, decoder=Decoder.of(val or known),
         shares=shares / max(shares.sum(), 1), found=bookkeeping.found, dropped=bookkeeping.dropped,
         notes=tuple(bookkeeping.notes), warnings=tuple(bookkeeping.warnings),
-        validation_at={"data": config.val, "layout": config.layout, "map": "", "split": bookkeeping.val_split},
+        validation_at=validation_at(config.val, config.layout, "", bookkeeping.val_split),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import segue
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
-from segue.data.layouts import is_set, open_listing, split_address
+from segue.data.layouts import layout_of, split_address
 from segue.data.listing import toned
 from segue.disk import ROOM, naming_a_full_disk, write_atomically
 from segue.errors import DataError, UsageError
@@ -35,7 +35,7 @@ from segue.export.panoptic import (
 from segue.export.parity import Limits, Parity, compare
 from segue.export.scripts import CLASSES, SEGMENTS, infer_script
 from segue.extras import require
-from segue.held_out import part_for
+from segue.held_out import open_to_measure
 from segue.models.mask_classifier import MaskClassifier
 from segue.prediction.pictures import find_images
 from segue.weights import AnyModel, Model, model_fingerprint
@@ -81,25 +81,37 @@ def described(model: AnyModel, source: str) -> dict[str, Any]:
     }
 
 
-def open_check(address: str, model: AnyModel, source: str, *, limit: int) -> Whole:
+def is_labelled(address: str) -> bool:
+    """Whether an address is of a set in a known layout, and not of pictures alone."""
+    root, split = split_address(address)
+    return root.is_dir() and (split is not None or layout_of(root) is not None)
+
+
+def open_check(address: str, model: AnyModel, source: str, *, limit: int, mapping: str = "") -> Whole:
     """The pictures a file is checked on: of a labelled set those of `part_for`, or plain pictures.
 
     Where they are deeper than 8 bits, they are scaled as those that ``model`` learnt from.
 
+    Args:
+        address: of the set, or of pictures.
+        model: what is checked.
+        source: its run or model folder.
+        limit: most pictures.
+        mapping: stored mask values to map; of the set that the run validated on, as there if absent.
+
     Raises:
         DataError: nothing there, or other classes than the model's.
     """
-    root, split = split_address(address)
-    if not root.is_dir() or (split is None and not is_set(root) and not (root / "dataset.json").exists()):
+    if not is_labelled(address):
         pairs = toned(find_images([address]), model.spec.tones)
         return Whole(pairs[:limit], Decoder({}, (), False))
-    listing = open_listing(address).toned(model.spec.tones)
+    listing, name, pairs, _ = open_to_measure(source, address, mapping=mapping, tones=model.spec.tones)
+    root = listing.root
     if listing.classes != model.spec.classes:
         raise DataError(
             f"{root} has the classes {', '.join(listing.classes)}; the model knows {', '.join(model.spec.classes)}: "
             "verify on a set of the same classes, or on plain pictures"
         )
-    name, pairs = part_for(listing, source, split or "")
     if not pairs:
         raise DataError(f"split {name!r} of {root} holds no picture to verify with")
     return Whole(pairs[:limit], Decoder.of(listing))

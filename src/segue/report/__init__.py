@@ -13,7 +13,7 @@ import numpy as np
 
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
-from segue.data.layouts import open_listing
+from segue.data.layouts import address_of, open_listing
 from segue.data.listing import Pair, toned
 from segue.data.sample import Array, Color
 from segue.data.stored_values import parse_map
@@ -238,6 +238,6 @@ def model_of(arm: Arm) -> Path:
 
 def _validation(at: Mapping[str, str]) -> tuple[dict[str, Pair], Decoder]:
     """The masked pairs that validation images are among, by name, and the decoder of their masks."""
-    listing = open_listing(at["data"], at["layout"])
+    listing = open_listing(address_of(at), at["layout"])
     listing = listing.extended(parse_map(at["map"], listing))
     return {pair.name: pair for pair in listing.split(at["split"]) if pair.mask is not None}, Decoder.of(listing)

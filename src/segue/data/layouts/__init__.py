@@ -3,10 +3,10 @@
 A layout is a class with ``matches(root)`` and ``read(root)``, in a file of its own; `LAYOUTS` lists them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from segue.data.layouts.ade20k import Ade20k
 from segue.data.layouts.bdd100k import Bdd100k
@@ -69,6 +69,18 @@ def split_address(address: str) -> tuple[Path, str | None]:
     return Path(address), None
 
 
+def validation_at(data: str, layout: str, mapping: str, split: str) -> dict[str, str]:
+    """What a run notes of the set that it validates on, for `address_of`: relative paths hold from where it began."""
+    return {"data": data, "layout": layout, "map": mapping, "split": split, "from": str(Path.cwd())}
+
+
+def address_of(at: Mapping[str, Any]) -> str:
+    """Where the set of `validation_at` lies: as it was named, from where it was named or from here; empty for none."""
+    data = str(at.get("data", ""))
+    there = str(Path(str(at.get("from", "")), data)) if data else ""
+    return there if there and split_address(there)[0].exists() else data
+
+
 def open_listing(address: str, layout: str = "auto") -> Listing:
     """The data set in a folder; ``DIR:split`` keeps that split alone.
 
@@ -96,11 +108,6 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
 def layout_of(root: Path) -> str | None:
     """The name of the layout that fits what is in a folder; None where none does."""
     return next((name for name, layout in LAYOUTS.items() if layout.matches(root)), None)
-
-
-def is_set(root: Path) -> bool:
-    """Whether the folder holds its images in a place of their own, not beside each other in itself."""
-    return (root / "images").is_dir() or Shards.matches(root)
 
 
 def open_images(address: str) -> tuple[Pair, ...]:
