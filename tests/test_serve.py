@@ -21,6 +21,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
+from segue.cli.serving import names_of
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
@@ -155,7 +156,8 @@ def test_only_its_own_name_origin_and_token(server: Live) -> None:
     assert server.ask("/predict", picture, Authorization="Bearer wrong")[0] == 401
     assert server.ask("/predict", picture, Authorization="")[0] == 401
     assert server.ask("/predict", picture, Origin="http://evil.example")[0] == 403
-    assert server.ask("/predict", picture, Origin=server.address)[0] == 200
+    for origin in (server.address, server.address.replace("http://", "https://")):  # behind a proxy with TLS
+        assert server.ask("/predict", picture, Origin=origin)[0] == 200
     assert server.ask("/about", Host="evil.example")[0] == 403  # another name that leads here
     assert server.ask("/healthz", Authorization="")[0] == 200
     assert server.ask("/metrics", Authorization="")[0] == 401
@@ -249,6 +251,16 @@ def test_a_fault_inside_is_500_without_a_trace_and_the_server_lives_on() -> None
         assert server.ask("/healthz")[0] == 200
 
 
+def test_the_names_of_a_server_by_hand() -> None:
+    local = {"127.0.0.1", "localhost", "[::1]"}
+    assert names_of("127.0.0.1", "", 80) == local | {f"{name}:80" for name in local}
+    assert names_of("127.0.0.1", "", 8765) == {f"{name}:8765" for name in local}
+    found = names_of("127.0.0.1", "box.lan, box.lan:8080", 8765)
+    assert {"box.lan", "box.lan:8765", "box.lan:8080"} < found
+    assert not {"127.0.0.1", "box.lan:443", "evil.example"} & found
+    assert {"[fe80::1]:9", "[fe80::2]:9"} < names_of("fe80::1", "[fe80::2]", 9)
+
+
 def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:
     source = save_model(model, tmp_path / "model", method="supervised", metrics={})
     half = save_model(model, tmp_path / "half", method="supervised", metrics={})
@@ -270,6 +282,7 @@ def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_p
             ((source, "--port", port), "name another port"),
             ((source, "--token", "short"), "--token"),
             ((source, "--queue", 0), "--queue 0"),
+            ((source, "--host", "0.0.0.0"), "--names"),
             ((source, "--review", tmp_path), "belong together"),
             ((source, "--review", tmp_path / "none", "--ledger", tmp_path / "l"), "no such file"),
             ((source, "--prot", 1), "--port"),

@@ -12,6 +12,8 @@ from segue.errors import UsageError
 if TYPE_CHECKING:
     from segue.serve.app import Served
 
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104  looked for, to be refused
+
 
 def add_commands(command: Command) -> None:
     """Adds it to the parser."""
@@ -25,6 +27,9 @@ def add_commands(command: Command) -> None:
     serve.add_argument("--suggested", default="", metavar="FOLDER", help="show what segue suggest --out FOLDER chose")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's see it too"
+    )
+    serve.add_argument(
+        "--names", default="", metavar="NAMES", help="how others reach it, as box.lan,box.lan:8080; 0.0.0.0 needs them"
     )
     serve.add_argument("--port", type=whole_number, default=8765, help="0 takes a free one")
     serve.add_argument("--token", default="", help="of at least 16 characters; a new one is made and printed if absent")
@@ -54,6 +59,17 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+def names_of(host: str, names: str, port: int) -> frozenset[str]:
+    """What requests may be sent to: this machine's own names and ``host`` at ``port``, and ``names`` as they are.
+
+    A name without a port holds for ``port`` and for none: browsers leave out 80, and a proxy may take 443.
+    """
+    own = ("127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host)
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    bare = (*(own if port == 80 else ()), *given)
+    return frozenset((*bare, *(f"{name}:{port}" for name in (*own, *given))))
+
+
 def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
@@ -65,6 +81,11 @@ def serve_command(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")
     if arguments.token and len(arguments.token) < 16:
         raise UsageError("--token: at least 16 characters, or none for a new one")
+    if arguments.host in EVERY_ADDRESS and not arguments.names:
+        raise UsageError(
+            f"--host {arguments.host}: say by which names others reach this machine, as --names box.lan,192.168.1.5; a "
+            "request to any other name is refused, for it may be a foreign page's"
+        )
     if bool(arguments.review) != bool(arguments.ledger):
         raise UsageError("--review IMAGES and --ledger FILE belong together")
     uvicorn = require("uvicorn", "serve")
@@ -84,7 +105,7 @@ def serve_command(arguments: argparse.Namespace) -> int:
     token = arguments.token or secrets.token_urlsafe(24)
     with open_socket(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
-        hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]", arguments.host))
+        hosts = names_of(arguments.host, arguments.names, port)
         app = create_app(served, token=token, hosts=hosts, limits=limits)
         print(f"serving {arguments.model} on {device}; stop with Ctrl-C", flush=True)  # noqa: T201
         print(f"page:  http://{arguments.host}:{port}/#{token}", flush=True)  # noqa: T201

@@ -127,7 +127,7 @@ class Guard:
         if headers.get(b"host", "") not in self.hosts:
             return 403, "the request was sent to a name that this server does not have"
         origin = headers.get(b"origin")
-        if origin is not None and origin.removeprefix("http://") not in self.hosts:
+        if origin is not None and origin.partition("://")[2] not in self.hosts:
             return 403, "the request comes from another site"
         if scope["path"] not in self.open_paths:
             given = headers.get(b"authorization", "").removeprefix("Bearer ")
