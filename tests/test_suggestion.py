@@ -1,6 +1,7 @@
 """What to label next: the choice by hand, its reasons, and the files for whoever labels."""
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, options
+from conftest import CLASSES, COLORS, draw, options
 from PIL import Image
 
 from segue.data.layouts import open_images, open_listing
@@ -204,6 +205,22 @@ def test_bad_input_is_named_and_nothing_is_written(
     status, output, _ = segue("suggest", broken, "--model", encoder_run, "--n", 1, "--out", out, "--skip_bad")
     assert status == 0
     assert "1 unreadable" in output
+
+
+def test_old_files_and_names_in_other_encodings_come_into_the_zip(
+    segue: Cli, encoder_run: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "old", tmp_path / "next"
+    folder.mkdir()
+    for i, name in enumerate((b"a.png", b"caf\xe9.png")):
+        path = folder / os.fsdecode(name)
+        Image.fromarray(draw(i, 32)[0]).save(path)
+        os.utime(path, (0, 0))  # 1970; a zip begins in 1980
+    status, _, said = segue("suggest", folder, "--model", encoder_run, "--n", 2, "--out", out)
+    assert status == 0, said
+    with zipfile.ZipFile(out / "images.zip") as archive:
+        assert archive.testzip() is None
+        assert sum(name.endswith(".png") for name in archive.namelist()) == 2
 
 
 def test_images_of_sixteen_bits_are_suggested_too(segue: Cli, encoder_run: Path, tmp_path: Path) -> None:

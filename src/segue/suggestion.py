@@ -29,7 +29,7 @@ from segue.data.listing import Pair
 from segue.data.sample import Array, Tones, picture_size
 from segue.data.tones import read_rgb
 from segue.data.unlabelled import ImageSet
-from segue.disk import write_atomically
+from segue.disk import whole, write_atomically
 from segue.embeddings import centred, embed_images
 from segue.errors import DataError
 from segue.models.encoder import Encoder
@@ -242,24 +242,32 @@ def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     writer.writeheader()
     writer.writerows(asdict(one) for one in chosen)
     write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
-    contact_sheet(chosen, suggestion.tones).save(out / "contact.jpg", quality=88)
-    with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
-        for one in chosen:
-            path = Path(one.image)
-            archive.write(path, f"images/{one.name}{path.suffix}")
-            archive.writestr(f"images/{one.name}.json", json.dumps(labelme_task(path), indent=1))
+    with whole(out / "contact.jpg") as file:
+        contact_sheet(chosen, suggestion.tones).save(file, format="JPEG", quality=88)
+    with whole(out / "images.zip") as file:
+        write_archive(suggestion, file)
+    return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]
+
+
+def write_archive(suggestion: Suggestion, path: Path) -> None:
+    """``images.zip`` of `write_suggestion`; file times that a zip cannot hold become its first or last."""
+    stored = zipfile.ZIP_STORED  # pictures are compressed already
+    with zipfile.ZipFile(path, "w", stored, strict_timestamps=False) as archive:
+        for one in suggestion.chosen:
+            image, name = Path(one.image), printable(one.name)
+            archive.write(image, f"images/{name}{image.suffix}")
+            archive.writestr(f"images/{name}.json", json.dumps(labelme_task(image), indent=1))
         archive.writestr(
             "labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *suggestion.classes))
         )
-        archive.writestr("annotations.xml", cvat_task(chosen, suggestion.classes))
-    return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]
+        archive.writestr("annotations.xml", cvat_task(suggestion.chosen, suggestion.classes))
 
 
 def labelme_task(path: Path) -> dict[str, Any]:
     """What LabelMe opens: the image's name and size, and no shapes yet."""
     width, height = picture_size(path)
-    plain: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": [], "imagePath": path.name, "imageData": None}
-    return {**plain, "imageHeight": height, "imageWidth": width}
+    plain: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": [], "imageData": None}
+    return {**plain, "imagePath": printable(path.name), "imageHeight": height, "imageWidth": width}
 
 
 def cvat_task(chosen: Sequence[Chosen], classes: Sequence[str]) -> bytes:
