@@ -123,6 +123,7 @@ def test_searched_decoders_are_exported(segue: Segue, dataset: Path, tmp_path: P
 def test_eight_bits_that_cost_too_much_exit_4_and_leave_only_the_good_file(
     segue: Segue, source: Path, dataset: Path
 ) -> None:
+    (source / "export" / ".partial-dead" / "kept").mkdir(parents=True)  # of an export that was killed
     options = ("export", source, "--int8", "--verify", dataset, "--max-drop", -100)  # nothing can gain 100 points
     status, _, errors = segue(*options)
     assert status == 4

@@ -41,14 +41,14 @@ def add_commands(command: Command) -> None:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """``segue export``."""
-    from segue.export.delivery import OWN, deliver, deliver_panoptic, open_check, refuse_deep
+    from segue.export.delivery import deliver, deliver_panoptic, is_own, open_check, refuse_deep
     from segue.models.mask_classifier import MaskClassifier
     from segue.weights import load_any
 
     if not arguments.out and not Path(arguments.model).is_dir() and arguments.model.startswith("hf:"):
         raise UsageError("--out: name a folder for the files of a model from a hub")
     out = Path(arguments.out or Path(arguments.model) / "export")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - OWN):
+    if out.exists() and (not out.is_dir() or any(not is_own(path) for path in out.iterdir())):
         raise UsageError(f"--out {out} holds something else than an export; name another folder")
     if arguments.images < 1:
         raise UsageError(f"--images {arguments.images}: at least one picture is needed to check on")

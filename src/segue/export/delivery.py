@@ -42,6 +42,7 @@ from segue.weights import AnyModel, Model, model_fingerprint
 
 FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"
 OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json"})
+PARTIAL = ".partial-"  # what the folder of an export at work is called
 QUANTISED = ["Conv", "Add", "Concat"]  # the operations that take the time; the rest stays in float32
 CALIBRATION = 32  # pictures at most
 COPIES = 4  # of the weights that may lie on the disk at once, half-made ones among them
@@ -163,11 +164,18 @@ def gated(file: Path, kept: Path, parity: Parity | PanopticParity) -> Delivered:
     return Delivered(file.name, parity, not parity.faults)
 
 
+def is_own(path: Path) -> bool:
+    """Whether something in a folder is of an export there, finished or killed."""
+    return path.name in OWN or path.name.startswith(PARTIAL)
+
+
 @contextlib.contextmanager
 def replacing(out: Path, model: AnyModel) -> Iterator[tuple[Path, Path]]:
     """Folders (to work in, of what is good) whose second takes the place of an earlier export when the block ends."""
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=out))
+    for left in out.glob(f"{PARTIAL}*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
     kept = work / "kept"
     kept.mkdir()
     need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
