@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from segue.data.layouts import address_of, open_listing, split_address
 from segue.data.listing import Listing, Pair
-from segue.data.stored_values import parse_map
 from segue.data.sample import Tones
+from segue.data.stored_values import parse_map
 from segue.errors import DataError
 from segue.records import expecting, record_of, run_data, run_record
 

@@ -187,7 +187,7 @@ def cache(root: Path) -> Path:
     (root / "cache.json").write_text(json.dumps(described))
     for part in ("train", "val"):
         (root / part).mkdir()
-        for name in ("images", "labels", "logits", *(f"features_{i}" for i in range(4))):
+        for name in ("images", "labels", "inside", "logits", *(f"features_{i}" for i in range(4))):
             np.save(root / part / f"{name}.npy", np.arange(24, dtype=np.float16).reshape(2, 3, 4))
     return root / "train" / "features_0.npy"
 

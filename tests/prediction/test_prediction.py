@@ -1,5 +1,6 @@
 """Whole pictures: what is written, what is said, and that it is what was evaluated."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,21 @@ from conftest import draw, untrained, write_model
 from PIL import Image
 
 from segue.data.layouts import open_listing
-from segue.data.listing import Pair
+from segue.data.listing import Pair, toned
 from segue.errors import DataError
 from segue.evaluation import measure, semantic
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.prediction.pictures import How, Outputs, find_images, overlay, predict, predict_image, write_predictions
+from segue.prediction.pictures import (
+    How,
+    Outputs,
+    find_images,
+    is_scene,
+    overlay,
+    predict,
+    predict_image,
+    save_jpeg,
+    write_predictions,
+)
 from segue.prediction.tiling import Grid
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -184,3 +195,42 @@ def test_sources_that_cannot_be_meant_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             find_images([str(source) for source in sources])
+
+
+def test_what_was_predicted_is_no_picture_to_predict(segue: Segue, tmp_path: Path) -> None:
+    run = write_model(tmp_path / "model")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(draw(0, 32)[0]).save(folder / f"{name}.png")
+    for there in (0, 2):
+        status, output, errors = segue("predict", run, folder, "--out", folder / "predicted", "--json")
+        assert status == 0, errors
+        found = json.loads(output)
+        assert (found["found"], found["written"], found["there"]) == (2, 2 - there, there)
+    status, _, errors = segue("predict", run, folder / "predicted" / "overlays", "--out", folder / "predicted")
+    assert (status, "no picture but those in" in errors) == (2, True)
+
+
+def test_an_overlay_of_a_picture_too_wide_for_jpeg_is_smaller(tmp_path: Path) -> None:
+    save_jpeg(np.zeros((16, 66_000, 3), np.uint8), tmp_path / "wide.jpg")
+    with Image.open(tmp_path / "wide.jpg") as image:
+        assert image.width == 65_500
+
+
+def test_large_tiffs_of_other_kinds_are_pictures(model: Segmenter, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colours, how = rng.integers(0, 256, (50, 70, 3), np.uint8), How(grid=Grid(64, 16), largest=1000)
+    Image.fromarray(colours).save(tmp_path / "plain.tif")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "grey.tif")
+    Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(colours).save(tmp_path / "turned.tif", exif=exif)
+    pairs = find_images([str(tmp_path)])
+    assert [pair.name for pair in pairs if is_scene(pair.image, how.largest)] == ["plain"]
+    others = toned([pair for pair in pairs if pair.name != "plain"], (("I;16", 0.0, 65535.0),))
+    account = write_predictions(model, others, tmp_path / "out", how=how)
+    assert (account.written, account.failed) == (3, {})
+    with Image.open(tmp_path / "out" / "labels" / "turned.png") as labels:
+        assert labels.size == (50, 70)  # upright

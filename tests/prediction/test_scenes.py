@@ -250,3 +250,15 @@ def test_settings_that_cannot_be_meant(segue: Segue, source: Path, dataset: Path
         assert (status, errors.count("\n")) == (2, 1), errors
         assert message in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_run_lengths_of_a_scene_larger_than_pillow_opens(
+    segue: Segue, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_geotiff(tmp_path / "a.tif", picture(70, 90))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 6,300 pixels are more than twice that
+    words = ("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out", "--run-lengths")
+    status, _, errors = segue(*words)
+    assert status == 0, errors
+    found = json.loads((tmp_path / "out" / "run_lengths" / "a.json").read_text())
+    assert len(str(found)) > 50

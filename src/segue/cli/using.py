@@ -203,7 +203,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     from segue.weights import load_any
 
     out = Path(arguments.out)
-    pairs = find_images(arguments.images)
+    pairs = find_images(arguments.images, outside=out)
     if arguments.ray:
         connect(arguments.ray)  # before anything is written
     device = pick_device(arguments.device)

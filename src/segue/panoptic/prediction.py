@@ -19,7 +19,7 @@ from segue.disk import whole, write_atomically
 from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import panoptic_map
-from segue.prediction.pictures import Account, overlay, place
+from segue.prediction.pictures import Account, overlay, place, save_jpeg
 
 SEGMENTS = "segue:segments"  # name of the text in a PNG: COCO's segments_info
 
@@ -83,9 +83,7 @@ def _write_picture(model: MaskClassifier, pair: Pair, target: Path, out: Path, o
     """Both files of a picture, the map last."""
     found = next(predict_panoptic(model, [pair]))
     if overlays:
-        tinted = outlined(found.image, found.map, model.spec.colors)
-        with whole(place(out, "overlays", pair.name, ".jpg")) as path:
-            Image.fromarray(tinted).save(path, quality=90)
+        save_jpeg(outlined(found.image, found.map, model.spec.colors), place(out, "overlays", pair.name, ".jpg"))
     with whole(target) as path:
         write_map(found.map, path)
 

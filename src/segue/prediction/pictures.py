@@ -16,7 +16,16 @@ from torch import Tensor
 from segue.data.layouts import open_images, split_address
 from segue.data.listing import Pair
 from segue.data.packed import Packed
-from segue.data.sample import IMAGE_SUFFIXES, UNREADABLE, Array, Color, read_label_map, write_label_map
+from segue.data.sample import (
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Array,
+    Color,
+    kind_of,
+    orientation,
+    read_label_map,
+    write_label_map,
+)
 from segue.data.tones import read_rgb
 from segue.disk import whole, write_atomically
 from segue.errors import DataError
@@ -43,13 +52,18 @@ class Prediction:
     uncertainty: Array
 
 
-def find_images(sources: Sequence[str]) -> tuple[Pair, ...]:
+def find_images(sources: Sequence[str], *, outside: Path | None = None) -> tuple[Pair, ...]:
     """Pictures named by files, folders, splits of data sets (``DIR:split``) and globs, each once, in the order named.
+
+    Args:
+        sources: names of them.
+        outside: a folder whose pictures are left out: what comes of the others is written there.
 
     Raises:
         DataError: a source is missing, is no picture, or holds none; or two pictures have one name.
     """
     found: dict[str, Path] = {}
+    written = outside.resolve() if outside else None
     for source in sources:
         path, split = split_address(source)
         pictures: Sequence[tuple[str, Path]]
@@ -62,9 +76,13 @@ def find_images(sources: Sequence[str]) -> tuple[Pair, ...]:
             if not pictures:
                 raise DataError(f"{source}: no such file, folder or match")
         for name, image in pictures:
+            if written and not isinstance(image, Packed) and image.resolve().is_relative_to(written):
+                continue
             if name in found and found[name].resolve() != image.resolve():
                 raise DataError(f"{found[name]} and {image} would both be written as {name}.png; predict them apart")
             found[name] = image
+    if not found:
+        raise DataError(f"{', '.join(sources)}: no picture but those in {outside}, where predictions go")
     return tuple(Pair(name, image) for name, image in found.items())
 
 
@@ -94,6 +112,7 @@ class How:
 
 
 WHOLE = How()
+JPEG_SIDE = 65_500  # most pixels of a side in a JPEG file
 
 
 @torch.inference_mode()
@@ -162,6 +181,14 @@ def overlay(image: Array, classes: Array, colors: Sequence[Color], *, opacity: f
     return mixed.round().astype(np.uint8)
 
 
+def save_jpeg(picture: Array, path: Path) -> None:
+    """Writes uint8 (H, W, 3), made smaller where JPEG has no room for its sides."""
+    image = Image.fromarray(picture)
+    image.thumbnail((JPEG_SIDE, JPEG_SIDE))
+    with whole(path) as file:
+        image.save(file, quality=90)
+
+
 def gray(values: Array) -> Image.Image:
     """Values in [0, 1] as an 8-bit picture."""
     return Image.fromarray((values * 255).round().astype(np.uint8))
@@ -201,11 +228,15 @@ class Account:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+PLAIN_KINDS = ("RGB", "RGBX", "RGBA")  # whose first three bands are the picture
 GEOREFERENCE = 34735  # the TIFF tag that says where on Earth a picture lies
 
 
 def is_scene(path: Path, largest: int) -> bool:
-    """A TIFF that has a georeference, that Pillow does not read, or that is too large for one pass."""
+    """A TIFF that has a georeference, that Pillow does not read, or one of 8-bit colours too large for one pass.
+
+    Those of other kinds, and those that are not upright, are turned into pictures as all other files are.
+    """
     if path.suffix.lower() not in (".tif", ".tiff") or isinstance(path, Packed):
         return False
     try:
@@ -213,7 +244,9 @@ def is_scene(path: Path, largest: int) -> bool:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a header no more is read
             header = Image.open(path, formats=("TIFF",))
         with header:
-            return header.width * header.height > largest or GEOREFERENCE in header.tag_v2  # type: ignore[attr-defined]
+            is_plain = kind_of(header) in PLAIN_KINDS and orientation(header) == 1
+            is_large = header.width * header.height > largest
+            return (is_large and is_plain) or GEOREFERENCE in header.tag_v2  # type: ignore[attr-defined]
     except UNREADABLE:
         return path.is_file() and path.stat().st_size > 0
 
@@ -253,9 +286,7 @@ def _write_picture(model: Model, pair: Pair, target: Path, out: Path, outputs: O
     """All files of a picture, the class map last."""
     found = next(predict(model, [pair], how))
     if outputs.overlays:
-        tinted = overlay(found.image, found.classes, model.spec.colors)
-        with whole(place(out, "overlays", found.name, ".jpg")) as path:
-            Image.fromarray(tinted).save(path, quality=90)
+        save_jpeg(overlay(found.image, found.classes, model.spec.colors), place(out, "overlays", found.name, ".jpg"))
     if outputs.maps:
         for kind, values in (("probability", found.probability), ("uncertainty", found.uncertainty)):
             with whole(place(out, kind, found.name, ".png")) as path:
@@ -288,10 +319,11 @@ def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Out
 
 def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Outputs, classes: Array | None) -> None:
     """Run lengths and polygons of a label map; of a scene it is read from its file."""
+    from segue.prediction.scenes import read_labels
     from segue.prediction.shapes import write_polygons, write_run_lengths
 
     if outputs.run_lengths:
-        ids = read_label_map(labels) if classes is None else classes
+        ids = read_labels(labels) if classes is None else classes
         write_run_lengths(place(out, "run_lengths", name, ".json"), ids, model.spec.classes)
     if outputs.polygons:
         write_polygons(place(out, "polygons", name, ".geojson"), labels, model.spec.classes)

@@ -106,6 +106,14 @@ def write_scene(
             left.unlink(missing_ok=True)
 
 
+def read_labels(path: Path) -> Array:
+    """The class map that `write_scene` wrote: uint8 (H, W), whole, of any size."""
+    rasterio = require("rasterio", "tiles")
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path, driver=DRIVER) as raster:
+        labels: Array = raster.read(1)
+    return labels
+
+
 def _refuse_other(file: Path, written: Sequence[tuple[Any, int]]) -> None:
     """Reads a raster back: GDAL closes a file that it could not write to its end without a word.
 
