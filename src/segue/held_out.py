@@ -2,14 +2,55 @@
 never in silence those that it learnt from."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from segue.data.layouts import address_of, open_listing, split_address
 from segue.data.listing import Listing, Pair
 from segue.data.sample import Tones
 from segue.data.stored_values import parse_map
 from segue.errors import DataError
-from segue.records import expecting, record_of, run_data, run_record
+from segue.records import expecting, record_of, run_record
+
+
+class _Own(NamedTuple):
+    """How a run read the set that it validated on.
+
+    Args:
+        root: its folder; None of a run that validated on nothing, and of a model that is no run's.
+        layout: how it lies on disk.
+        mapping: stored mask values that were mapped.
+        by_region: whether connected regions were objects.
+        part: the split that the images are of.
+        names: of these images.
+    """
+
+    root: Path | None = None
+    layout: str = "auto"
+    mapping: str = ""
+    by_region: bool = False
+    part: str = ""
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, source: str) -> "_Own":
+        """That of the run that a model comes from.
+
+        Raises:
+            DataError: the record of the run is damaged.
+        """
+        record = run_record(source)
+        with expecting(record_of(source) or Path(source), "the record of a run"):
+            at = record["data"].get("validation_at", {}) if record else {}
+            if not at or not at["data"]:
+                return cls()
+            by_region = bool(record["identity"]["config"].get("by_region", False))
+            names = frozenset(map(str, record["data"].get("validation_names", ())))
+            root = split_address(address_of(at))[0]
+            return cls(root, str(at["layout"]), str(at["map"]), by_region, str(at["split"]), names)
+
+    def is_at(self, root: Path) -> bool:
+        """Whether it is the set in ``root``."""
+        return self.root is not None and self.root.resolve() == root.resolve()
 
 
 class Opened(NamedTuple):
@@ -44,25 +85,19 @@ def open_to_measure(
     Raises:
         DataError: the model is no run's and no set is named, or the set cannot be opened.
     """
-    record = run_record(source)
-    with expecting(record_of(source) or Path(source), "the record of a run"):
-        at = record["data"].get("validation_at", {}) if record else {}
-        own = address_of(at)
-        its_map, its_layout = str(at.get("map", "")), str(at.get("layout", "auto"))
-        by_region = bool(record["identity"]["config"].get("by_region", False)) if record else False
-    if not address and not record:
-        raise DataError(f"{source} does not say what it was trained on; name the data set: --data FOLDER")
-    if not address and not own:
-        raise DataError(f"{source} was trained without a set to validate on; name one: --data FOLDER")
-    root, part = split_address(address) if address else (split_address(own)[0], None)
+    own = _Own.of(source)
+    if not address and own.root is None:
+        why = "was trained without a set to validate on" if record_of(source) else "does not say what it was trained on"
+        raise DataError(f"{source} {why}; name the data set: --data FOLDER")
+    root, part = split_address(address or str(own.root))
     if part and split and part != split:
         raise DataError(f"{address} names the split {part!r}, and {split!r} was asked for; name one of them")
-    is_own = bool(own) and split_address(own)[0].resolve() == root.resolve()
+    is_own = own.is_at(root)
     if is_own:
-        layout, mapping = its_layout if layout == "auto" else layout, mapping or its_map
+        layout, mapping = own.layout if layout == "auto" else layout, mapping or own.mapping
     listing = open_listing(str(root), layout)
     listing = listing.extended(parse_map(mapping, listing)).toned(tones)
-    return Opened(listing, *part_for(listing, source, split or part or ""), by_region and is_own)
+    return Opened(listing, *part_for(listing, source, split or part or ""), is_own and own.by_region)
 
 
 def masked(listing: Listing, part: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
@@ -89,24 +124,21 @@ def part_for(listing: Listing, source: str, split: str = "") -> tuple[str, tuple
     Raises:
         DataError: no such split, or none that the model did not learn from.
     """
-    data = run_data(source)
-    own = address_of(data.get("validation_at", {}))
-    is_own = bool(own) and split_address(own)[0].resolve() == listing.root.resolve()
-    if is_own and (not split or (split == "val" and "val" not in listing.splits)):
-        return _held_out(listing, source, data)
+    own = _Own.of(source)
+    if own.is_at(listing.root) and (not split or (split == "val" and "val" not in listing.splits)):
+        return _held_out(listing, source, own)
     if not split and "val" not in listing.splits and len(listing.splits) > 1:
         raise DataError(f"{listing.root} has no split 'val' but {', '.join(listing.splits)}; name one of them")
     name = split or ("val" if "val" in listing.splits else next(iter(listing.splits)))
     return name, listing.split(name)
 
 
-def _held_out(listing: Listing, source: str, data: dict[str, Any]) -> tuple[str, tuple[Pair, ...]]:
+def _held_out(listing: Listing, source: str, own: _Own) -> tuple[str, tuple[Pair, ...]]:
     """The images that a run validated on."""
-    part, names = str(data["validation_at"]["split"]), set(data.get("validation_names", ()))
-    if not names:
+    if not own.names:
         raise DataError(f"{source} held back no image of {listing.root}; name a split that it did not learn from")
-    whole = listing.split(part)
-    pairs = tuple(pair for pair in whole if pair.name in names)
+    whole = listing.split(own.part)
+    pairs = tuple(pair for pair in whole if pair.name in own.names)
     if not pairs:
         raise DataError(f"{listing.root} no longer has the images that {source} held back; name a split")
-    return (part if len(pairs) == len(whole) else f"what it held back of {part}"), pairs
+    return (own.part if len(pairs) == len(whole) else f"what it held back of {own.part}"), pairs
