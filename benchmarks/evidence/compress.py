@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-from shared import segue, shrunk, spread
+from shared import difference, segue, shrunk, spread
 
 from segue.batches import mix
 from segue.disk import write_atomically
@@ -130,7 +130,7 @@ class Experiment:
                 continue
             runs = [self.out / f"{arm}_{seed}" for seed in there]
             gains = [miou(run) - plain[seed] for run, seed in zip(runs, there, strict=True) if seed in plain]
-            cells = [arm, spread([miou(run) for run in runs]), f"{mean(gains):+.1f}" if gains else ""]
+            cells = [arm, spread([miou(run) for run in runs]), difference(gains)]
             cells += [spread([milliseconds(run) for run in runs]), *tried([candidates(run) for run in runs])]
             lines.append("| " + " | ".join(cells) + " |")
         teacher = self.out / "teacher"

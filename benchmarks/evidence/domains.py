@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from shared import shrunk, spread
+from shared import difference, shrunk, spread
 
 from segue.adaptation import decide, looks
 from segue.config import Domains, build, flat
@@ -154,22 +154,23 @@ def scores(folder: Path) -> dict[str, float | None]:
     return json.loads(path.read_text())["scores"] if path.is_file() else {}
 
 
-def table(out: Path, names: list[str], arms: list[str], seeds: list[int], config: Domains) -> str:
-    """mIoU of each arm on each pair, its mean paired difference to ``source_only``, and what the gate would decide."""
+def table(out: Path, names: list[str], arms: list[str], seeds: list[int], config: Domains, against: str) -> str:
+    """mIoU of each arm on each pair, its mean paired difference to ``against`` with the standard error, and how often
+    the limits of `segue adapt` would refuse it, were that the model it is held against."""
     lines = [
-        "| pair | arm | mIoU, test | minus source_only | of which better | not for release |",
+        f"| pair | arm | mIoU, test | minus {against} | of which better | not for release |",
         "|---|---|---|---|---|---|",
     ]
     for name in names:
         for arm in [arm for arm in arms if name != "unrelated" or arm in REFUSED]:
-            found = [(scores(out / name / f"source_only_{s}"), scores(out / name / f"{arm}_{s}")) for s in seeds]
+            found = [(scores(out / name / f"{against}_{s}"), scores(out / name / f"{arm}_{s}")) for s in seeds]
             done = [(a, b) for a, b in found if b.get("miou") is not None]
             paired = [100 * (b["miou"] - a["miou"]) for a, b in done if a.get("miou") is not None]  # type: ignore[operator]
             decisions = [
                 decide(a, b, limit=config.limit, class_limit=config.class_limit)["release"] for a, b in done if a
             ]
             cells = [name, arm, spread([100 * float(b["miou"] or 0) for _, b in done])]
-            cells += [f"{mean(paired):+.1f}" if paired else "", f"{sum(p > 0 for p in paired)} of {len(paired)}"]
+            cells += [difference(paired), f"{sum(p > 0 for p in paired)} of {len(paired)}"]
             cells += [f"{decisions.count(False)} of {len(decisions)}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -218,6 +219,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="+", default=["scenes", "camvid", "dsb", "unrelated"])
     parser.add_argument("--arms", nargs="+", default=list(FIRST), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--against", default="source_only", choices=list(ARMS), help="what the table compares with")
     parser.add_argument("--held-out", action="store_true", help="measure on a part of the target's training split")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--crop", type=int, default=96)
@@ -259,7 +261,7 @@ def main() -> None:
     related = [name for name in known if name != "unrelated"]
     report = "\n\n".join(
         (
-            table(options.out, list(known), options.arms, options.seeds, Domains()),
+            table(options.out, list(known), options.arms, options.seeds, Domains(), options.against),
             rules(options.out, related, gates, options.seeds),
             trust(options.out, related, gates, options.seeds),
         )

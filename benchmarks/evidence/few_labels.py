@@ -15,9 +15,8 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
 
-from shared import segue, shrunk, spread
+from shared import difference, segue, shrunk, spread
 
 ARMS = ("plain", "contrast", "pseudo")
 LITTLE = {"crop": 96, "batch": 8, "scale": "[0.5,2.0]"}
@@ -75,7 +74,7 @@ def table(out: Path, cells: list[tuple[str, str, int]], seeds: list[int]) -> str
         row += [spread([v for v in found[arm] if v is not None]) for arm in ARMS]
         for arm in ARMS[1:]:
             pairs = [(a, b) for a, b in zip(found[arm], found["plain"], strict=True) if a is not None and b is not None]
-            row.append(f"{mean(a - b for a, b in pairs):+.1f}" if pairs else "")
+            row.append(difference([a - b for a, b in pairs]))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

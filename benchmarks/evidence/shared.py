@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -51,3 +51,10 @@ def spread(values: Iterable[float]) -> str:
     if not there:
         return ""
     return f"{mean(there):.1f} ± {stdev(there) if len(there) > 1 else 0:.1f} ({len(there)})"
+
+
+def difference(values: Sequence[float]) -> str:
+    """Mean of paired differences ± its standard error; empty of nothing."""
+    if not values:
+        return ""
+    return f"{mean(values):+.1f} ± {stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0:.1f}"
