@@ -4,8 +4,8 @@
 
 One teacher serves all arms: DeepLabV3+ on EfficientNet-Lite0, from ImageNet weights. ``plain`` is DeepLabV3+ on
 MobileNetV2; half of what it takes for 512 x 512 pixels, in ONNX Runtime on one thread here, is the target of every
-search. Times are the least of `RUNS`, as in the search's table of parts: other work only adds to them. An arm searches for so many seconds of computing and trains what it found with the steps, crops and seeds of
-``plain``:
+search. Times are the least of `RUNS`, as in the search's table of parts: other work only adds to them. An arm searches
+for so many seconds of computing and trains what it found with the steps, crops and seeds of ``plain``:
 
 - ``default``: logits are distilled, Metropolis's gate;
 - ``none``, ``kl``, ``bounded``: the other forms of distillation;
