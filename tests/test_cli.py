@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import CLASSES, options, torchrun, write_model, write_set
 from PIL import Image
 
@@ -271,3 +273,37 @@ def test_two_processes_train_through_the_command_line(dataset: Path, tmp_path: P
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert len({(line["stage"], line["step"]) for line in log}) == len(log)
     assert (out / "baseline" / "model" / "model.yaml").is_file()
+
+
+def test_the_same_run_goes_on_however_its_folder_is_spelt(
+    segue: Segue, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dataset.parent)
+    for spelt in (dataset.name, f"{dataset.name}/", f"./{dataset.name}", dataset):
+        status, _, errors = train(segue, spelt, tmp_path / "run", "--method", "supervised", steps=1)
+        assert status == 0, errors
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    status, _, errors = train(segue, other, tmp_path / "run", "--method", "supervised", steps=1)
+    assert (status, "holds another run (data:" in errors) == (2, True)
+
+
+def test_what_a_method_would_ignore_is_refused(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    for words, told in (
+        (("--method", "supervised", "--unlabeled", "rest"), "--unlabeled: supervised makes no use of it"),
+        (("--task", "panoptic", "--unlabeled", "rest"), "--unlabeled: mask_classification makes no use of it"),
+        (("--method", "supervised", "--compare"), "--compare: supervised is itself the plain training"),
+    ):
+        status, _, errors = segue("train", dataset, "--out", tmp_path / "run", *words)
+        assert (status, errors.count("\n"), told in errors) == (2, 1, True), errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_needs_no_other_option(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(segue, dataset, first, "--method", "supervised", steps=1)[0] == 0
+    words = ("train", "--config", first / "config.yaml", dataset, "--method", "supervised", "--out", second)
+    status, _, errors = segue(*words, "--device", "cpu", "--steps", 2)
+    assert status == 0, errors
+    found = [yaml.safe_load((run / "config.yaml").read_text()) for run in (first, second)]
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"steps"}

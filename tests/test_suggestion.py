@@ -135,7 +135,11 @@ def test_the_zip_opens_in_labelling_tools(segue: Cli, dataset: Path, encoder_run
         task = json.loads((unpacked / "images" / f"{name}.json").read_text())
         assert task["imagePath"] == f"{name}.png"
         assert (task["imageWidth"], task["imageHeight"], task["shapes"]) == (48, 48, [])
-    root = ElementTree.parse(unpacked / "annotations.xml").getroot()
+        square = {"label": "disc", "points": [[4, 4], [30, 4], [30, 30], [4, 30]], "shape_type": "polygon"}
+        (unpacked / "images" / f"{name}.json").write_text(json.dumps({**task, "shapes": [square]}))
+    assert open_listing(str(unpacked)).layout == "labelme"  # labelled there, it is a set to train on
+    assert sum(pair.mask is not None for pair in open_listing(str(unpacked)).split("train")) == 3
+    root = ElementTree.parse(unpacked / "cvat" / "annotations.xml").getroot()
     assert [image.get("name") for image in root.iter("image")] == [f"{name}.png" for name in names]
 
 
@@ -156,7 +160,7 @@ def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     assert told["chosen"][0]["uncertainty"] > 0
     with zipfile.ZipFile(out / "images.zip") as archive:
         assert archive.read("labels.txt").decode().split() == ["__ignore__", "_background_", *CLASSES]
-        root = ElementTree.fromstring(archive.read("annotations.xml"))
+        root = ElementTree.fromstring(archive.read("cvat/annotations.xml"))
     assert [label.text for label in root.iterfind(".//label/name")] == list(CLASSES)
     # The list is what training takes.
     again = options(labels=out / "chosen.txt", val="none", steps=1)

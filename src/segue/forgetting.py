@@ -166,8 +166,8 @@ def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]
         return {**told, "reason": reason}
     name = NAMES[metric]
     if before == 0:
-        reason = f"The model found nothing of the old classes before ({name} 0), so what it forgets cannot be measured."
-        return {**told, "reason": reason}
+        reason = f"the model found nothing of the old classes before ({name} 0), so what it forgets cannot be measured."
+        return {**told, "release": False, "reason": f"not for release: {reason}"}
     told["forgotten"] = 100 * (before - after)
     told["release"] = told["forgotten"] <= max_forget
     numbers = f"{name} of the old classes {100 * before:.1f} before, {100 * after:.1f} after"

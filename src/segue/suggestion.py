@@ -231,7 +231,8 @@ def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     """Writes everything somebody who labels needs into ``out``; the files' names.
 
     ``chosen.txt`` (names, as ``segue train --labels`` takes them), ``suggestion.json`` and ``.csv`` (with reasons),
-    ``contact.jpg``, and ``images.zip``: the images, a LabelMe file beside each, and ``annotations.xml``, CVAT's task.
+    ``contact.jpg``, and ``images.zip``: the images, a LabelMe file beside each, and CVAT's task ``annotations.xml``, in
+    ``cvat/``: beside ``images/`` it would make a set of CVAT's of them.
     """
     out.mkdir(parents=True, exist_ok=True)
     chosen = suggestion.chosen
@@ -260,7 +261,7 @@ def write_archive(suggestion: Suggestion, path: Path) -> None:
         archive.writestr(
             "labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *suggestion.classes))
         )
-        archive.writestr("annotations.xml", cvat_task(suggestion.chosen, suggestion.classes))
+        archive.writestr("cvat/annotations.xml", cvat_task(suggestion.chosen, suggestion.classes))
 
 
 def labelme_task(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from segue.search.report import conclude_compression
 from segue.weights import describe
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
+PLAIN = {"supervised": ("unlabeled", "ledger"), PANOPTIC: ("unlabeled", "ledger", "copy_paste")}  # what they ignore
 PRETRAINING = "ranking_distillation"
 EXTENDS = {"incremental_panoptic": "panoptic", "incremental_semantic": "semantic"}  # what kind of model each needs
 
@@ -93,10 +94,9 @@ def train(
 
 def run_training(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `train` does, from a built config."""
-    if compare and method == PANOPTIC:
-        raise UsageError(f"--compare: {method} is itself the plain training of panoptic models; leave the option out")
-    if method == PANOPTIC:
-        refuse_copy_paste(config)
+    if compare and method in PLAIN:
+        raise UsageError(f"--compare: {method} is itself the plain training; leave the option out")
+    refuse_ignored(method, config, *PLAIN.get(method, ()))
 
     @cache
     def open_data() -> TrainingData:
@@ -107,7 +107,7 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
 
     def arms(data: TrainingData) -> list[Arm[TrainingData]]:
         own = Arm(method, config, data, on_validation(data))
-        if not compare or method == "supervised":
+        if not compare:
             return [own]
         return [own, Arm("supervised", control(config), data, on_validation(data), BASELINE)]
 
@@ -165,14 +165,15 @@ def run_pretraining(config: Any, out: Path, around: Surroundings) -> Path:
     )  # fmt: skip
 
 
-def refuse_copy_paste(config: Any) -> None:
-    """Refuses what panoptic training and extensions would ignore.
+def refuse_ignored(who: str, config: Any, *names: str) -> None:
+    """Refuses fields of the data that a method would ignore.
 
     Raises:
-        UsageError: it was asked for.
+        UsageError: one of them was given.
     """
-    if config.data.copy_paste:
-        raise UsageError("--copy-paste: segue extend and panoptic training do not take it; leave the option out")
+    for name in names:
+        if getattr(config.data, name):
+            raise UsageError(f"--{name.replace('_', '-')}: {who} makes no use of it; leave the option out")
 
 
 def on_validation(data: TrainingData) -> Callable[[Any], Measured | None]:
@@ -231,7 +232,7 @@ def extend(
 
 def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> Path:
     """What `extend` does, from a built config."""
-    refuse_copy_paste(config)
+    refuse_ignored(method, config, "copy_paste")
 
     if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
         raise UsageError("--unlabeled: images of old scenes need --pseudo true and a --replay-share between 0 and 1")
@@ -300,6 +301,7 @@ def compress(
 def run_compression(method: str, config: Any, out: Path, around: Surroundings, *, compare: bool) -> Path:
     """What `compress` does, from a built config."""
     refuse_several("compress", "start it without torchrun, with --parallel or --ray for several")
+    refuse_ignored(method, config, "unlabeled", "ledger")
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
 
     def arms(data: Compression) -> list[Arm[Any]]:

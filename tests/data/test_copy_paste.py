@@ -227,5 +227,5 @@ def test_panoptic_training_refuses_it(segue: Callable[..., tuple[int, str, str]]
         "train", root, "--out", tmp_path / "run", "--task", "panoptic", "--copy-paste", "auto"
     )  # fmt: skip
     assert status == 2
-    assert "--copy-paste: segue extend and panoptic training do not take it" in errors
+    assert "--copy-paste: mask_classification makes no use of it" in errors
     assert not (tmp_path / "run").exists()

@@ -54,7 +54,7 @@ def test_from_a_run_to_class_maps_without_segue(segue: Segue, source: Path, data
         "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0]);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'segue', 'onnx')))"
     )
-    subprocess.run([sys.executable, "-c", watched, out / "infer.py", new], check=True)
+    subprocess.run([sys.executable, "-c", watched, out / "infer.py", new], check=True, cwd=tmp_path)
     expected = segue_says(source, new)
     with Image.open(tmp_path / "new.classes.png") as image:
         assert (np.asarray(image) == expected).mean() > 0.999
@@ -76,8 +76,8 @@ def test_a_model_of_deep_pictures_is_verified_and_used_on_deep_pictures(segue: S
     Image.fromarray((600 + 9 * gray).astype(np.uint16)).save(deep)
     status, _, errors = segue("export", source, "--verify", tmp_path / "photos", "--out", tmp_path / "out")
     assert status == 0, errors
-    subprocess.run([sys.executable, tmp_path / "out" / "infer.py", deep], check=True)
-    with Image.open(deep.with_suffix(".classes.png")) as image:
+    subprocess.run([sys.executable, tmp_path / "out" / "infer.py", deep], check=True, cwd=tmp_path)
+    with Image.open(tmp_path / f"{deep.stem}.classes.png") as image:
         assert (np.asarray(image) == segue_says(source, deep)).mean() > 0.99
     Image.fromarray(gray.astype(np.float32)).save(tmp_path / "float.tiff")
     ended = subprocess.run(

@@ -54,7 +54,7 @@ def test_from_a_panoptic_run_to_segments_without_segue(segue: Segue, source: Pat
     assert max(counts) > 1
 
     picture = turned(draw(3)[0][:41, :33], tmp_path / "new.png")
-    subprocess.run([sys.executable, out / "infer.py", picture], check=True)
+    subprocess.run([sys.executable, out / "infer.py", picture], check=True, cwd=tmp_path)
     expected = reference(read_image(picture))
     segments = json.loads((tmp_path / "new.panoptic.json").read_text())
     assert [entry["class"] for entry in segments] == [SHAPES[label] for label in expected.labels]

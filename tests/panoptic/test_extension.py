@@ -292,5 +292,5 @@ def test_the_gate_counts_points() -> None:
     assert decide({"pq_old_before": 0.4, "pq_old": 0.6}, 0.0)["release"] is True
     assert decide({"pq_new": 0.5}, 1.0)["release"] is None
     nothing = decide({"pq_old_before": 0.0, "pq_old": 0.0}, 1.0)
-    assert nothing["release"] is None
+    assert nothing["release"] is False  # asked to measure, and could not
     assert "found nothing of the old classes before" in nothing["reason"]

@@ -124,7 +124,7 @@ def test_objects_of_cityscapes_by_hand(tmp_path: Path, kind: str) -> None:
 
 WRONG: list[tuple[list[object], str]] = [
     (["--method", "supervised"], "--task panoptic: supervised trains semantic models; leave --method or --task out"),
-    (["--compare"], "mask_classification is itself the plain training of panoptic models; leave the option out"),
+    (["--compare"], "mask_classification is itself the plain training; leave the option out"),
     (["--size", "huge"], "size"),
     (["--encoder", "resnet19"], "timm has no encoder 'resnet19'"),
 ]

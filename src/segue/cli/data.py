@@ -107,12 +107,13 @@ def check_command(arguments: argparse.Namespace) -> int:
         from segue.data.check.domains import model_faults
         from segue.weights import describe
 
-        classes = describe(arguments.model)["spec"].get("classes")
+        described = describe(arguments.model)
+        classes = described["spec"].get("classes")
         if classes is None:
             raise UsageError(f"segue check: --model {arguments.model} is an encoder, which knows no classes")
-        further += [
-            f for one in audits if one.listing.classes for f in model_faults(one.listing, arguments.model, classes)
-        ]
+        for one in audits:
+            if one.listing.classes:
+                further += model_faults(one.listing, arguments.model, classes, described["kind"])
     if arguments.json:
         print(as_json(audits, further))  # noqa: T201
     else:

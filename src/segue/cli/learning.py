@@ -104,7 +104,8 @@ def _add_extend(command: Command) -> None:
 
 def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
     """Options that set a method's fields: the command's own, then what was given; ``--help`` lists the fields."""
-    return ["--help"] if arguments.fields else [*own, *arguments.rest]
+    file = [f"--config={arguments.config}"] if arguments.config else []
+    return ["--help"] if arguments.fields else [*file, *own, *arguments.rest]
 
 
 def train_command(arguments: argparse.Namespace) -> int:

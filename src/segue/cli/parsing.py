@@ -38,9 +38,11 @@ class _ListFields(argparse.Action):
 
 
 def add_fields(command: Parser) -> None:
-    """The option of commands whose further options are the fields of a method."""
+    """Options of commands whose further options are the fields of a method."""
     told = "list the fields of the method and stop"
     command.add_argument("--fields", action=_ListFields, nargs=0, default=False, help=told)
+    told = "take fields from this file, as RUN/config.yaml of a run by the same method; options beside it win"
+    command.add_argument("--config", default="", metavar="FILE", help=told)
 
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], Parser]

@@ -59,8 +59,16 @@ class Annotation:
         """Looks, before any training, whether objects are told apart; pairs that have a file for that are not opened.
 
         Raises:
-            DataError: as of `read`.
+            DataError: as of `read`, or objects are numbered and no class has any.
         """
+        numbered = next((path for pair in pairs if (path := self.listing.instance_path(pair))), None)
+        if numbered and not self.listing.things:
+            last = len(self.listing.classes) - 1
+            example = f'"things": [{last}] for {self.listing.classes[last]}'
+            raise DataError(
+                f"{numbered.parent} numbers objects, and no class is said to have any: a panoptic model would learn no "
+                f"object; give the ids of classes that can be counted in dataset.json, as {example}"
+            )
         for pair in pairs:
             if pair.segments is None and self.listing.things and self.listing.instance_path(pair) is None:
                 self.read(pair)

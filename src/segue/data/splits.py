@@ -62,7 +62,8 @@ def choose(
         wanted = set(lines_of(path))
         missing = wanted - {pair.name for pair in (*pairs, *held)}
         if missing:
-            raise DataError(f"{what} {text} names {sorted(missing)[0]!r} ({len(missing)} such), which the split lacks")
+            first, count = sorted(missing)[0], len(missing)
+            raise DataError(f"{what} {text} names {first!r} ({count} such), which is none of the images to train on")
     else:
         order = sorted(pair.name for pair in pairs)
         random.Random(f"labels {seed}").shuffle(order)

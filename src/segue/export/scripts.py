@@ -1,7 +1,7 @@
 """``infer.py``, which stands beside an exported file and needs NumPy, Pillow and ONNX Runtime alone."""
 
 _OPEN = '''
-import json, sys
+import json, os, sys
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
@@ -27,29 +27,32 @@ def pixels(path):
 '''
 
 CLASSES = (
-    '"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png beside each."""'
+    '"""Class maps of pictures: python infer.py picture.jpg ... writes picture.classes.png where it is run."""'
     + _OPEN
     + """
 colors = json.loads(said["colors"])
 for path in sys.argv[1:]:
     result = Image.fromarray(session.run(None, {"image": pixels(path)[None]})[0][0])
     result.putpalette([value for color in colors for value in color])
-    result.save(path.rsplit(".", 1)[0] + ".classes.png")
+    target = os.path.splitext(os.path.basename(path))[0] + ".classes.png"  # not beside it: that may be a data set
+    result.save(target)
+    print(path + ": " + target)
 """
 )
 
 SEGMENTS = (
-    '"""Segments: python infer.py picture.jpg ... writes picture.panoptic.png and .json beside each."""'
+    '"""Segments: python infer.py picture.jpg ... writes picture.panoptic.png and .json where it is run."""'
     + _OPEN
     + """
 names = json.loads(said["classes"])
 for path in sys.argv[1:]:
-    stem = path.rsplit(".", 1)[0]
+    stem = os.path.splitext(os.path.basename(path))[0]  # not beside it: that may be a data set
     (ids,), labels, scores = session.run(None, {"image": pixels(path)[None]})
     colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # as COCO does
     Image.fromarray(colors).save(stem + ".panoptic.png")
     found = [{"id": i + 1, "class": names[k], "score": float(p)} for i, (k, p) in enumerate(zip(labels, scores))]
     json.dump(found, open(stem + ".panoptic.json", "w"))
+    print(path + ": " + stem + ".panoptic.png")
 """
 )
 

@@ -50,11 +50,19 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> None:
         is_sound = False
     if not is_sound:
         raise UsageError(f"{record} is damaged; name another folder for --out") from None
-    if known != identity:
-        differs = sorted(
-            f"{key}: {before!r} there, {now!r} here" for key, before, now in _pairs(known, identity) if before != now
-        )
+    pairs = [(key, before, now) for key, before, now in _pairs(known, identity) if not _same(before, now)]
+    differs = sorted(f"{key}: {before!r} there, {now!r} here" for key, before, now in pairs)
+    if differs:
         raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")
+
+
+def _same(before: object, now: object) -> bool:
+    """Whether two values mean the same; of paths the spelling does not matter: ``photos``, ``./photos/``."""
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        return len(before) == len(now) and all(map(_same, before, now))
+    if isinstance(before, str) and isinstance(now, str) and "/" in before + now and before and now:
+        return Path(before).absolute().resolve() == Path(now).absolute().resolve()
+    return before == now
 
 
 def _pairs(known: dict[str, Any], identity: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -211,7 +211,8 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
         hint = f"{len(renamed)} look renamed. {mend}. " if renamed else ""
         found.append(
             Finding("E106", f"{len(bare)} of {len(pairs)} images have no mask", tuple(bare), "They would be left out.",
-                    f"{hint}Label them, or say so: --allow-missing")
+                    f"{hint}Label them, or say so: --allow-missing leaves them out, with --unlabeled rest "
+                    "they are learnt from without labels")
         )  # fmt: skip
     if listing.stray and not allow_missing:
         found.append(

@@ -99,8 +99,11 @@ def domain_faults(source: Listing, target: Listing, source_facts: Facts, target_
     return found
 
 
-def model_faults(listing: Listing, model: Path | str, classes: Sequence[str]) -> list[Finding]:
-    """E132: a set whose classes are not a model's, by name and order."""
+EXTENDED = {"segmenter": " --task semantic", "mask_classifier": ""}  # how segue extend is told of each kind of model
+
+
+def model_faults(listing: Listing, model: Path | str, classes: Sequence[str], kind: str) -> list[Finding]:
+    """E132: a set whose classes are not those of a model of some kind, by name and order."""
     if tuple(classes) == listing.classes:
         return []
     where = (f"{listing.root} and {model}",)
@@ -116,8 +119,9 @@ def model_faults(listing: Listing, model: Path | str, classes: Sequence[str]) ->
     missing = [name for name in listing.classes if name not in classes]
     extra = [name for name in classes if name not in listing.classes]
     mend = "Name the classes as the model does, in its order, or train a model for this set."
-    if missing:
-        mend = f"{mend} To teach it {', '.join(missing)}: segue extend {model} --new {listing.root} --out RUN"
+    if missing and kind in EXTENDED:
+        words = f"segue extend {model} --new {listing.root} --out RUN{EXTENDED[kind]}"
+        mend = f"{mend} To teach it {', '.join(missing)}: {words}"
     what = f"only the set has {', '.join(missing) or 'none'}; only the model has {', '.join(extra) or 'none'}"
     return [
         Finding("E132", f"the set's classes are not the model's: {what}", where, "Ids would mean different things.",
