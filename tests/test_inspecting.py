@@ -85,6 +85,7 @@ def test_a_table_a_picture_and_a_model_that_fails(segue: Segue, tmp_path: Path) 
     found = json.loads(output)
     assert len(found["rows"]) == 2 * 2
     assert {row["runtime"] for row in found["rows"]} == {"torch eager", "ONNX Runtime"}
+    assert {(row["width"], row["height"]) for row in found["rows"]} == {(32, 32), (48, 64)}  # as written
     assert all(0 < row["p50_ms"] <= row["p95_ms"] for row in found["rows"])
     assert "cores" in found["machine"]
     assert found["accuracy"] == {str(tmp_path / "run"): 0.5}

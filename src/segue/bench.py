@@ -186,14 +186,14 @@ def write_picture(path: Path, rows: Sequence[dict[str, Any]], accuracy: dict[str
     if accuracy:
         for row, marker in zip([r for r in shown if r["model"] in accuracy], "osD^vPX*<>" * len(shown), strict=False):
             label = (
-                f"{Path(row['model']).name}, {row['runtime']}, {row['threads']} thr., {row['height']}x{row['width']}"
+                f"{Path(row['model']).name}, {row['runtime']}, {row['threads']} thr., {row['width']}x{row['height']}"
             )
             axes.plot(row["p50_ms"], 100 * accuracy[row["model"]], marker, color="#0072b2", label=label)
         axes.set(xlabel="p50 latency, ms", ylabel="mIoU, %", xlim=(0, None))
         axes.legend(fontsize=7, loc="best")
     else:
         names = [
-            f"{Path(r['model']).name} · {r['runtime']} · {r['threads']} · {r['height']}x{r['width']}" for r in shown
+            f"{Path(r['model']).name} · {r['runtime']} · {r['threads']} · {r['width']}x{r['height']}" for r in shown
         ]
         axes.barh(names, [row["p50_ms"] for row in shown], color="#0072b2")
         axes.invert_yaxis()

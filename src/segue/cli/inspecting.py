@@ -14,7 +14,7 @@ def add_commands(command: Command) -> None:
     """Adds them to the parser."""
     bench = command("bench", bench_command, "latency, throughput and memory of models on this machine")
     bench.add_argument("models", nargs="+", metavar="MODEL", help="runs, .onnx or .xml files")
-    bench.add_argument("--sizes", default="512x512", help="heights and widths, as 512x512,512x1024")
+    bench.add_argument("--sizes", default="512x512", help="widths and heights, as 512x512,1024x512")
     bench.add_argument("--threads", default="1", help="numbers of threads, as 1,2")
     bench.add_argument("--rounds", type=whole_number, default=30, help="calls of each candidate")
     bench.add_argument("--compiled", action="store_true", help="also torch.compile, which takes a minute to start")
@@ -56,8 +56,8 @@ def bench_command(arguments: argparse.Namespace) -> int:
     for part in arguments.sizes.split(","):
         sides = part.split("x")
         if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise UsageError(f"--sizes {arguments.sizes}: give heights and widths, as 512x512,512x1024")
-        sizes.append((int(sides[0]), int(sides[1])))
+            raise UsageError(f"--sizes {arguments.sizes}: give widths and heights, as 512x512,1024x512")
+        sizes.append((int(sides[1]), int(sides[0])))
     threads = counts(arguments.threads, "--threads")
     if arguments.rounds < 1:
         raise UsageError(f"--rounds {arguments.rounds}: at least one call is needed")
@@ -92,7 +92,7 @@ def _print_table(result: dict[str, object]) -> None:
     rows = result["rows"]
     assert isinstance(rows, list)
     for row in rows:
-        size = f"{row['height']}x{row['width']}"
+        size = f"{row['width']}x{row['height']}"
         if row["failure"]:
             table.add_row(row["model"], row["runtime"], str(row["threads"]), size, "failed", row["failure"], "", "")
             continue
