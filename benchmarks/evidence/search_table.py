@@ -309,6 +309,11 @@ def measure_regret(arguments: argparse.Namespace) -> None:
         cells = [f"{found[:, m - 1].mean():.2f} ± {found[:, m - 1].std(ddof=1) / len(found) ** 0.5:.2f}" for m in marks]
         hours = np.mean([runs[name, s]["seconds"][-1] for s in range(arguments.seeds)]) / 3600
         print(f"| {name} | " + " | ".join(cells) + f" | {hours:.2f} |")
+    for name in [name for name in names if name != "random" and "random" in names]:
+        gains = 1e4 * (curves[name] - curves["random"])
+        parts = [f"{g.mean():+.0f} ± {g.std(ddof=1) / len(g) ** 0.5:.0f} at {m}"
+                 for m in (*marks, arguments.budget) for g in (gains[:, m - 1],)]  # fmt: skip
+        print(f"{name}: reward of the pick less that of random, same seeds, 1e-4: {', '.join(parts)}")
     spent = {name: np.array([runs[name, s]["seconds"] for s in range(arguments.seeds)]) for name in names}
     print(f"plot: {plot(regret, spent, out / f'regret_{arguments.landscape}_{arguments.budget}.svg')}")
 
