@@ -273,7 +273,7 @@ class Distilled(Method):
     def forward(self, batch: dict[str, Any]) -> Losses:
         image, labels = batch["image"], batch["mask"].long()
         with torch.no_grad():
-            told = self.teacher[0](image).float()
+            told = self.teacher[0](image).float() if self.config.distill != "none" else torch.empty(0)
         pixels = self.network.normalise(image)
         decoder = self.network.decoder
         blocks = decoder.block_outputs(self.network.encoder(pixels))
