@@ -175,7 +175,7 @@ def test_without_labels_of_the_target(segue: Segue, dataset: Path, target: Path,
     assert len([line for line in (out / "log.jsonl").read_text().splitlines() if "val/entropy" in line]) == 3
     status, _, errors = segue("evaluate", out)
     assert status == 2
-    assert "name one: --data" in errors
+    assert "name the data set: --data" in errors
 
 
 def test_inverted_light_is_learnt_by_both_and_shown(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:

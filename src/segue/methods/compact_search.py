@@ -162,7 +162,7 @@ class Config:
     channels: int = 64
     repeats: int = 2
     steps: int = 600
-    lr: float = 0.02
+    lr: float = 0.3
     weight_decay: float = 1e-4
     evaluate_every: int = 0
 
