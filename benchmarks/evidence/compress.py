@@ -131,7 +131,7 @@ class Experiment:
             if not there:
                 continue
             runs = [self.out / f"{arm}_{seed}" for seed in there]
-            gains = [miou(run) - plain[seed] for run, seed in zip(runs, there, strict=True) if seed in plain]
+            gains = [miou(run) - plain[seed] for run, seed in zip(runs, there, strict=True)]
             cells = [arm, spread([miou(run) for run in runs]), difference(gains)]
             cells += [spread([milliseconds(run) for run in runs]), *tried([candidates(run) for run in runs])]
             lines.append("| " + " | ".join(cells) + " |")

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from shared import difference
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import KFold, cross_val_predict
 
@@ -311,8 +312,7 @@ def measure_regret(arguments: argparse.Namespace) -> None:
         print(f"| {name} | " + " | ".join(cells) + f" | {hours:.2f} |")
     for name in [name for name in names if name != "random" and "random" in names]:
         gains = 1e4 * (curves[name] - curves["random"])
-        parts = [f"{g.mean():+.0f} ± {g.std(ddof=1) / len(g) ** 0.5:.0f} at {m}"
-                 for m in (*marks, arguments.budget) for g in (gains[:, m - 1],)]  # fmt: skip
+        parts = [f"{difference(gains[:, mark - 1].tolist())} at {mark}" for mark in (*marks, arguments.budget)]
         print(f"{name}: reward of the pick less that of random, same seeds, 1e-4: {', '.join(parts)}")
     spent = {name: np.array([runs[name, s]["seconds"] for s in range(arguments.seeds)]) for name in names}
     print(f"plot: {plot(regret, spent, out / f'regret_{arguments.landscape}_{arguments.budget}.svg')}")

@@ -244,7 +244,7 @@ def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     writer.writerows(asdict(one) for one in chosen)
     write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
     with whole(out / "contact.jpg") as file:
-        contact_sheet(chosen, suggestion.tones).save(file, format="JPEG", quality=88)
+        contact_sheet(chosen, suggestion.tones).save(file, quality=88)
     with whole(out / "images.zip") as file:
         write_archive(suggestion, file)
     return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]

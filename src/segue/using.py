@@ -53,13 +53,12 @@ def evaluate(
     device = pick_device(device)
     tune(device)
     network = load_any(str(model), device=device)
-    opened = open_to_measure(
+    listing, name, pairs, was_by_region = open_to_measure(
         str(model), data, split=split, layout=layout, mapping=mapping, tones=network.spec.tones
-    )  # fmt: skip
-    listing, name, pairs = opened.listing, opened.part, masked(opened.listing, opened.part, opened.pairs)
+    )
+    pairs = masked(listing, name, pairs)
     if isinstance(network, MaskClassifier):
-        known_objects = by_region or opened.by_region
-        found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, known_objects))
+        found = measure_panoptic(network, panoptic_set(listing, network, str(model), pairs, by_region or was_by_region))
         return replace(found, split=name)
     known = {name: i for i, name in enumerate(network.spec.classes)}
     if listing.classes != network.spec.classes and not set(listing.classes) < known.keys():
