@@ -84,12 +84,7 @@ def open_cache(arguments: argparse.Namespace) -> Cache:
         own = encoder.state_dict()
         encoder.load_state_dict({name: state.get(name, value).float() for name, value in own.items()})
     statistics = encoder_statistics(arguments.encoder, 3)
-    network = load_model(arguments.teacher) if arguments.teacher else None
-
-    def teacher(images: torch.Tensor) -> torch.Tensor:
-        side = images.shape[-1]
-        return network(images) if network else torch.zeros(len(images), len(data.classes), side, side)
-
+    teacher = load_model(arguments.teacher) if arguments.teacher else None
     plain = ColorJitter(chance=0.0)
     return build_cache(
         folder,

@@ -167,6 +167,23 @@ def test_cached_maps_and_logits_are_those_of_encoder_and_teacher(
         torch.testing.assert_close(torch.from_numpy(cache.train.logits[[0, 3]]).float(), logits, rtol=2e-3, atol=2e-3)
     assert len(cache.train) == 9
     assert len(cache.val) == 4  # four crops of the one image that is held out
+    assert cache.val.logits.shape[:2] == (4, 0)  # the reward asks no teacher
+
+
+def test_without_distillation_no_teacher_is_run(prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path) -> None:
+    config = replace(prepared[0], distill="none")
+    data = open_compression(config.teacher, config.data, seed=0)
+
+    def asked(*_: Any) -> None:
+        raise AssertionError("the teacher was run")
+
+    data.teacher.register_forward_pre_hook(asked)
+    run = Run(tmp_path / "alone", quiet=True)
+    run.open()
+    cache = cached(config, run, data, None)
+    assert cache.train.logits.shape[:2] == (9, 0)
+    trial = try_candidate(Job(cache.folder, recipe_of(config, data.training.classes, 0), 0, ARCH1))
+    assert (trial.state, trial.error) == ("done", "")
 
 
 def test_a_candidate_that_fails_has_an_error_and_no_reward(

@@ -196,8 +196,9 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
         run.out / "cache",
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
         encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=(mean, std),
-        normalise=Normalise(mean, std, 255.0, 32).to(run.device), teacher=data.teacher, seed=run.seed,
-        classes=len(data.training.classes), device=run.device, source=fingerprint(data.files()),
+        normalise=Normalise(mean, std, 255.0, 32).to(run.device), seed=run.seed,
+        teacher=None if config.distill == "none" else data.teacher, classes=len(data.training.classes),
+        device=run.device, source=fingerprint(data.files()),
     )  # fmt: skip
 
 

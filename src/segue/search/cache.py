@@ -39,7 +39,7 @@ class Part:
         labels: uint8 (N, S / 4, S / 4).
         inside: bool (N, S / 4, S / 4), False where a small picture was padded.
         features: float16 (N, C_e, S / stride_e, S / stride_e), of each encoder output.
-        logits: float16 (N, K, S / 4, S / 4) of the teacher.
+        logits: float16 (N, K, S / 4, S / 4) of the teacher; (N, 0, S / 4, S / 4) where nothing is distilled.
     """
 
     images: Array
@@ -127,7 +127,7 @@ def build_cache(
     encoder_name: str,
     normalise: Normalise,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    teacher: Callable[[Tensor], Tensor],
+    teacher: Callable[[Tensor], Tensor] | None,
     classes: int,
     seed: int,
     device: torch.device,
@@ -144,7 +144,7 @@ def build_cache(
         encoder_name: timm's name of it.
         normalise: what comes before the encoder.
         statistics: mean and deviation of its input, white at 1.
-        teacher: pictures (B, 3, S, S) -> logits (B, K, S, S).
+        teacher: pictures (B, 3, S, S) -> logits (B, K, S, S), kept of ``train``; or none.
         classes: K.
         seed: of the draws.
         device: where networks run.
@@ -164,7 +164,7 @@ def build_cache(
         arrays: dict[str, Array] = {}
         for start in range(0, len(order), batch):
             samples = [_drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
-            found = _computed(samples, encoder, normalise, teacher, device)
+            found = _computed(samples, encoder, normalise, teacher if name == "train" else None, device)
             for key, value in found.items():
                 if key not in arrays:
                     shape = (len(order), *value.shape[1:])
@@ -205,7 +205,7 @@ def _computed(
     samples: Sequence[dict[str, Tensor]],
     encoder: nn.Module,
     normalise: Normalise,
-    teacher: Callable[[Tensor], Tensor],
+    teacher: Callable[[Tensor], Tensor] | None,
     device: torch.device,
 ) -> dict[str, Array]:
     """The arrays of some samples, by name."""
@@ -214,12 +214,16 @@ def _computed(
     middle = LABEL_STRIDE // 2
     on_device = images.to(device)
     maps = encoder(normalise(on_device))
-    logits = F.interpolate(
-        teacher(on_device).float(), scale_factor=1 / LABEL_STRIDE, mode="bilinear", align_corners=False
-    )
+    labels = masks[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].to(torch.uint8)
+    if teacher is None:
+        logits = torch.empty(len(labels), 0, *labels.shape[1:])
+    else:
+        logits = F.interpolate(
+            teacher(on_device).float(), scale_factor=1 / LABEL_STRIDE, mode="bilinear", align_corners=False
+        )
     return {
         "images": images.numpy(),
-        "labels": masks[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].to(torch.uint8).numpy(),
+        "labels": labels.numpy(),
         "inside": inside[:, middle::LABEL_STRIDE, middle::LABEL_STRIDE].numpy(),
         "logits": logits.half().cpu().numpy(),
         **{f"features_{e}": m.half().cpu().numpy() for e, m in enumerate(maps)},
