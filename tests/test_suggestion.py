@@ -159,7 +159,7 @@ def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     assert "of all doubt about" in told["chosen"][0]["reason"]
     assert told["chosen"][0]["uncertainty"] > 0
     with zipfile.ZipFile(out / "images.zip") as archive:
-        assert archive.read("labels.txt").decode().split() == ["__ignore__", "_background_", *CLASSES]
+        assert archive.read("labels.txt").decode().split() == ["__ignore__", *CLASSES]
         root = ElementTree.fromstring(archive.read("cvat/annotations.xml"))
     assert [label.text for label in root.iterfind(".//label/name")] == list(CLASSES)
     # The list is what training takes.

@@ -18,13 +18,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segue.data.finding import printable
+from segue.data.labelling_files import labelme_file, offered_labels, write_cvat
 from segue.data.listing import Pair
 from segue.data.sample import Array, Tones, picture_size
 from segue.data.tones import read_rgb
@@ -254,39 +253,16 @@ def write_archive(suggestion: Suggestion, path: Path) -> None:
     """``images.zip`` of `write_suggestion`; file times that a zip cannot hold become its first or last."""
     stored = zipfile.ZIP_STORED  # pictures are compressed already
     with zipfile.ZipFile(path, "w", stored, strict_timestamps=False) as archive:
-        for one in suggestion.chosen:
+        sizes = [picture_size(Path(one.image)) for one in suggestion.chosen]
+        for one, size in zip(suggestion.chosen, sizes, strict=True):
             image, name = Path(one.image), printable(one.name)
             archive.write(image, f"images/{name}{image.suffix}")
-            archive.writestr(f"images/{name}.json", json.dumps(labelme_task(image), indent=1))
-        archive.writestr(
-            "labels.txt", "".join(f"{name}\n" for name in ("__ignore__", "_background_", *suggestion.classes))
-        )
-        archive.writestr("cvat/annotations.xml", cvat_task(suggestion.chosen, suggestion.classes))
-
-
-def labelme_task(path: Path) -> dict[str, Any]:
-    """What LabelMe opens: the image's name and size, and no shapes yet."""
-    width, height = picture_size(path)
-    plain: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": [], "imageData": None}
-    return {**plain, "imagePath": printable(path.name), "imageHeight": height, "imageWidth": width}
-
-
-def cvat_task(chosen: Sequence[Chosen], classes: Sequence[str]) -> bytes:
-    """CVAT for images 1.1: the task's labels and images, and no shapes yet."""
-    root = ElementTree.Element("annotations")
-    ElementTree.SubElement(root, "version").text = "1.1"
-    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
-    ElementTree.SubElement(task, "name").text = "segue suggest"
-    ElementTree.SubElement(task, "size").text = str(len(chosen))
-    labels = ElementTree.SubElement(task, "labels")
-    for name in classes:
-        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = printable(name)
-    for i, one in enumerate(chosen):
-        width, height = picture_size(Path(one.image))
-        name = printable(f"{one.name}{Path(one.image).suffix}")
-        ElementTree.SubElement(root, "image", id=str(i), name=name, width=str(width), height=str(height))
-    written: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return written
+            archive.writestr(f"images/{name}.json", labelme_file(f"{Path(name).name}{image.suffix}", size))
+        archive.writestr("labels.txt", "".join(f"{name}\n" for name in offered_labels(suggestion.classes)))
+        names = [f"{one.name}{Path(one.image).suffix}" for one in suggestion.chosen]
+        task = io.StringIO()
+        write_cvat(task, suggestion.classes, [(name, size, ()) for name, size in zip(names, sizes, strict=True)])
+        archive.writestr("cvat/annotations.xml", task.getvalue())
 
 
 def contact_sheet(chosen: Sequence[Chosen], tones: Tones) -> Image.Image:

@@ -268,6 +268,19 @@ def test_labelme_takes_order_from_labels_txt_and_splits_from_folders(tmp_path: P
     np.testing.assert_array_equal(maps(listing)["val/a"], expected((2, slice(2, 10), slice(2, 10))))
 
 
+def test_labelme_leaves_pixels_without_a_label_where_no_label_is_background(tmp_path: Path) -> None:
+    labelme(tmp_path, [shape("sky", box(2, 2, 9, 9)), shape("__ignore__", box(4, 4, 5, 5))], "a")
+    (tmp_path / "labels.txt").write_text("__ignore__\nroad\nsky\n")
+    listing = LabelMe.read(tmp_path)
+    assert (listing.classes, listing.things) == (("road", "sky"), (0, 1))
+    mask = np.full((HEIGHT, WIDTH), IGNORE, np.uint8)
+    mask[2:10, 2:10] = 1
+    mask[4:6, 4:6] = IGNORE
+    np.testing.assert_array_equal(maps(listing)["a"], mask)
+    (tmp_path / "labels.txt").unlink()  # a shape called so does not say what is around it
+    assert LabelMe.read(tmp_path).classes == ("background", "sky")
+
+
 def test_labelme_is_not_taken_for_a_canonical_folder(dataset: Path, tmp_path: Path) -> None:
     (dataset / "images" / "train_000.json").write_text("{}")
     assert not LabelMe.matches(dataset)

@@ -83,7 +83,8 @@ def test_files_for_labelme_and_cvat_read_as_sets_give_the_class_maps(
             np.testing.assert_array_equal(found[name], labels, err_msg=f"{layout} {name}")
     said = json.loads((out / "labelme" / "val_006.json").read_text())
     assert (said["imagePath"], said["imageHeight"], said["imageWidth"]) == ("val_006.png", 48, 48)
-    assert (out / "labelme" / "labels.txt").read_text().split() == list(CLASSES)
+    assert (out / "labelme" / "labels.txt").read_text().split() == ["__ignore__", *CLASSES]
+    assert open_listing(str(out / "labelme"), "labelme").classes == CLASSES  # and no background that none of them is
 
 
 def test_a_task_for_cvat_is_made_of_a_finished_folder_and_scenes_are_refused(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from segue.data.labelling_files import labelme_file, offered_labels, write_cvat
 from segue.data.layouts import open_images, split_address
 from segue.data.listing import Pair
 from segue.data.packed import Packed
@@ -331,25 +332,27 @@ def _write_shapes(model: Model, labels: Path, name: str, out: Path, outputs: Out
 
 def _write_labelme(pair: Pair, out: Path, labels: Array, classes: Sequence[str]) -> None:
     """``out/labelme``: the picture, its file, and ``labels.txt``, which keeps the order of the classes."""
-    from segue.prediction.shapes import write_labelme
+    from segue.prediction.shapes import named_polygons
 
     file = place(out, "labelme", pair.name, ".json")
     names = file.parents[pair.name.count("/")] / "labels.txt"
     if not names.exists():
-        write_atomically(names, "".join(f"{name}\n" for name in classes).encode())
+        write_atomically(names, "".join(f"{name}\n" for name in offered_labels(classes)).encode())
     image = file.with_suffix(pair.image.suffix)
     with whole(image) as path:
         path.write_bytes(pair.image.read_bytes())
-    write_labelme(file, image, labels, classes)
+    write_atomically(file, labelme_file(image.name, labels.shape[::-1], named_polygons(labels, classes)))
 
 
 def write_cvat_task(pairs: Sequence[Pair], out: Path, classes: Sequence[str]) -> None:
     """``out/cvat/annotations.xml`` of the class maps in ``out/labels``, those of earlier calls among them."""
-    from segue.prediction.shapes import write_cvat
+    from segue.prediction.shapes import named_polygons
 
     done = ((pair, out / "labels" / f"{pair.name}.png") for pair in pairs)
-    pictures = ((f"{p.name}{p.image.suffix}", read_label_map(file)) for p, file in done if file.is_file())
-    write_cvat(place(out, "cvat", "annotations", ".xml"), pictures, classes)
+    maps = ((f"{pair.name}{pair.image.suffix}", read_label_map(file)) for pair, file in done if file.is_file())
+    images = ((name, labels.shape[::-1], named_polygons(labels, classes)) for name, labels in maps)
+    with whole(place(out, "cvat", "annotations", ".xml")) as partial, partial.open("w", encoding="utf-8") as file:
+        write_cvat(file, classes, images)
 
 
 def place(out: Path, kind: str, name: str, suffix: str) -> Path:

@@ -7,16 +7,15 @@ pixel by pixel.
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
-from segue.data.finding import printable
+from segue.data.labelling_files import Polygon
 from segue.data.sample import IGNORE, Array
-from segue.disk import whole, write_atomically
+from segue.disk import write_atomically
 from segue.extras import require
 
 
@@ -122,39 +121,6 @@ def keyholed(outer: Array, holes: Sequence[Array]) -> Array:
     return np.concatenate([kept, np.repeat(kept[-1:], max(0, 3 - len(kept)), 0)])  # a polygon has three points
 
 
-def write_labelme(path: Path, image: Path, labels: Array, classes: Sequence[str]) -> None:
-    """LabelMe's file at ``path`` for the picture ``image``, which is to lie beside it."""
-    shapes = [
-        {
-            "label": classes[label], "points": polygon.tolist(), "group_id": None, "description": "",
-            "shape_type": "polygon", "flags": {}, "mask": None,
-        }
-        for label, polygon in outlined(labels)
-    ]  # fmt: skip
-    content = {
-        "version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image.name, "imageData": None,
-        "imageHeight": labels.shape[0], "imageWidth": labels.shape[1],
-    }  # fmt: skip
-    write_atomically(path, json.dumps(content).encode())
-
-
-def write_cvat(path: Path, pictures: Iterable[tuple[str, Array]], classes: Sequence[str]) -> None:
-    """CVAT for images 1.1: names of pictures with their class maps, one after the other."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
-        task = ElementTree.Element("task")
-        names = ElementTree.SubElement(task, "labels")
-        for name in classes:
-            ElementTree.SubElement(ElementTree.SubElement(names, "label"), "name").text = printable(name)
-        file.write(f"<meta>{ElementTree.tostring(task, encoding='unicode')}</meta>\n")
-        for i, (name, labels) in enumerate(pictures):
-            height, width = map(str, labels.shape)
-            image = ElementTree.Element("image", id=str(i), name=printable(name), width=width, height=height)
-            for label, polygon in outlined(labels):
-                points = ";".join(f"{x},{y}" for x, y in polygon.tolist())
-                ElementTree.SubElement(
-                    image, "polygon", label=printable(classes[label]), points=points, source="auto", occluded="0",
-                    z_order="0",
-                )  # fmt: skip
-            file.write(ElementTree.tostring(image, encoding="unicode") + "\n")
-        file.write("</annotations>\n")
+def named_polygons(labels: Array, classes: Sequence[str]) -> list[Polygon]:
+    """`outlined` regions by the names of their classes."""
+    return [(classes[label], polygon.tolist()) for label, polygon in outlined(labels)]

@@ -5,8 +5,9 @@
     project-….json and images/NAME.jpg                          Label Studio
 
 XML is screened here, then read by datumaro (``pip install "segue[formats]"``), which knows neither JSON. Class 0 is
-what no shape covers; polygons of one label and group are one object. A picture that CVAT lists without a shape or tag
-has no mask, nor has one without a submitted Label Studio annotation: nobody said that it is all background.
+what no shape covers; where ``labels.txt`` has ``__ignore__`` and no background, that is not labelled. Polygons of one
+label and group are one object. A picture that CVAT lists without a shape or tag has no mask, nor has one without a
+submitted Label Studio annotation: nobody said that it is all background.
 """
 
 import base64
@@ -26,19 +27,21 @@ from PIL import Image
 
 from segue.data.archive import check_path
 from segue.data.finding import Finding, merged, printable
+from segue.data.labelling_files import BACKGROUND, UNLABELLED, leaves_free
 from segue.data.layouts.annotations import load_json
 from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, palette, picture_size
 from segue.errors import DataError
 
-BACKGROUND, UNLABELLED = ("background", "_background_"), "__ignore__"
 FARTHEST = 1e5  # pixels from the corner that a point may lie
 DEEPEST = 32  # elements within each other
 SPLITS = {"": "train", "default": "train", "train": "train", "validation": "val", "test": "test"}
 AWAY = "Labels would lie beside their objects."
 NOT_AREAS = ("points", "polyline", "skeleton", "cuboid", "tag")  # types of CVAT's labels
 OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
+
+NOWHERE = Outline(IGNORE, ((-1, -1, FARTHEST, -1, FARTHEST, FARTHEST, -1, FARTHEST),))  # all pixels, below the others
 
 Size = tuple[int, int]
 Shape = tuple[str, object, tuple[float, ...], tuple[int, ...]]  # label, group, polygon, run lengths
@@ -114,7 +117,8 @@ class LabelMe:
         with _border(root / "labels.txt"):
             if (root / "labels.txt").is_file():
                 declared = dict.fromkeys(lines_of(root / "labels.txt"))
-        return _listing(root, "labelme", root, [*rows.values(), *bare], declared, faults)
+        every = [*rows.values(), *bare]
+        return _listing(root, "labelme", root, every, declared, faults, has_background=not leaves_free(declared))
 
 
 class LabelStudio:
@@ -155,8 +159,9 @@ class LabelStudio:
 
 
 def _listing(
-    root: Path, layout: str, base: Path, rows: list[Row], declared: Mapping[str, Color | None], faults: list[Finding]
-) -> Listing:
+    root: Path, layout: str, base: Path, rows: list[Row], declared: Mapping[str, Color | None], faults: list[Finding],
+    *, has_background: bool = True,
+) -> Listing:  # fmt: skip
     """The set of ``rows``: declared labels in their order, others behind them by name; pairs named below ``base``."""
     colors = {name.strip(): color for name, color in declared.items() if name.strip()}
     colors |= dict.fromkeys(sorted({shape[0] for row in rows for shape in row[2]} - set(colors)))
@@ -167,10 +172,12 @@ def _listing(
             f"{root} has {len(rows)} pictures and {len(objects)} labels ({len(odd)} empty, unprintable or undeclared); "
             f"up to {IGNORE - 1} labels are possible"
         )
+    blank = next((color for name, color in colors.items() if name.lower() in BACKGROUND and color), None)
+    ground = ["background"] if has_background else []
     ids = {name: IGNORE if name == UNLABELLED else 0 for name in colors}
-    ids |= {name: i for i, name in enumerate(objects, 1)}
-    blank = next((color for name, color in colors.items() if ids[name] == 0 and color), None)
-    given = [blank, *(colors[name] for name in objects)]
+    ids |= {name: i for i, name in enumerate(objects, len(ground))}
+    given = [*(blank for _ in ground), *(colors[name] for name in objects)]
+    bare = () if ground else (NOWHERE,)
     twice = [image for image, count in Counter(row[0] for row in rows).items() if count > 1]
     if twice:
         raise DataError(f"{root} has labels for {twice[0]} in more than one place")
@@ -179,7 +186,7 @@ def _listing(
         relative = image.relative_to(base if image.is_relative_to(base) else root)
         name = relative.with_suffix("").as_posix()
         name = relative.as_posix() if name in pairs else name  # another picture differs in its suffix only
-        pairs[name] = Pair(name, image, mask, outlines=_objects(shapes, ids) if mask else None), split
+        pairs[name] = Pair(name, image, mask, outlines=(*bare, *_objects(shapes, ids)) if mask else None), split
     has_folders = all("/" in name for name in pairs) and any(name.startswith("train/") for name in pairs)
     splits: dict[str, list[Pair]] = {}
     for name, (pair, split) in sorted(pairs.items()):
@@ -188,11 +195,11 @@ def _listing(
     return Listing(
         root=root,
         layout=layout,
-        classes=("background", *objects),
+        classes=(*ground, *objects),
         colors=tuple(color or spare for color, spare in zip(given, palette(len(given)), strict=True)),
         splits={key: tuple(found) for key, found in splits.items()},
         ids=identity(len(given)),
-        things=tuple(range(1, len(given))),
+        things=tuple(range(len(ground), len(given))),
         faults=tuple(merged(faults)),
     )
 
