@@ -9,7 +9,7 @@ from segue.data.images import Whole
 from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE
-from segue.data.unlabelled import open_image_set
+from segue.data.unlabelled import open_image_set, without_held_out
 from segue.errors import DataError
 from segue.evaluation import Measured, measure
 from segue.held_out import masked, open_to_measure
@@ -117,7 +117,8 @@ def suggest(
     """Which images of a folder to label next, and why.
 
     Args:
-        images: their folder, or ``FOLDER:split``; masks in it are left alone.
+        images: their folder, or ``FOLDER:split``; masks in it are left alone, and so are the splits ``val`` and
+            ``test`` of a data set, unless they are named.
         model: a run of ``pretrain`` (coverage alone) or ``train`` (coverage and doubt), or ``hf:owner/name``. What the
             run learnt from with labels counts as labelled.
         n: how many.
@@ -129,7 +130,7 @@ def suggest(
     Raises:
         DataError: no model, no such images, or not so many are left without labels.
     """
-    found = open_image_set(images, skip_bad=skip_bad)
+    found = without_held_out(open_image_set(images, skip_bad=skip_bad))
     if not quiet:
         print("\n".join(found.lines()))  # noqa: T201
     device = pick_device(device)

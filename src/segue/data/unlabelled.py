@@ -1,16 +1,17 @@
 """A set of images without labels, opened for training: what is used, what is left out and why."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from segue.data.check import check
 from segue.data.finding import Finding
-from segue.data.layouts import open_images
+from segue.data.layouts import layout_of, open_images, open_listing, split_address
 from segue.data.listing import Listing, Pair, toned
 from segue.errors import DataError
 
 LABELS = {"E107"}  # codes that ask for masks
+HELD_OUT = ("val", "test")  # splits that models are measured on
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,22 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
         raise DataError(f"{address}: none of its {len(pairs)} images can be read")
     dropped = {"unreadable (--skip_bad)": len(pairs) - len(sound)} if len(sound) < len(pairs) else {}
     return ImageSet(address, toned(sound, facts.tones), len(pairs), dropped, tuple(f for f in findings if not f.stop))
+
+
+def without_held_out(found: ImageSet) -> ImageSet:
+    """The images that no model is to be measured on: of a data set named without a split, not those of `HELD_OUT`.
+
+    Raises:
+        DataError: the set cannot be read, or has no other images.
+    """
+    root, split = split_address(found.root)
+    if split is not None or layout_of(root) is None:
+        return found
+    splits = open_listing(found.root).splits
+    held = {pair.image for name in HELD_OUT for pair in splits.get(name, ())}
+    kept = tuple(pair for pair in found.images if pair.image not in held)
+    if not kept:
+        raise DataError(f"{root}: every image is of the splits {', '.join(HELD_OUT)}; name one as {root}:val")
+    count = len(found.images) - len(kept)
+    why = {f"of the splits {' and '.join(HELD_OUT)}": count} if count else {}
+    return replace(found, images=kept, dropped={**found.dropped, **why})
