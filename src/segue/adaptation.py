@@ -29,7 +29,7 @@ from segue.disk import write_atomically
 from segue.engine import Run
 from segue.models.segmenter import Segmenter
 from segue.prediction.pictures import overlay
-from segue.runs.folder import BASELINE, REJECTED
+from segue.records import BASELINE, REJECTED
 from segue.runs.sections import Block, write_headline, write_section
 
 DECISION = "decision.json"

@@ -14,7 +14,7 @@ from segue.disk import write_atomically
 from segue.errors import UsageError
 from segue.prediction.pictures import Outputs, write_predictions
 from segue.processes.surroundings import Surroundings, refuse_several
-from segue.runs.folder import BASELINE
+from segue.records import BASELINE
 from segue.using import evaluate
 from segue.verbs import config_from, run_training
 from segue.weights import load_model

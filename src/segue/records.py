@@ -11,7 +11,9 @@ from segue.errors import DataError
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out
-PARTS = ("model", "baseline", "rejected")  # folders of a run that hold models
+BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
+REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
+PARTS = ("model", BASELINE, REJECTED)  # folders of a run that hold models
 MISREAD = (
     *(LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError),
     *(EOFError, SyntaxError, tokenize.TokenError),  # of numpy's headers, which are Python literals

@@ -26,7 +26,7 @@ from segue.launch.seeds import with_seeds
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.report import conclude_training
 from segue.processes.surroundings import Surroundings, refuse_several
-from segue.runs.folder import BASELINE
+from segue.records import BASELINE
 from segue.search.data import Compression, open_compression
 from segue.search.report import conclude_compression
 from segue.weights import describe

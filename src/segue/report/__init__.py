@@ -21,10 +21,10 @@ from segue.disk import write_atomically
 from segue.errors import DataError
 from segue.metrics import Confusion
 from segue.prediction.pictures import overlay, predict_image
+from segue.records import BASELINE, REJECTED
 from segue.report.arm import Arm, run_file
 from segue.report.pictures import jpeg, picture_of
 from segue.report.plots import curves, graph, lines, points_of, reliability, tsne
-from segue.runs.folder import BASELINE, REJECTED
 from segue.runs.sections import read_headline, read_sections
 from segue.text import page
 from segue.weights import describe, load_model

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from segue.data.sample import Array, Color
+from segue.records import BASELINE
 from segue.report.arm import Arm
-from segue.runs.folder import BASELINE
 
 FEW = 12  # points of a curve that are marked one by one
 NO_LOSS = {"stage", "step", "loss", "gradient_norm", "norm", "lr", "seconds", "refused", "reward1", "reward2", "best"}

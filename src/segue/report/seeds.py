@@ -17,8 +17,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from segue.disk import write_atomically
+from segue.records import BASELINE
 from segue.report.arm import Arm, run_file
-from segue.runs.folder import BASELINE
 from segue.text import SCORES, page
 
 MAIN = ("miou", "pq")  # the score that a method is judged by: the first that there is

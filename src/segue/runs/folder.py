@@ -20,9 +20,6 @@ from segue.processes.ranks import rank_and_world
 from segue.records import MISREAD
 from segue.runs.loggers import Loggers
 
-BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
-REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
-
 
 class Run:
     """A run folder and what a method needs from its surroundings.

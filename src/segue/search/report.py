@@ -9,7 +9,8 @@ from segue.data.images import Whole
 from segue.disk import write_atomically
 from segue.evaluation import measure
 from segue.models.compact import CompactSpec, Genotype
-from segue.runs.folder import BASELINE, Run
+from segue.records import BASELINE
+from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression

@@ -12,8 +12,9 @@ from typing import Any
 
 from segue.data.finding import printable
 from segue.errors import DataError
+from segue.records import BASELINE, record_of
 from segue.report.arm import Arm, run_file
-from segue.runs.folder import BASELINE, Run
+from segue.runs.folder import Run
 
 DEEPEST = 6  # folders below the one that is named
 MOST = 500  # runs, and a hundred times as many folders, that are looked at
@@ -70,7 +71,7 @@ class RunList:
             "report": "", "fault": "",
         }  # fmt: skip
         try:
-            record = run_file((path.parent if path.name == BASELINE else path) / "run.json")
+            record = run_file(record_of(str(path)) or path / "run.json")
             row |= _described(record)
             if (path / "evaluation.json").is_file():
                 row |= _measured(run_file(path / "evaluation.json"))
