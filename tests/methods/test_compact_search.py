@@ -5,7 +5,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image
 from test_contract import SEARCH, CutError, CutRun, semantic_teacher
 
 import segue
+from segue.batches import mix
 from segue.cli.learning import device_and_threads, minutes
 from segue.config import build
 from segue.engine import Run
@@ -45,6 +46,7 @@ from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
 from segue.search.runtime import part_runner
+from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import save_model
 
@@ -247,22 +249,38 @@ def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Re
     assert [line["step"] for line in part.read_log()] == list(range(1, 11))
 
 
-@pytest.mark.slow
 def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
-    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path
+    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, run, cache, recipe = prepared
-    whole = search(config, run, cache, recipe, Cost())  # a generation of 8, and 2 more
-    limited = replace(config, search=replace(config.search, minutes=10.0))
-    ends = []
-    for name, seconds in (("short", 10.0), ("long", 100.0)):
+    config, _, cache, recipe = prepared
+    limited = replace(config, teacher="", search=replace(config.search, minutes=1.0))
+    identity = repr((limited.search, recipe, cache.encoder, cache.source, ""))
+    done: list[int] = []
+
+    def tries(jobs: list[Job], *_: Any, **__: Any) -> Iterator[Trial]:
+        """Candidates of 15 s each, one after the other."""
+        for job in jobs:
+            done.append(job.trial)
+            yield Trial(job.trial, job.genotype, "done", reward1=0.5, seconds1=10.0, seconds2=5.0)
+
+    monkeypatch.setattr("segue.methods.compact_search.tried", tries)
+    run = Run(tmp_path / "uncut", quiet=True)
+    run.open()
+    whole = search(limited, run, cache, recipe, Cost())
+    assert [trial.trial for trial in whole] == [0, 1, 2, 3, 4]  # the fifth begins at the sixtieth second
+    assert done == [0, 1, 2, 3, 4]  # within a generation of 8
+    for name, there in (("cut", (0, 1, 2)), ("beside", (0, 1, 2, 3, 4, 5, 7)), ("ended", (0, 1, 2, 3, 4))):
+        done.clear()
         part = Run(tmp_path / name, quiet=True)
         part.open()
-        ledger = Trials(part.out / "trials.sqlite", repr((limited.search, recipe, cache.encoder, cache.source, "")))
-        for trial in whole[:9]:  # cut within the second generation, whose own time does not count for it
-            ledger.add(replace(trial, seconds1=seconds if trial.trial < 8 else 700.0, seconds2=0.0))
-        ends.append(len(search(replace(limited, teacher=""), part, cache, recipe, Cost())))
-    assert ends == [10, 9]
+        ledger = Trials(part.out / "trials.sqlite", identity)
+        found = strategy(limited.search.strategy, 2, mix(part.seed, "strategy"), feedback=limited.search.feedback)
+        drawn = [str(found.ask().genotype) for _ in range(8)]
+        for number in there:
+            ledger.add(Trial(number, drawn[number], "done", reward1=0.5, seconds1=10.0, seconds2=5.0))
+        again = search(limited, part, cache, recipe, Cost())
+        assert [(t.trial, t.genotype) for t in again] == [(t.trial, t.genotype) for t in whole], name
+        assert done == [number for number in range(5) if number not in there], name
 
 
 def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Recipe]) -> None:

@@ -212,20 +212,20 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     run.rewind("search", settings.candidates)
     logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
     rewards: list[float] = []
+    counted: list[Trial] = []
+
+    def is_spent(number: int) -> bool:
+        """Whether the limit of computing had been reached when candidate ``number`` was to be tried."""
+        seconds = sum(t.seconds1 + t.seconds2 for n, t in known.items() if n < number)  # not of what ran beside it
+        return bool(settings.minutes) and seconds > 60 * settings.minutes
+
     with Signals() as signals:
         for start in range(0, settings.candidates, GENERATION):
-            spent = sum(
-                t.seconds1 + t.seconds2 for n, t in known.items() if n < start
-            )  # not what a cut run began after
-            if settings.minutes and spent > 60 * settings.minutes:
-                run.say(f"search: {settings.minutes:g} minutes of computing are spent after {start} candidates")
-                break
-            numbers = range(start, min(start + GENERATION, settings.candidates))
-            proposals = {number: found.ask() for number in numbers}
+            proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
             jobs = [
                 Job(cache.folder, recipe, n, str(p.genotype), tuple(rewards), p.log_probability)
                 for n, p in proposals.items()
-                if n not in known
+                if n not in known and not is_spent(n)
             ]
             for trial in tried(jobs, settings.parallel, ray=settings.ray):
                 trial = replace(trial, latency=cost.latency(trial.genotype))
@@ -234,7 +234,11 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 if signals.seen:
                     run.say(f"stopped by a signal after {len(known)} candidates; the same command goes on from there")
                     raise Preempted
+                if is_spent(next((n for n in proposals if n not in known), 0)):
+                    break
             for number, proposal in proposals.items():
+                if is_spent(number):
+                    break
                 trial = known[number]
                 if trial.genotype != str(proposal.genotype):
                     raise DataError(f"{ledger.path} does not follow from its own first lines; name another --out")
@@ -243,10 +247,13 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                     rewards.append(trial.reward1)
                 if number + 1 not in logged:
                     tell_candidate(trial, known, settings.candidates, run, cost)
-    trials = [known[number] for number in sorted(known)]
-    if all(trial.state == "failed" for trial in trials):
-        raise DataError(f"every candidate failed; the first by {trials[0].error}")
-    return trials
+                counted.append(trial)
+            if is_spent(len(counted)):
+                run.say(f"search: {settings.minutes:g} minutes of computing are spent after {len(counted)} candidates")
+                break
+    if all(trial.state == "failed" for trial in counted):
+        raise DataError(f"every candidate failed; the first by {counted[0].error}")
+    return counted
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -40,11 +40,14 @@ def tried(
     left = {job.trial: job for job in jobs}
     with ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(work, job) for job in jobs]
-        with contextlib.suppress(BrokenProcessPool):
-            for future in as_completed(futures):
-                trial = future.result()
-                del left[trial.trial]
-                yield trial
+        try:
+            with contextlib.suppress(BrokenProcessPool):
+                for future in as_completed(futures):
+                    trial = future.result()
+                    del left[trial.trial]
+                    yield trial
+        finally:
+            pool.shutdown(cancel_futures=True)  # who asks no further does not wait for what has not begun
     for job in left.values():  # a process died, and took with it what waited
         yield _alone(job, work)
 
