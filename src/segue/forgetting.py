@@ -47,12 +47,15 @@ class ExtensionMeasured:
     def scores(self) -> dict[str, float]:
         """``pq_old_before``, ``pq_old``, ``pq_new``, ``pq``, ``pq/CLASS`` in [0, 1], or ``miou`` and ``iou/CLASS``.
 
-        What was not measured is absent. ``pq``, ``miou`` and those of the classes are over both sets together.
+        What was not measured is absent. ``pq``, ``miou`` and those of the classes are over both sets together. The two
+        of the old classes are means over the same ones, those that the old set shows: one that a single model sees where
+        there is none counts against neither, but for the pixels that it takes from others.
         """
         found: dict[str, float] = {}
         if self.before and self.after:
-            found[f"{self.metric}_old_before"] = nan_mean(by_class(self.before)[: self.old])
-            found[f"{self.metric}_old"] = nan_mean(by_class(self.after)[: self.old])
+            there = in_truth(self.before)[: self.old]
+            found[f"{self.metric}_old_before"] = nan_mean(by_class(self.before)[: self.old][there])
+            found[f"{self.metric}_old"] = nan_mean(by_class(self.after)[: self.old][there])
         if self.new:
             found[f"{self.metric}_new"] = nan_mean(by_class(self.new)[self.old :])
         there = [part for part in (self.after, self.new) if part]
@@ -103,6 +106,13 @@ def by_class(first: Part, *others: Part) -> Array:
         assert isinstance(other, Measured)
         confusion.counts += other.confusion.counts
     return confusion.iou()
+
+
+def in_truth(part: Part) -> Array:
+    """Which classes the set that was measured on shows: bool (K,)."""
+    if isinstance(part, PanopticMeasured):
+        return part.quality.hits + part.quality.missed > 0
+    return part.confusion.counts.sum(1) > 0
 
 
 def measure_extension(model: AnyModel, data: Extension) -> ExtensionMeasured:
@@ -162,7 +172,9 @@ def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]
     before, after, new = (scores.get(f"{metric}_{part}") for part in ("old_before", "old", "new"))
     told: dict[str, Any] = {"release": None, "forgotten": None, "max_forget": max_forget}
     if before is None or after is None:
-        reason = "Forgetting was not measured, so nothing is said of release: give --keep-val with the old classes."
+        is_given = f"{metric}_old" in scores
+        why = "give --keep-val with the old classes" if not is_given else "--keep-val shows none of the old classes"
+        reason = f"Forgetting was not measured, so nothing is said of release: {why}."
         return {**told, "reason": reason}
     name = NAMES[metric]
     if before == 0:

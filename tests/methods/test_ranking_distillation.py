@@ -182,6 +182,11 @@ def test_a6_stops_when_the_loss_has_not_fallen_for_a_while() -> None:
         method.after_step(step)
         told.append(method.has_converged())
     assert told == [False] * 7 + [True]
+    method, falling = method_of(patience=3, refresh=1), [0.9955**i for i in range(20)]  # by less than 0.5 % a span
+    for step, loss in enumerate(falling):
+        method.recent += torch.tensor([loss, 1.0], dtype=torch.float64)
+        method.after_step(step)
+        assert not method.has_converged()
     method = method_of(patience=0, refresh=1)
     for step in range(20):
         method.after_step(step)

@@ -283,6 +283,15 @@ def test_scores_by_hand() -> None:
     assert scores["pq"] == pytest.approx((0.8 / 1.5 + 0 + 0.6) / 3)
 
 
+@pytest.mark.parametrize("spurious", ["before", "after"])
+def test_a_class_that_the_old_set_does_not_show_moves_neither_mean(spurious: str) -> None:
+    before, after = measured(("a", "b"), [0.9, 0.0], [1, 0], [0, 0]), measured(("a", "b"), [0.6, 0.0], [1, 0], [0, 0])
+    {"before": before, "after": after}[spurious].quality.false[1] = 1
+    scores = ExtensionMeasured(None, before, after, 2, ("a", "b")).scores()
+    assert (scores["pq_old_before"], scores["pq_old"]) == (pytest.approx(0.9), pytest.approx(0.6))
+    assert decide(dict(scores), 1.0)["release"] is False
+
+
 def test_the_gate_counts_points() -> None:
     assert decide({"pq_old_before": 0.5, "pq_old": 0.4901}, 1.0)["release"] is True
     failed = decide({"pq_old_before": 0.5, "pq_old": 0.4899}, 1.0)
@@ -290,7 +299,10 @@ def test_the_gate_counts_points() -> None:
     assert failed["forgotten"] == pytest.approx(1.01)
     assert "50.0 before, 49.0 after; 1 points may go" in failed["reason"]
     assert decide({"pq_old_before": 0.4, "pq_old": 0.6}, 0.0)["release"] is True
-    assert decide({"pq_new": 0.5}, 1.0)["release"] is None
+    unsaid = decide({"pq_new": 0.5}, 1.0)
+    assert unsaid["release"] is None
+    assert "give --keep-val" in unsaid["reason"]
+    assert "shows none of the old classes" in decide({"pq_old_before": None, "pq_old": None}, 1.0)["reason"]
     nothing = decide({"pq_old_before": 0.0, "pq_old": 0.0}, 1.0)
     assert nothing["release"] is False  # asked to measure, and could not
     assert "found nothing of the old classes before" in nothing["reason"]

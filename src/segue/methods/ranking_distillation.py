@@ -301,7 +301,7 @@ class RankingDistillation(Method):
             mean = self.recent[0] / self.recent[1].clamp(min=1)
             has_fallen = mean < FALLEN * self.best
             self.stale = torch.where(has_fallen, 0, self.stale + 1)
-            self.best = torch.minimum(self.best, mean)
+            self.best = torch.where(has_fallen, mean, self.best)  # so that slow progress adds up
             self.recent = torch.zeros_like(self.recent)
 
     def has_converged(self) -> bool:
@@ -373,7 +373,7 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
         method, batches, run=run, optimizer=optimizer, steps=config.steps, stage=STAGE, schedule=cosine(config.steps),
         evaluate=health, evaluate_every=refresh, converged=method.has_converged,
     )  # fmt: skip
-    if int(method.done) < config.steps:
+    if method.has_converged():
         run.say(f"converged: the loss has not fallen for {config.patience} spans of {refresh} steps")
     only_first(lambda: write_health(run, len(data.images)))
     return method.student.encoder
