@@ -231,6 +231,18 @@ def test_a_batch_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypa
         run("never", 1, 8, 1)
 
 
+def test_a_batch_whose_images_are_compared_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+    method = Normed(largest=4)
+    method.couples_images = True
+    with pytest.raises(MemoryError, match=r"train: a batch of 8 does not fit.*lower --batch, for the losses compare"):
+        fit(
+            method, lambda start: endless(Noise(16), 8, seed=0, start=start), run=Run(tmp_path, quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=3,
+        )  # fmt: skip
+    assert method.sizes == [8]
+
+
 def test_no_part_has_a_single_image_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
     method = Normed(largest=1)

@@ -63,6 +63,7 @@ class Method(nn.Module):
 
     shards: "Shards | None" = None  # while it is divided over the processes
     counters: tuple[str, ...] = ()  # its buffers that count what it saw: several processes add up their counts
+    couples_images: bool = False  # its losses compare the images of a batch: in parts they would be other losses
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """To be entered for work on its networks outside of `forward` and `after_step`: with ``--shard`` a process has
@@ -274,9 +275,11 @@ class _Loop:
                 break
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
+                told = f"{self.stage}: a batch of {images} does not fit in memory ({error}); lower --batch"
+                if self.method.couples_images:
+                    raise MemoryError(f"{told}, for the losses compare the images of a batch with each other") from None
                 if self.method.shards:  # the others wait in the middle of the step for this one's part
-                    told = f"a batch of {images} does not fit in memory ({error}); lower --batch and raise --accumulate"
-                    raise MemoryError(f"{self.stage}: {told}") from None
+                    raise MemoryError(f"{told} and raise --accumulate") from None
                 if fewest // (2 * self.parts) < 2:
                     raise MemoryError(
                         f"{self.stage}: two images do not fit in memory ({error}); lower --crop"
@@ -286,7 +289,7 @@ class _Loop:
                 self.restore_buffers()
         parts = largest(self.parts, self.run.device)
         if parts > 1:
-            told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, with the same step"
+            told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, for one step"
             self.run.say(f"{self.stage}: {told} (batch normalisation sees {images // parts} images)")
         self.parts = parts
         return itertools.chain([batch], stream)

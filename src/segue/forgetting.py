@@ -48,8 +48,8 @@ class ExtensionMeasured:
         """``pq_old_before``, ``pq_old``, ``pq_new``, ``pq``, ``pq/CLASS`` in [0, 1], or ``miou`` and ``iou/CLASS``.
 
         What was not measured is absent. ``pq``, ``miou`` and those of the classes are over both sets together. The two
-        of the old classes are means over the same ones, those that the old set shows: one that a single model sees where
-        there is none counts against neither, but for the pixels that it takes from others.
+        of the old classes are means over the same ones, those that the old set shows: another that one of the models
+        sees there counts by the pixels that it takes from these alone.
         """
         found: dict[str, float] = {}
         if self.before and self.after:

@@ -189,6 +189,7 @@ class Contrast(Method):
         self.network = network
         self.projection = projection_head(network.spec.decoder_channels, config.embedding)
         self.form = CONTRASTS[config.positives]
+        self.couples_images = config.positives != "image"
         self.temperature, self.others, self.fast = config.temperature, config.negatives == "others", fast
 
     def forward(self, batch: dict[str, Any]) -> Losses:

@@ -216,6 +216,7 @@ def unit_images(maps: Tensor) -> Tensor:
 class RankingDistillation(Method):
     """Eqs. 1 to 5. A batch is a collated sample of `Candidates`."""
 
+    couples_images = True
     recent: Tensor
     best: Tensor
     stale: Tensor
