@@ -54,9 +54,10 @@ def decide(before: Scores, after: Scores, *, limit: float, class_limit: float) -
     pairs = {name: (before.get(name), after.get(name)) for name in ("miou", *sorted(before)) if _is_iou(name)}
     points = {name: 100 * (b - a) for name, (b, a) in pairs.items() if b is not None and a is not None}
     if "miou" not in points:
+        why = "The labels of --val show no class" if "miou" in after else "No labels of the target were given"
         reason = (
-            "No labels of the target were given, so nothing is claimed of accuracy on it, and negative transfer could "
-            "not be noticed: --val LABELLED measures both."
+            f"{why}, so nothing is claimed of accuracy on it, and negative transfer could not be noticed: "
+            "--val LABELLED measures both."
         )
         return {"release": None, "lost": {}, "kept": "adapted", "reason": reason}
     allowed = {name: limit if name == "miou" else class_limit for name in points}

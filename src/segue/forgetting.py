@@ -53,9 +53,9 @@ class ExtensionMeasured:
         """
         found: dict[str, float] = {}
         if self.before and self.after:
-            there = in_truth(self.before)[: self.old]
-            found[f"{self.metric}_old_before"] = nan_mean(by_class(self.before)[: self.old][there])
-            found[f"{self.metric}_old"] = nan_mean(by_class(self.after)[: self.old][there])
+            shown = in_truth(self.before)[: self.old]
+            found[f"{self.metric}_old_before"] = nan_mean(by_class(self.before)[: self.old][shown])
+            found[f"{self.metric}_old"] = nan_mean(by_class(self.after)[: self.old][shown])
         if self.new:
             found[f"{self.metric}_new"] = nan_mean(by_class(self.new)[self.old :])
         there = [part for part in (self.after, self.new) if part]
@@ -110,9 +110,10 @@ def by_class(first: Part, *others: Part) -> Array:
 
 def in_truth(part: Part) -> Array:
     """Which classes the set that was measured on shows: bool (K,)."""
-    if isinstance(part, PanopticMeasured):
-        return part.quality.hits + part.quality.missed > 0
-    return part.confusion.counts.sum(1) > 0
+    shown: Array = (
+        part.quality.hits + part.quality.missed if isinstance(part, PanopticMeasured) else part.confusion.counts.sum(1)
+    )
+    return shown > 0
 
 
 def measure_extension(model: AnyModel, data: Extension) -> ExtensionMeasured:

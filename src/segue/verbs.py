@@ -11,7 +11,7 @@ from typing import Any
 from segue import methods
 from segue.adaptation import SOURCE_ONLY
 from segue.adaptation import conclude as conclude_adaptation
-from segue.config import take_fields
+from segue.config import Network, take_fields
 from segue.data.images import Whole
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.training import TrainingData, open_training
@@ -302,6 +302,9 @@ def run_compression(method: str, config: Any, out: Path, around: Surroundings, *
     """What `compress` does, from a built config."""
     refuse_several("compress", "start it without torchrun, with --parallel or --ray for several")
     refuse_ignored(method, config, "unlabeled", "ledger")
+    for name in ("decoder_channels", "output_stride"):
+        if not compare and getattr(config.network, name) != getattr(Network(), name):
+            raise UsageError(f"--{name} is of the DeepLabV3+ that --compare trains; give both or neither")
     opened = cache(lambda: open_compression(config.teacher, config.data, seed=around.seed))
 
     def arms(data: Compression) -> list[Arm[Any]]:

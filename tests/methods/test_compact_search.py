@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -25,7 +26,7 @@ from segue.cli.learning import device_and_threads, minutes
 from segue.config import build
 from segue.engine import Run
 from segue.errors import DataError, UsageError
-from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search, train
+from segue.methods.compact_search import Config, Distilled, cached, measured_once, recipe_of, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
     OPERATIONS,
@@ -40,7 +41,7 @@ from segue.models.compact import (
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.search import pool
 from segue.search.cache import Cache
-from segue.search.candidates import Job, Recipe, measured_reliability, reliability, try_candidate
+from segue.search.candidates import Job, Recipe, measured_reliability, opened, reliability, try_candidate
 from segue.search.data import open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
@@ -50,6 +51,7 @@ from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import save_model
 
+FIELDS = {name: value for name, value in {**TINY, **SEARCH}.items() if name != "decoder_channels"}
 ARCH1 = "[[2,[1,0,3,6],[0,1,2,8],[2,0,6,1]],[[2,3],[3,1]]]"
 
 
@@ -141,8 +143,7 @@ def test_reliability_by_hand() -> None:
 
 
 def config_for(root: Path, **changes: Any) -> Config:
-    values = {**TINY, **SEARCH, "data": str(root), "teacher": str(semantic_teacher(root.parent / "teacher")), **changes}
-    del values["decoder_channels"]
+    values = {**FIELDS, "data": str(root), "teacher": str(semantic_teacher(root.parent / "teacher")), **changes}
     return build(Config, values)
 
 
@@ -283,6 +284,33 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         assert done == [number for number in range(5) if number not in there], name
 
 
+def test_a_cache_made_anew_in_its_folder_is_the_one_that_candidates_see(
+    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path
+) -> None:
+    config, run, cache, _ = prepared
+    np.testing.assert_array_equal(opened(cache.folder).train.images, cache.train.images)
+    shutil.rmtree(cache.folder)
+    made = cached(config, Run(run.out, seed=1, quiet=True), open_compression(config.teacher, config.data, seed=0), None)
+    assert not np.array_equal(made.train.images, cache.train.images)  # other crops
+    np.testing.assert_array_equal(opened(cache.folder).train.images, made.train.images)
+
+
+def test_reliability_is_measured_once_a_run_and_by_short_trainings_alone(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, cache, recipe = prepared
+    tries: list[str] = []
+
+    def tried_once(job: Job) -> Trial:
+        tries.append(job.recipe.gate)
+        return Trial(job.trial, job.genotype, "stopped", reward1=0.1 * len(tries))
+
+    monkeypatch.setattr("segue.search.candidates.try_candidate", tried_once)
+    first, again = (measured_once(run, cache, recipe, config.search.blocks) for _ in range(2))
+    assert first == again
+    assert tries == ["never"] * 9
+
+
 def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     _, _, cache, recipe = prepared
     told: list[str] = []
@@ -350,7 +378,7 @@ def test_frozen_statistics_do_not_move_and_the_teacher_is_not_saved() -> None:
 def test_from_teacher_to_a_small_model(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", train=10, size=64)
     teacher, out = semantic_teacher(tmp_path / "teacher"), tmp_path / "run"
-    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in {**TINY, **SEARCH}.items()]
+    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in FIELDS.items()]
     given = ["compress", teacher, "--data", root, "--out", out, "--device", "cpu", "--precision", "fp32", *fields]
     more = ("--finalists", 2, "--finalist-seeds", 2, "--controls", 2, "--lr-aspp", "true", "--compare")
     status, output, errors = segue(*given, "--target", "400ms@96x64", "--reliable", "true", *more, "--json")
@@ -400,7 +428,7 @@ def test_what_cannot_be_searched_is_one_line(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path
 ) -> None:
     teacher = semantic_teacher(tmp_path / "teacher")
-    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in {**TINY, **SEARCH}.items()]
+    fields = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in FIELDS.items()]
 
     def refused(*changes: object, teacher: Path = teacher) -> str:
         out = tmp_path / f"x{len(list(tmp_path.iterdir()))}"
@@ -411,6 +439,12 @@ def test_what_cannot_be_searched_is_one_line(
 
     assert "comes below" in refused("--target", "0.1ms@512x512")
     assert "is no genotype" in refused("--genotype", "[[1]]")
+    dead = f"[[2,[1,0,{ZERO},{ZERO}],[0,1,{ZERO},{ZERO}],[2,0,{ZERO},{ZERO}]],[[2,3],[3,1]]]".replace(
+        "[[2,", f"[[{ZERO},", 1
+    )
+    assert "can learn nothing: its output is zero" in refused("--genotype", dead)
+    assert "with kl it is a share" in refused("--distill", "kl", "--distill_weight", "3")
+    assert "--output_stride is of the DeepLabV3+ that --compare trains" in refused("--output_stride", "8")
     assert "give at least 1" in refused("--candidates", "0")
     assert "--finalists 0: give at least 1" in refused("--finalists", "0")
     assert "leave out --controls or --genotype" in refused("--genotype", ARCH1, "--controls", "1")
@@ -425,7 +459,7 @@ def test_what_cannot_be_searched_is_one_line(
 
 @pytest.mark.slow
 def test_a_genotype_that_is_given_is_trained_without_a_search(dataset: Path, tmp_path: Path) -> None:
-    fields = {k: v for k, v in {**TINY, **SEARCH}.items()}
+    fields = dict(FIELDS)
     out = segue.compress(
         semantic_teacher(tmp_path / "teacher"), str(dataset), tmp_path / "run", genotype=ARCH1, quiet=True,
         device="cpu", precision="fp32", **fields,

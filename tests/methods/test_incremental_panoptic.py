@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segue.extension import joined
@@ -118,6 +119,20 @@ def test_the_two_orders_differ_where_a_faint_mask_wins_a_pixel() -> None:
     claim, official = (pseudo_labels(p, s, none, replace(RULES, order=order))[1] for order in ("claim", "comformer"))
     assert claim[:, 0].tolist() == [[True, False, False, False], [False, True, True, True]]
     assert official[:, 0].tolist() == [[True, False, False, False], [False, False, True, True]]
+
+
+@pytest.mark.parametrize("order", ["claim", "comformer"])
+def test_padding_decides_over_no_pseudo_label(order: Any) -> None:
+    """Below 0 outside of the picture, as `historic_labels` gives them: there nobody has won a pixel."""
+    rules, none = replace(RULES, order=order), torch.zeros(0, 6, 6, dtype=torch.bool)
+    for seed in range(24):
+        p, s, _ = random_case(seed)
+        s = s[:, :6, :6]
+        padded = F.pad(s, (0, 20, 0, 20), value=-1.0)
+        labels, masks, fates = pseudo_labels(p, s, none, rules)
+        more, wider, same = pseudo_labels(p, padded, torch.zeros(0, 26, 26, dtype=torch.bool), rules)
+        assert (labels.tolist(), fates.tolist()) == (more.tolist(), same.tolist())
+        assert torch.equal(masks, wider[:, :6, :6])
 
 
 def test_no_pixel_is_in_two_pseudo_masks_or_in_a_true_one() -> None:

@@ -22,6 +22,7 @@ published ``controller`` finds at a fifteenth of its cost; a candidate that fail
 genotypes are drawn again; averaged weights run with averaged statistics; ``bounded`` compares pictures.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from segue.config import Data, Network, Views
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.transforms import ColorJitter
+from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
@@ -44,6 +46,7 @@ from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
 from segue.processes.cluster import connect
 from segue.processes.signals import Preempted, Signals
+from segue.records import read_json
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_reliability
 from segue.search.controller import Feedback
@@ -341,13 +344,17 @@ def refuse(config: Config) -> None:
         UsageError: the first of them.
     """
     Target.parse(config.search.target)
+    if config.distill == "kl" and config.distill_weight > 1:
+        raise UsageError(f"--distill_weight {config.distill_weight:g}: with kl it is a share, from 0 to 1")
     if config.genotype and config.controls:
         raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:
         try:
-            Genotype.parse(config.genotype)
+            fault = Genotype.parse(config.genotype).fault()
         except ValueError as error:
             raise UsageError(f"--genotype {error}") from None
+        if fault:
+            raise UsageError(f"--genotype {config.genotype} can learn nothing: {fault}")
     elif config.search.ray:
         connect(config.search.ray)
 
@@ -360,7 +367,8 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     run.say(f"encoder: {config.network.encoder} from {origin}")
     count, seeds, settings = config.finalists, config.finalist_seeds, config.search
     if not data.training.val and (count, seeds) != (1, 1):
-        run.say("no validation images to choose among finalists by: the best candidate alone is trained")
+        if not config.genotype or seeds > 1:
+            run.say("no validation images to choose by: one model is trained")
         count = seeds = 1
     if config.genotype:
         genotypes, controls, cost = [str(Genotype.parse(config.genotype))], list[str](), Cost()
@@ -386,6 +394,15 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     )  # fmt: skip
 
 
+def measured_once(run: Run, cache: Cache, recipe: Recipe, blocks: int) -> float:
+    """`measured_reliability`, which a run measures once."""
+    path = run.out / "reliability.json"
+    if not path.is_file():
+        share = measured_reliability(cache, recipe, blocks, run.say)
+        write_atomically(path, json.dumps({"genotype": share}).encode())
+    return float(read_json(path, "the reliability of a search")["genotype"])
+
+
 def searched(
     config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None, count: int
 ) -> tuple[list[str], list[str], Cost]:
@@ -399,7 +416,7 @@ def searched(
         blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
-    share = measured_reliability(cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
+    share = measured_once(run, cache, recipe, settings.blocks) if settings.reliable else math.nan
     trials = search(config, run, cache, recipe, cost)
     genotypes = best_genotypes(trials, cost, count)
     best = next(trial for trial in trials if trial.genotype == genotypes[0])

@@ -202,7 +202,7 @@ def pseudo_labels(probabilities: Tensor, masks: Tensor, truth: Tensor, rules: Ru
         left = pixel_owners(masks[chosen], clean, scores)
         counted = left
     else:
-        counted = pixel_owners(masks[chosen], (~covered).expand_as(found), scores)
+        counted = pixel_owners(masks[chosen], ~covered & (masks[chosen] >= 0), scores)
         left = counted & found
     remaining = left.flatten(1).sum(1)
     stays = enough_left(counted.flatten(1).sum(1), found.flatten(1).sum(1), remaining, rules.min_ratio)

@@ -45,6 +45,7 @@ from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, 
 from segue.evaluation import Samples
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, upsample
+from segue.processes.ranks import as_on_first
 from segue.watch import watch
 from segue.weights import new_segmenter
 
@@ -338,8 +339,10 @@ class MeanTeacher(Method):
         self.student.train()
         if self.kept is not None:
             sign = -1 if self.config.keep in ("entropy", "drift") else 1
-            if sign * scores[self.config.keep] > float(self.best):
-                self.best.fill_(sign * scores[self.config.keep])
+            score = self.best.new_tensor(sign * scores[self.config.keep])
+            as_on_first([score])  # each process looks with noise of its own, and all have to keep the same teacher
+            if score > self.best:
+                self.best.copy_(score)
                 self.kept.load_state_dict(self.teacher.state_dict())
         return scores
 
