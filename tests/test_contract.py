@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import signal
@@ -256,6 +257,23 @@ def test_every_run_folder_holds_what_the_design_names(runs: dict[str, Path]) -> 
         )
         assert {"versions", "git", "command", "identity"} <= set(record)
         assert record["identity"]["seed"] == 0
+
+
+def test_fingerprint_reads_a_file_of_all_masks_once_and_takes_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segue.data.fingerprint import fingerprint
+
+    names = ["a", "b", os.fsdecode(b"\xe9t\xe9")]  # not UTF-8, as an old disk has it
+    shared, reads = tmp_path / "annotations.json", []
+    for name in (*names, shared.name):
+        (tmp_path / name).write_text(name.encode("utf-8", "surrogateescape").hex())
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read(path))
+    before = fingerprint((name, (None, shared)) for name in names)
+    assert reads == [shared.name]
+    shared.write_text("other")
+    assert fingerprint((name, (None, shared)) for name in names) != before
 
 
 def test_fingerprint_changes_with_one_pixel(tmp_path: Path) -> None:

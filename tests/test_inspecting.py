@@ -161,3 +161,17 @@ def test_doctor_names_versions_extras_and_what_to_do(
     from segue.cli import main
 
     assert main(["doctor"]) == 2
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    names = ("ground", "car [/x]", "[bold]bar")
+    described = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**described, "classes": list(names)}))
+    spec = SegmenterSpec("test_efficientnet", names, COLORS, decoder_channels=16)
+    model = save_model(Segmenter(spec), tmp_path / "model", method="supervised", metrics={})
+    status, output, errors = segue("evaluate", model, "--data", dataset)
+    assert status == 0, errors
+    assert "car [/x]" in output
+    assert "[bold]bar" in output
+    call = ("compare", model, model, "--images", dataset / "images", "--out", tmp_path / "out")
+    assert segue(*call)[0] == 0  # of the classes that were seen

@@ -22,6 +22,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
+from threading import Lock
 
 from shared import difference, segue, shrunk, spread
 
@@ -57,7 +58,7 @@ class Experiment:
     """Runs of all arms, below one folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.out = options, options.out
+        self.options, self.out, self.clock = options, options.out, Lock()
         self.data = shrunk(options.data, options.out / "data", options.shrink)
 
     def run(self, verb: str, name: str, *arguments: object, **fields: object) -> Path:
@@ -70,8 +71,9 @@ class Experiment:
             scores = segue(log, "evaluate", folder, "--data", self.data, "--split", "test", "--json")
             write_atomically(folder / "test.json", scores.encode())
         if not (folder / "speed.json").is_file():
-            work, _ = model_runner(load_model(str(folder)).eval(), SIDE, SIDE, 1)
-            least = min(measured(work, runs=RUNS, seconds=60.0))
+            with self.clock:  # torch exports one model at a time, and no two are to be timed beside each other
+                work, _ = model_runner(load_model(str(folder)).eval(), SIDE, SIDE, 1)
+                least = min(measured(work, runs=RUNS, seconds=60.0))
             write_atomically(folder / "speed.json", json.dumps({"least": least}).encode())
         return folder
 

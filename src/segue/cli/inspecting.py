@@ -146,15 +146,16 @@ def _compare_on_images(arguments: argparse.Namespace) -> int:
         print(json.dumps({**found.plain(), "out": str(out)}))  # noqa: T201
     else:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{' and '.join(arguments.models)} on {len(found.by_image)} images")
+        table = Table(title=escape(f"{' and '.join(arguments.models)} on {len(found.by_image)} images"))
         table.add_column("class")
         for column in ("pixels, old", "pixels, new", "kept"):
             table.add_column(column, justify="right")
         for row in found.rows():
             kept = percent(row["kept"])
-            table.add_row(row["name"], f"{row['old']:,}", f"{row['new']:,}", kept)
+            table.add_row(escape(row["name"]), f"{row['old']:,}", f"{row['new']:,}", kept)
         console = Console()
         console.print(table)
         told = f"they disagree on {percent(found.share())} % of the pixels; look at: {out / 'comparison.html'}"

@@ -84,6 +84,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         print(json.dumps({**measured.plain(), "split": measured.split}))  # noqa: T201
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from segue.panoptic.evaluation import PanopticMeasured
@@ -92,13 +93,13 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         print_panoptic(measured, f"{arguments.model} on {measured.split}")
         return 0
     scores = measured.scores()
-    table = Table(title=f"{arguments.model} on {measured.split}: {len(measured.by_image)} images")
+    table = Table(title=escape(f"{arguments.model} on {measured.split}: {len(measured.by_image)} images"))
     table.add_column("class")
     for column in ("IoU", "accuracy", "pixels"):
         table.add_column(column, justify="right")
     accuracy, pixels = measured.confusion.class_accuracy(), measured.confusion.counts.sum(1)
     for i, name in enumerate(measured.classes):
-        table.add_row(name, percent(scores[f"iou/{name}"]), percent(accuracy[i]), f"{pixels[i]:,}")
+        table.add_row(escape(name), percent(scores[f"iou/{name}"]), percent(accuracy[i]), f"{pixels[i]:,}")
     console = Console()
     console.print(table)
     console.print(
@@ -112,9 +113,10 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
     """The scores of a panoptic model as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{title}: {len(measured.by_image)} images")
+    table = Table(title=escape(f"{title}: {len(measured.by_image)} images"))
     table.add_column("class")
     for column in ("PQ", "SQ", "RQ", "found", "false", "missed"):
         table.add_column(column, justify="right")
@@ -122,7 +124,7 @@ def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
     counts = (quality.hits, quality.false, quality.missed)
     for i, name in enumerate(measured.classes):
         shares = (percent(by_class[kind][i]) for kind in ("pq", "sq", "rq"))
-        table.add_row(name, *shares, *(f"{count[i]:,}" for count in counts))
+        table.add_row(escape(name), *shares, *(f"{count[i]:,}" for count in counts))
     console = Console()
     console.print(table)
     console.print(measured.line(), highlight=False)
