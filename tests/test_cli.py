@@ -87,6 +87,13 @@ def test_a_run_does_not_go_on_with_other_data(segue: Segue, run: Path, dataset: 
     status, _, errors = train(segue, dataset, run, "--method", "supervised")
     assert (status, f"lists of {dataset} have changed since it began" in errors) == (2, True)
     mask.write_bytes(before)
+    listed = dataset / "dataset.json"
+    known = listed.read_text()
+    classes = json.loads(known)["classes"]
+    listed.write_text(json.dumps({**json.loads(known), "classes": classes[::-1]}))
+    status, _, errors = train(segue, dataset, run, "--method", "supervised")
+    assert (status, f"the classes of {dataset} were {', '.join(classes)}, and have changed" in errors) == (2, True)
+    listed.write_text(known)
     assert train(segue, dataset, run, "--method", "supervised")[0] == 0
 
 

@@ -44,7 +44,7 @@ def test_the_readmes_python_runs(dataset: Path, tmp_path: Path, monkeypatch: pyt
     (code,) = blocks(ROOT / "README.md", "python")
     dataset.rename(tmp_path / "photos")
     tiny = ", ".join(f"{name}={value!r}" for name, value in {**TINY, "quiet": True, "device": "cpu"}.items())
-    code = code.replace('labels="5%"', 'labels="50%"').replace("steps=600", tiny).replace("n=10", "n=2")
+    code = code.replace('labels="5%"', 'labels="50%"').replace("steps=600", tiny).replace("n=5", "n=2")
     found: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), found)
     assert "miou" in found["scores"]  # type: ignore[operator]

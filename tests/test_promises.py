@@ -76,7 +76,7 @@ def test_nothing_is_written_outside_out(
     assert segue("train", dataset, "--out", out / "run", "--device", "cpu", *options(method="supervised"))[0] == 0
     assert segue("evaluate", out / "run")[0] == 0
     assert segue("predict", out / "run", dataset / "images", "--out", out / "found")[0] == 0
-    assert segue("suggest", dataset, "--model", out / "run", "--n", "1", "--out", out / "next")[0] == 0
+    assert segue("suggest", f"{dataset}:test", "--model", out / "run", "--n", "1", "--out", out / "next")[0] == 0
     after = every_file(tmp_path, but=out)
     assert sorted(path for path in {*before, *after} if before.get(path) != after.get(path)) == []
     assert {path.name for path in tmp_path.iterdir()} == {"home", "out", "set"}

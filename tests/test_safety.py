@@ -51,7 +51,7 @@ def test_no_socket_is_opened_by_what_does_not_ask_for_the_network(
     assert segue("train", dataset, "--method", "supervised", "--out", out, "--device", "cpu", *fields)[0] == 0
     assert segue("evaluate", out)[0] == 0
     assert segue("predict", out, dataset / "images", "--out", tmp_path / "found")[0] == 0
-    assert segue("suggest", dataset, "--model", out, "--n", "1", "--out", tmp_path / "next")[0] == 0
+    assert segue("suggest", f"{dataset}:test", "--model", out, "--n", "1", "--out", tmp_path / "next")[0] == 0
 
 
 def without_network(*command: str) -> subprocess.CompletedProcess[str]:

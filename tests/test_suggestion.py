@@ -183,6 +183,13 @@ def test_a_count_that_is_not_there_is_refused(
     assert not (tmp_path / "next").exists()
 
 
+def test_a_set_that_is_labelled_already_is_said_to_be(segue: Cli, dataset: Path, tmp_path: Path) -> None:
+    fields = options(val="none", steps=1)
+    assert segue("train", dataset, "--out", tmp_path / "run", "--method", "supervised", *fields)[0] == 0
+    status, _, said = segue("suggest", dataset, "--model", tmp_path / "run", "--n", 1, "--out", tmp_path / "next")
+    assert (status, "learnt from all of its 6 images" in said) == (2, True)
+
+
 def test_bad_input_is_named_and_nothing_is_written(
     segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path
 ) -> None:

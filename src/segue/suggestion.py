@@ -183,6 +183,10 @@ def choose(
     """
     known = [i for i, pair in enumerate(images.images) if pair.name in set(labelled)]
     left = len(images.images) - len(known)
+    if not left:
+        raise DataError(
+            f"{images.root}: the model learnt from all of its {len(known)} images; name others to choose from"
+        )
     if not 1 <= count <= left:
         raise DataError(f"--n {count}: {images.root} holds {left} images without labels; give 1 to {left}")
     device = next(encoder.parameters()).device

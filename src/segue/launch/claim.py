@@ -81,13 +81,19 @@ def refuse_changed(out: Path, described: bytes, root: object) -> None:
         root: the data, for the message.
 
     Raises:
-        UsageError: an image, a mask or a list has changed.
+        UsageError: an image, a mask, a list or the classes have changed.
     """
-    before = run_data(str(out)).get("fingerprint")
-    if before and before != json.loads(described)["data"]["fingerprint"]:
+    before, now = run_data(str(out)), json.loads(described)["data"]
+    if not before.get("fingerprint"):
+        return
+    what = ""
+    if before["fingerprint"] != now["fingerprint"]:
+        what = f"images, masks or lists of {root} have changed"
+    elif before.get("classes") != now.get("classes"):
+        what = f"the classes of {root} were {', '.join(map(str, before.get('classes', ())))}, and have changed"
+    if what:
         raise UsageError(
-            f"--out {out} holds a run on other data: images, masks or lists of {root} have changed since it began; "
-            "bring them back, or name another folder"
+            f"--out {out} holds a run on other data: {what} since it began; bring them back, or name another folder"
         )
 
 
