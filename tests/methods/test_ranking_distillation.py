@@ -211,6 +211,16 @@ def test_v1_and_v2_show_the_same_places(dataset: Path) -> None:
     assert np.median(moved) > 0.6  # the same picture under other colours; blur takes the fixture's noise
 
 
+def test_pictures_of_a_run_among_the_images_are_no_images(dataset: Path) -> None:
+    images = dataset / "images"
+    before = open_image_set(str(images)).images
+    (images / "run" / "panels").mkdir(parents=True)
+    shutil.copy(before[0].image, images / "run" / "panels" / "step_1.png")
+    assert len(open_image_set(str(images)).images) == len(before) + 1
+    (images / "run" / "run.json").write_text("{}")
+    assert open_image_set(str(images)).images == before
+
+
 def test_windows_hold_the_share_asked_for_and_stay_within() -> None:
     torch.manual_seed(0)
     for _ in range(200):

@@ -169,9 +169,13 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
 
 
 def _files_below(folder: Path, closed: list[str]) -> list[list[str]]:
-    """Every file below ``folder`` as the parts of its path from there, sorted; ``closed`` takes folders kept shut."""
+    """Every file below ``folder`` as the parts of its path from there, sorted; ``closed`` takes folders kept shut.
+
+    Folders of runs are no part of a set, though they hold pictures: a run may lie beside the images it learns from.
+    """
     found: list[list[str]] = []
-    for place, _, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+    for place, below, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        below[:] = [name for name in below if not os.path.isfile(os.path.join(place, name, "run.json"))]
         inner = list(Path(place).relative_to(folder).parts)
         found += [[*inner, name] for name in names]
     return sorted(found)
