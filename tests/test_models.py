@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_are_refused(model: Segmenter, tmp_path: Path) -
     with pytest.raises(DataError, match=r"lack 'conv_stem"):
         start_encoder(model, state)
     (tmp_path / "text.safetensors").write_text("no")
-    with pytest.raises(DataError, match="no safetensors"):
+    with pytest.raises(DataError, match="no sound safetensors"):
         encoder_weights(str(tmp_path / "text.safetensors"), "test_efficientnet")
     with pytest.raises(DataError, match="no such file"):
         encoder_weights("gone.safetensors", "test_efficientnet")
@@ -207,3 +207,21 @@ def test_the_packaged_lite0_weights_are_those_of_the_mirror() -> None:
     for name, tensor in load_file(path).items():
         if tensor.is_floating_point():
             torch.testing.assert_close(state[name].half().float(), tensor.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_weights_to_start_from_that_are_damaged_are_named(tmp_path: Path, damage: str) -> None:
+    spec = SegmenterSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), decoder_channels=16)
+    folder = save_model(Segmenter(spec), tmp_path / "model", method="supervised", metrics={})
+    file = folder / "model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        file.unlink()
+    with pytest.raises(DataError, match=r"--init .*model\.safetensors is no sound safetensors file"):
+        encoder_weights(str(folder), "test_efficientnet")
+
+
+def test_a_hub_name_that_is_none_is_one_line() -> None:
+    with pytest.raises(DataError, match="hf:a/b/c cannot be had"):
+        load_model("hf:a/b/c")

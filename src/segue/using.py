@@ -86,13 +86,13 @@ def panoptic_set(
 
 
 def predict(
-    model: str | Path, images: Sequence[str | Path], *, device: str = "auto"
+    model: str | Path, images: str | Path | Sequence[str | Path], *, device: str = "auto"
 ) -> Iterator[Prediction] | Iterator[PanopticPrediction]:
     """What a saved model, semantic or panoptic, says of pictures, one at a time.
 
     Args:
         model: a run or model folder, or ``hf:owner/name``.
-        images: files, folders or globs.
+        images: files, folders or globs, or one of them.
         device: ``auto``, ``cpu``, ``cuda``.
 
     Raises:
@@ -100,7 +100,8 @@ def predict(
     """
     device = pick_device(device)
     tune(device)
-    network, pairs = load_any(str(model), device=device), find_images([str(image) for image in images])
+    named = [images] if isinstance(images, str | Path) else images
+    network, pairs = load_any(str(model), device=device), find_images([str(image) for image in named])
     return predict_panoptic(network, pairs) if isinstance(network, MaskClassifier) else run_over(network, pairs)
 
 

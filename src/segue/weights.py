@@ -86,7 +86,11 @@ def model_folder(source: str) -> Path:
     if source.startswith("hf:"):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=["model.yaml", "model.safetensors"]))
+        wanted = ["model.yaml", "model.safetensors"]
+        try:
+            return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=wanted))
+        except (OSError, ValueError) as error:  # no network, no such model, no name of one
+            raise DataError(f"{source} cannot be had ({str(error).splitlines()[0][:200]})") from None
     folder = Path(source)
     for candidate in (folder, folder / "model"):
         if (candidate / "model.yaml").is_file():
@@ -234,14 +238,19 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
         prefix = {"compact": "encoder.", "linear_probe": "segmenter.encoder.model."}.get(
             described["kind"], "encoder.model."
         )
-        state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        state = {k.removeprefix(prefix): v for k, v in _tensors(path, init).items() if k.startswith(prefix)}
         return state, f"the encoder of {init}"
     if not Path(init).is_file():
         raise DataError(f"--init {init}: no such file or folder; give auto, random, timm:, hf:owner/name, or a path")
+    return _tensors(Path(init), init), init
+
+
+def _tensors(path: Path, init: str) -> dict[str, Tensor]:
+    """What the file at ``path`` holds, to start from ``init``."""
     try:
-        return dict(load_file(init)), init
-    except SafetensorError as error:
-        raise DataError(f"--init {init} is no safetensors file: {error}") from None
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"--init {init}: {path} is no sound safetensors file ({error})") from None
 
 
 def _at_hand(encoder: str) -> tuple[dict[str, Tensor] | None, str]:
