@@ -53,7 +53,7 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path: Path, monkeypatch
     environment = {**os.environ, "TOKEN": TOKEN}
     try:
         for command in commands:
-            words = shlex.split(command.replace("$TOKEN", TOKEN).replace("8765", str(port)))
+            words = shlex.split(command.replace("$TOKEN", TOKEN).replace("8765", str(port)), comments=True)
             if words[0] == "python":
                 words[0] = sys.executable
             if words[0] != "segue":
