@@ -52,11 +52,21 @@ def test_of_a_set_without_splits_it_is_what_the_run_validated_on(undivided: tupl
     assert calibrate(load_model(str(run)), open_check(str(data), load_model(str(run)), str(run), limit=9)).images == 2
 
 
+def another(root: Path) -> Path:
+    """A set of other images under the same names."""
+    for image in sorted((root / "images").iterdir()):
+        with Image.open(image) as opened:
+            turned = opened.transpose(Image.Transpose.ROTATE_180)
+        turned.save(image)
+    return root
+
+
 def test_of_another_set_it_is_val_or_all_there_is(undivided: tuple[Path, Path], dataset: Path, tmp_path: Path) -> None:
     _, run = undivided
     _, name, pairs, _ = open_to_measure(str(run), str(dataset))
     assert (name, len(pairs)) == ("val", 2)
-    _, name, pairs, _ = open_to_measure(str(run), str(write_set(tmp_path / "other", splits=False)))
+    other = another(write_set(tmp_path / "other", splits=False))
+    _, name, pairs, _ = open_to_measure(str(run), str(other))
     assert (name, len(pairs)) == ("train", 10)
     described = json.loads((dataset / "dataset.json").read_text())
     described["splits"]["sunny"] = described["splits"].pop("val")
@@ -95,6 +105,11 @@ def test_the_set_is_known_again_from_elsewhere_and_for_every_model_of_the_run(
     shutil.move(work, tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     assert open_to_measure("again").part == held  # as it was named, from where both lie now
+    monkeypatch.chdir(here)
+    shutil.move(tmp_path / "moved" / "set", tmp_path / "copy")  # apart from the run: known by its images
+    found = open_to_measure("../moved/again", "../copy")
+    assert (found.part, len(found.pairs)) == (held, 2)
+    assert open_to_measure("../moved/again", str(another(tmp_path / "copy"))).part == "train"
 
 
 def test_a_split_may_be_named_with_the_folder(undivided: tuple[Path, Path], dataset: Path, segue: Segue) -> None:
@@ -123,6 +138,7 @@ def test_stored_values_are_mapped_afterwards_as_they_were_in_training(
     assert status == 0, errors
     other = tmp_path / "other"
     shutil.copytree(data, other)
+    another(other)
     words = ("predict", run, data / "images", "--calibrate", other)
     status, _, errors = segue(*words, "--out", tmp_path / "bad")
     assert (status, "77" in errors) == (2, True)

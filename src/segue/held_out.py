@@ -4,7 +4,7 @@ never in silence those that it learnt from."""
 from pathlib import Path
 from typing import NamedTuple
 
-from segue.data.layouts import address_of, open_listing, split_address
+from segue.data.layouts import DIGESTED, address_of, digest_of, open_listing, split_address
 from segue.data.listing import Listing, Pair
 from segue.data.sample import Tones
 from segue.data.stored_values import parse_map
@@ -21,7 +21,8 @@ class _Own(NamedTuple):
         mapping: stored mask values that were mapped.
         by_region: whether connected regions were objects.
         part: the split that the images are of.
-        names: of these images.
+        names: of these images, in the run's order.
+        digest: of the first of them, see `digest_of`; empty in older records.
     """
 
     root: Path | None = None
@@ -29,7 +30,8 @@ class _Own(NamedTuple):
     mapping: str = ""
     by_region: bool = False
     part: str = ""
-    names: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
+    digest: str = ""
 
     @classmethod
     def of(cls, source: str) -> "_Own":
@@ -44,13 +46,21 @@ class _Own(NamedTuple):
             if not at or not at["data"]:
                 return cls()
             by_region = bool(record["identity"]["config"].get("by_region", False))
-            names = frozenset(map(str, record["data"].get("validation_names", ())))
+            names = tuple(map(str, record["data"].get("validation_names", ())))
             root = split_address(address_of(at))[0]
-            return cls(root, str(at["layout"]), str(at["map"]), by_region, str(at["split"]), names)
+            return cls(root, str(at["layout"]), str(at["map"]), by_region, str(at["split"]), names, str(at.get("digest", "")))
 
     def is_at(self, root: Path) -> bool:
         """Whether it is the set in ``root``."""
         return self.root is not None and self.root.resolve() == root.resolve()
+
+    def is_listed(self, listing: Listing) -> bool:
+        """Whether it is this set: in its place, or moved or copied with the images that the run validated on."""
+        if self.is_at(listing.root):
+            return True
+        there = {pair.name: pair for pair in listing.splits.get(self.part, ())}
+        first = [there[name] for name in self.names[:DIGESTED] if name in there]
+        return bool(self.digest and first) and digest_of(first) == self.digest
 
 
 class Opened(NamedTuple):
@@ -92,7 +102,7 @@ def open_to_measure(
     root, part = split_address(address or str(own.root))
     if part and split and part != split:
         raise DataError(f"{address} names the split {part!r}, and {split!r} was asked for; name one of them")
-    is_own = own.is_at(root)
+    is_own = own.is_at(root) or own.is_listed(open_listing(str(root), layout))
     if is_own:
         layout, mapping = own.layout if layout == "auto" else layout, mapping or own.mapping
     listing = open_listing(str(root), layout)
@@ -125,7 +135,7 @@ def part_for(listing: Listing, source: str, split: str = "") -> tuple[str, tuple
         DataError: no such split, or none that the model did not learn from.
     """
     own = _Own.of(source)
-    if own.is_at(listing.root) and (not split or (split == "val" and "val" not in listing.splits)):
+    if own.is_listed(listing) and (not split or (split == "val" and "val" not in listing.splits)):
         return _held_out(listing, source, own)
     if not split and "val" not in listing.splits and len(listing.splits) > 1:
         raise DataError(f"{listing.root} has no split 'val' but {', '.join(listing.splits)}; name one of them")

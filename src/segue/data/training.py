@@ -34,7 +34,7 @@ class TrainingData:
         found: pairs of the training split and unlabelled images that were found.
         dropped: why how many of them are not used; used + dropped == found.
         warnings: findings that did not stop.
-        validation_at: where the validation images are found again: ``data``, ``layout``, ``map``, ``split``.
+        validation_at: where the validation images are found again: see `segue.data.layouts.validation_at`.
         paste: puts objects of rare classes into labelled training images; None unless asked for.
         pasted: what it puts in, in words.
         by_object: files that number the objects are learnt from too.
@@ -149,7 +149,7 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         dropped["of the training split kept for validation"] = split_off
     wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
-    at = validation_at(config.data, config.layout, config.map, split)
+    at = validation_at(config.data, config.layout, config.map, split, val)
     decoder = Decoder.of(listing)
     pasted = (
         learn(labelled, decoder, listing.classes, config.copy_paste, seed=seed) if config.copy_paste else (None, "")

@@ -171,7 +171,7 @@ def open_domains(config: Domains, *, crop: int) -> DomainData:
         sources=tuple(sources), target=target, val=pairs, decoder=Decoder.of(val or known),
         shares=shares / max(shares.sum(), 1), found=bookkeeping.found, dropped=bookkeeping.dropped,
         notes=tuple(bookkeeping.notes), warnings=tuple(bookkeeping.warnings),
-        validation_at=validation_at(config.val, config.layout, "", bookkeeping.val_split),
+        validation_at=validation_at(config.val, config.layout, "", bookkeeping.val_split, pairs),
     )  # fmt: skip
 
 

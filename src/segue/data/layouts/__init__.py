@@ -3,11 +3,12 @@
 A layout is a class with ``matches(root)`` and ``read(root)``, in a file of its own; `LAYOUTS` lists them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from segue.data.fingerprint import fingerprint
 from segue.data.layouts.ade20k import Ade20k
 from segue.data.layouts.bdd100k import Bdd100k
 from segue.data.layouts.camvid import CamVid
@@ -58,6 +59,7 @@ LAYOUTS: dict[str, type[Layout]] = {
 }
 
 
+DIGESTED = 16  # images: enough to tell sets apart whose files have the same names
 OUTLINES = ("cvat", "labelme", "labelstudio", "coco_instances")  # in annotation files; none of their masks is a picture
 
 
@@ -69,9 +71,16 @@ def split_address(address: str) -> tuple[Path, str | None]:
     return Path(address), None
 
 
-def validation_at(data: str, layout: str, mapping: str, split: str) -> dict[str, str]:
-    """What a run notes of the set that it validates on, for `address_of`: relative paths hold from where it began."""
-    return {"data": data, "layout": layout, "map": mapping, "split": split, "from": str(Path.cwd())}
+def validation_at(data: str, layout: str, mapping: str, split: str, pairs: Sequence[Pair]) -> dict[str, str]:
+    """What a run notes of the set that it validates on: for `address_of`, where relative paths hold from where it
+    began; and what `digest_of` says, so that the set is known again where it was moved or copied to."""
+    at = {"data": data, "layout": layout, "map": mapping, "split": split, "from": str(Path.cwd())}
+    return {**at, "digest": digest_of(pairs)}
+
+
+def digest_of(pairs: Sequence[Pair]) -> str:
+    """A sha256 of names and bytes of the first `DIGESTED` images."""
+    return fingerprint((pair.name, (pair.image,)) for pair in pairs[:DIGESTED])
 
 
 def address_of(at: Mapping[str, Any]) -> str:
