@@ -128,6 +128,8 @@ WRONG: list[tuple[list[object], str]] = [
     (["train", "SET", "--out", "OUT", "--encoder", "mobilenet_v9"], "mobilenet_v9"),
     (["train", "SET", "--out", "OUT", "--init", "gone.safetensors"], "gone.safetensors"),
     (["train", "SET", "--out", "OUT", "--device", "cuda:7"], "cuda:7"),
+    (["train", "--unlabeled", "rest", "SET", "--out", "OUT"], "write --unlabeled=rest"),
+    (["train", "SET", "--out", "OUT", "--ledger", "l.jsonl"], "name them: --unlabeled FOLDER"),
     (["train", "SET", "--out", "OUT", "--precision", "fp8"], "--precision fp8"),
     (["train", "SET", "--out", "OUT", "--seed", "x"], "'x' is no whole number"),
     (["evaluate", "GONE"], "GONE holds no model"),

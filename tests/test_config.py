@@ -56,8 +56,18 @@ def test_options_reach_nested_fields_in_every_spelling() -> None:
     assert parse("--scale", "[1,2]").inner.scale == parse("--scale", "1,2").inner.scale == (1.0, 2.0)
     assert parse("--folders", "a,b").folders == ("a", "b")
     assert parse("--folders", "one folder/x").folders == ("one folder/x",)
+    assert parse("--folders", "2024,a").folders == ("2024", "a")
     assert parse("--frozen").frozen is parse("--frozen", "true").frozen is True
     assert parse("--frozen", "--steps", "4") == Outer(steps=4, frozen=True, data="set")
+
+
+@pytest.mark.parametrize(
+    ("text", "folders"), [("a", ("a",)), ("2024", ("2024",)), ("[2024, b]", ("2024", "b")), ("[]", ())]
+)
+def test_a_config_file_may_name_one_of_several(tmp_path: Path, text: str, folders: tuple[str, ...]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"folders: {text}")
+    assert parse("--config", str(path)).folders == folders
 
 
 def test_a_config_file_lies_under_the_options(tmp_path: Path) -> None:
@@ -75,6 +85,7 @@ def test_a_config_file_lies_under_the_options(tmp_path: Path) -> None:
         (["more"], "unknown argument more"),
         (["--config", "gone.yaml"], "gone.yaml: no such file"),
         (["--scale", "1,2,3"], "scale"),
+        (["--folders", "a", "--folders=b"], "--folders is there twice; write all its values with commas between"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_with_the_name(arguments: list[str], message: str) -> None:
@@ -114,6 +125,8 @@ def test_fields_from_python_are_of_their_kinds(tmp_path: Path) -> None:
     )
     assert (config.data.labels, config.data.unlabeled, config.finetune_lr) == ("5", (str(tmp_path),), 1.0)
     assert config.views.crop == 64
+    several = config_from("train", "pixel_contrast", {"unlabeled": [tmp_path, 2024]})
+    assert several.data.unlabeled == (str(tmp_path), "2024")
     for name, value in (("skip_bad", "maybe"), ("steps", 2.5), ("steps", "x"), ("scale", "large"), ("labels", ["a"])):
         with pytest.raises(UsageError, match=name):
             config_from("train", "pixel_contrast", {name: value})

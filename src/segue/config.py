@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from segue.errors import DataError, UsageError
 from segue.records import read_yaml
@@ -191,9 +191,8 @@ def parse_fields(kind: type[T], arguments: list[str], command: str, *, data: str
         if name == "data":
             continue  # given by its place
         parser.add_argument(f"--{name}", type=type_, default=default, help=texts.get(name, ""))
-    known = {f"--{name}" for name in fields if name != "data"}
     options, config_file = _options(arguments, fields, command)
-    namespace = parser.parse_args([*_file_options(config_file, command, known), *options])
+    namespace = parser.parse_args([*_file_options(config_file, command, fields), *options])
     return build(kind, {**{name: _tuples(getattr(namespace, name)) for name in fields if name != "data"}, "data": data})
 
 
@@ -213,12 +212,7 @@ def take_fields(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     for name, value in values.items():
         if name not in fields:
             raise UsageError(f"{who} has no field {name!r}{did_you_mean(name, set(fields))}")
-        type_, plain = fields[name][0], str(value) if isinstance(value, Path) else value
-        if get_origin(type_) is tuple and not isinstance(plain, tuple | list):
-            plain = [plain]
-        elif type_ is str and isinstance(plain, int | float) and not isinstance(plain, bool):
-            plain = str(plain)
-        given[name] = plain
+        given[name] = _fitted(value, fields[name][0])
     try:
         found = parser.parse_object(given)
     except ArgumentError as error:
@@ -226,13 +220,23 @@ def take_fields(kind: type[T], values: Mapping[str, Any], who: str) -> T:
     return build(kind, {name: _tuples(getattr(found, name)) for name in values})
 
 
+def _fitted(value: Any, type_: Any) -> Any:
+    """A value as a field holds it: one of several as a list, a path or a number as text where texts are held."""
+    if get_origin(type_) is tuple:
+        several = value if isinstance(value, tuple | list) else [value]
+        return [_fitted(each, get_args(type_)[0]) for each in several]
+    is_text = type_ is str and isinstance(value, Path | int | float) and not isinstance(value, bool)
+    return str(value) if is_text else value
+
+
 def _options(arguments: list[str], fields: Mapping[str, tuple[Any, Any]], command: str) -> tuple[list[str], str]:
     """Options as ``--name=value``, and the file that ``--config`` names; hyphens in names do as well as underscores.
 
     Raises:
-        UsageError: an unknown option, a value without an option, or an option without its value.
+        UsageError: an unknown option, a value without an option, an option without its value, or one of several values
+            that is there twice: the second could mean more of them, or others.
     """
-    options, config_file, rest = [], "", list(arguments)
+    options, config_file, rest, lists = [], "", list(arguments), set[str]()
     known = {f"--{name}" for name in fields if name != "data"} | {"--config", "--help"}
     while rest:
         option, equals, value = rest.pop(0).partition("=")
@@ -253,12 +257,17 @@ def _options(arguments: list[str], fields: Mapping[str, tuple[Any, Any]], comman
                 value = rest.pop(0)
         if option == "--config":
             config_file = value
-        else:
-            options.append(f"{option}={_listed(value) if get_origin(type_) is tuple else value}")
+            continue
+        if get_origin(type_) is tuple:
+            if option in lists:
+                raise UsageError(f"{command}: {option} is there twice; write all its values with commas between: A,B")
+            lists.add(option)
+            value = _listed(value, texts=get_args(type_)[0] is str)
+        options.append(f"{option}={value}")
     return options, config_file
 
 
-def _file_options(name: str, command: str, known: set[str]) -> list[str]:
+def _file_options(name: str, command: str, fields: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """The options that a config file stands for; none where no file is named.
 
     Raises:
@@ -276,15 +285,17 @@ def _file_options(name: str, command: str, known: set[str]) -> list[str]:
     if not isinstance(values, dict):
         raise UsageError(f"{command}: --config {path} must hold 'name: value' lines")
     values = {str(name): value for name, value in values.items() if name != "data"}
+    known = {f"--{name}" for name in fields if name != "data"}
     unknown = [name for name in values if f"--{name}" not in known]
     if unknown:
         raise UsageError(f"{command}: {path}: unknown field {unknown[0]!r}{did_you_mean(f'--{unknown[0]}', known)}")
+    values = {name: _fitted(value, fields[name][0]) for name, value in values.items()}
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
 
 
-def _listed(value: str) -> str:
-    """A value, or several with commas between, as a list, so that a tuple option takes both."""
-    return value if value.startswith("[") else json.dumps([_number(part) for part in value.split(",")])
+def _listed(value: str, *, texts: bool) -> str:
+    """A value, or several with commas between, as a list, so that a tuple option takes both; ``texts`` stay texts."""
+    return value if value.startswith("[") else json.dumps([p if texts else _number(p) for p in value.split(",")])
 
 
 def _number(text: str) -> str | float:

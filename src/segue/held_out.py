@@ -48,7 +48,8 @@ class _Own(NamedTuple):
             by_region = bool(record["identity"]["config"].get("by_region", False))
             names = tuple(map(str, record["data"].get("validation_names", ())))
             root = split_address(address_of(at))[0]
-            return cls(root, str(at["layout"]), str(at["map"]), by_region, str(at["split"]), names, str(at.get("digest", "")))
+            layout, mapping, split, digest = (str(at.get(key, "")) for key in ("layout", "map", "split", "digest"))
+            return cls(root, layout, mapping, by_region, split, names, digest)
 
     def is_at(self, root: Path) -> bool:
         """Whether it is the set in ``root``."""

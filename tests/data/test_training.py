@@ -10,6 +10,7 @@ from PIL import Image
 
 from segue.config import Data
 from segue.data.layouts import open_listing
+from segue.data.ledger import append
 from segue.data.listing import Pair
 from segue.data.splits import amount, choose
 from segue.data.training import TrainingData, open_training
@@ -68,6 +69,18 @@ def test_further_folders_add_images_and_those_already_used_are_counted(dataset: 
     data = opened(dataset, labels="2", unlabeled=(str(tmp_path / "more"), str(dataset)))
     assert len(data.unlabelled) == 3 + 10 - 2 - 2  # all images of the set but the labelled and the validation ones
     assert sum(data.dropped.values()) == 2 + 2 + 4
+
+
+def test_a_review_of_other_images_is_refused(dataset: Path, tmp_path: Path) -> None:
+    ledger, images = tmp_path / "ledger.jsonl", sorted((dataset / "images").glob("train_*"))
+    append(ledger, {"image": str(images[0].resolve()), "decision": "reject"})
+    data = opened(dataset, labels="2", unlabeled=(str(dataset / "images"),), ledger=str(ledger))
+    assert data.dropped["rejected or to be redrawn by the review"] == 1
+    with pytest.raises(DataError, match="name them: --unlabeled FOLDER"):
+        opened(dataset, labels="2", ledger=str(ledger))
+    moved = dataset.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=f"decides of other images than those of --unlabeled, as {images[0]}"):
+        opened(moved, labels="2", unlabeled=(str(moved / "images"),), ledger=str(ledger))
 
 
 def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from segue import __version__
 from segue.cli import data, inspecting, learning, serving, shipping, using
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and "fields" not in known:  # which only commands have whose further options are a method's
             options = [name for action in known.parser._actions for name in action.option_strings]
             raise UsageError(f"{known.parser.prog}: unknown {rest[0]!r}{did_you_mean(rest[0], options)}")
+        refuse_swapped(known.parser.prog, arguments, rest)
         with stoppable() if known.command in RESUMED else contextlib.nullcontext():
             return int(known.run(known))
     except (UsageError, DataError) as error:
@@ -76,6 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return FAILED_EXIT
+
+
+def refuse_swapped(prog: str, arguments: Sequence[str], rest: Sequence[str]) -> None:
+    """A command without a method's fields takes the first free word for its own argument, also where it is the value
+    of such a field that stands before it.
+
+    Args:
+        prog: the command.
+        arguments: all words that were given.
+        rest: those that are a method's, in their order.
+
+    Raises:
+        UsageError: the value of an option of the method was taken for an argument, and the argument for its value.
+    """
+    words = iter(zip(arguments, (*arguments[1:], ""), strict=True))
+    for option, value in pairwise(rest):
+        behind = next(after for word, after in words if word == option)
+        if option.startswith("--") and "=" not in option and not value.startswith("-") and behind != value:
+            raise UsageError(f"{prog}: put {option} behind {value!r}, or write {option}={behind}")
 
 
 if __name__ == "__main__":

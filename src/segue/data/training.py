@@ -131,6 +131,8 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         if len(fresh) < len(pairs):
             dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
         unlabelled += fresh
+    if config.ledger and not config.unlabeled:
+        raise DataError(f"--ledger {config.ledger} is the review of unlabelled images; name them: --unlabeled FOLDER")
     if config.ledger:
         unlabelled, refused = _reviewed(unlabelled, Path(config.ledger))
         if refused:
@@ -172,8 +174,17 @@ def _checked(config: Data, tones: Tones) -> tuple[Listing, int, tuple[Finding, .
 
 
 def _reviewed(pairs: tuple[Pair, ...], ledger: Path) -> tuple[tuple[Pair, ...], int]:
-    """The pictures that a review did not refuse, and how many it did."""
+    """The pictures that a review did not refuse, and how many it did.
+
+    Raises:
+        DataError: it decided of none of them.
+    """
     decisions = read_ledger(ledger)
+    if decisions and not any(str(pair.image.resolve()) in decisions for pair in pairs):
+        raise DataError(
+            f"--ledger {ledger} decides of other images than those of --unlabeled, as {next(iter(decisions))}; "
+            "name the review of these, or bring them back to where they were reviewed"
+        )
     kept = tuple(pair for pair in pairs if decisions.get(str(pair.image.resolve())) not in (REJECT, REDRAW))
     return kept, len(pairs) - len(kept)
 
