@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from segue.cli.serving import open_socket
+from segue.cli.serving import names_of, open_socket
 from segue.serve.app import Served, create_app
 from segue.serve.limits import Limits
 
@@ -42,12 +42,12 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(served: Served, limits: Limits | None = None) -> Iterator[Live]:
+def live(served: Served, limits: Limits | None = None, names: str = "") -> Iterator[Live]:
     import uvicorn
 
     bound = open_socket("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    app = create_app(served, token=TOKEN, hosts=frozenset({f"127.0.0.1:{port}"}), limits=limits)
+    app = create_app(served, token=TOKEN, hosts=names_of("127.0.0.1", names, port), limits=limits)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()

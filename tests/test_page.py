@@ -27,10 +27,15 @@ CIVIDIS = np.array([[0, 34, 78], [65, 77, 107], [124, 123, 120], [188, 175, 111]
 
 
 def press(page: Any, keys: str, *, decided: int) -> None:
-    """Presses keys of the review one after the other, and waits until so many of the ten pictures are decided."""
+    """Presses keys of the review, each when its picture is shown, and waits until so many of the ten are decided."""
     for key in keys:
+        wait(page, "document.body.dataset.painted")
         page.keyboard.press(key)
-    wait(page, f"document.getElementById('progress').textContent.startsWith('{decided} of 10')")
+    until_decided(page, decided)
+
+
+def until_decided(page: Any, count: int) -> None:
+    wait(page, f"document.getElementById('progress').textContent.startsWith('{count} of 10')")
 
 
 def kept_share(page: Any, number: int) -> float:
@@ -180,7 +185,7 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
             wait(page, f"document.body.dataset.painted == '{order[i]}'")
             press(page, key, decided=i + 1)
         assert kept_share(page, 1) == kept_of([listed[i] for i in (0, 4, 5, 7, 8, 9)], 1, 80)  # type: ignore[index]
-        press(page, "ra", decided=9)  # in the wrong order, and faster than the disk
+        press(page, "ra", decided=9)  # in the wrong order
         press(page, "u", decided=8)  # takes back the last decision and shows its picture again
         assert page.locator("#current-name").inner_text() == order[8]
         press(page, "u", decided=7)
@@ -206,6 +211,48 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
     described = json.loads((tmp_path / "run" / "pseudo_labels.json").read_text())
     used = {Path(path).stem for path in (*described["images"].values(), *described["left_out"])}
     assert used == {name for name, key in zip(order, "arrdaaraad", strict=True) if key == "a"}
+
+
+@needs_browser
+@pytest.mark.slow
+def test_one_press_is_one_decision_about_the_picture_that_is_seen(page: Any, more: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.review import Review
+
+    (more / "new_1.png").write_bytes(b"no")  # the first of the list, and decided without being seen
+    model, ledger, late = made(0), tmp_path / "ledger", []
+    with live(Served(model, "runs/first", review=Review(model, find_images([str(more)]), ledger))) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.locator("#tab-review").click()
+        wait(page, "document.querySelectorAll('#gallery button').length == 10")
+        order = [entry["name"] for entry in server.json("/review")["items"]]  # type: ignore[attr-defined]
+        page.keyboard.press("r")
+        until_decided(page, 1)
+        for place, key in ((1, "a"), (2, "Enter")):
+            wait(page, f"document.body.dataset.painted == '{order[place]}'")
+            page.locator("#redraw").focus()
+            for _ in range(4):  # from the second on as a key that is held
+                page.keyboard.down(key)
+                page.wait_for_timeout(100)
+            page.keyboard.up(key)
+        until_decided(page, 3)
+        page.route("**/review/picture?*", lambda route: late.append(route.request.url))  # waits until nobody holds it
+        page.locator("#gallery button").nth(7).click()
+        while not late:
+            page.wait_for_timeout(30)
+        assert (canvas(page, "review-canvas") == 0).all()  # the picture before is gone
+        page.keyboard.press("a")
+        page.locator("#reject").click()
+        assert page.locator("#current-name").inner_text() == order[7]
+        page.unroute("**/review/picture?*")
+        press(page, "a", decided=4)
+    decided = {0: "reject", 1: "accept", 2: "redraw", 7: "accept"}
+    assert read_ledger(ledger) == {str((more / f"{order[i]}.png").resolve()): word for i, word in decided.items()}
+    assert len(ledger.read_text().splitlines()) == 4
 
 
 @needs_browser

@@ -3,8 +3,12 @@
 import io
 import json
 import math
+import shutil
+import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +136,46 @@ def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> N
         assert numbers == {**{name: row["run"] for name, row in found.items()}, "c": 5}
 
 
+def test_runs_are_listed_once_when_several_ask_at_the_same_time(tmp_path: Path) -> None:
+    from segue.serve.runs import RunList
+
+    runs, together = RunList(tmp_path), threading.Barrier(8)
+    names = [f"run_{i:02}" for i in range(40)]
+    for name in names:
+        write_run(tmp_path / name, [], None)
+
+    def listed(_: int) -> list[str]:
+        together.wait(20)
+        return sorted(row["name"] for row in runs.listing()["runs"])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(listed, range(8))) == [names] * 8
+
+
+@needs_browser
+@pytest.mark.slow
+def test_curves_of_a_run_that_ends_meanwhile_are_drawn_to_their_end(page: Any, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+    from segue.serve.runs import RunList
+
+    drawn = "document.querySelector('#charts .line').getAttribute('d').split('L').length"
+    write_run(tmp_path / "runs" / "a", lines("one", [3.0, 2.0]), None)
+    with live(Served(made(0), "m", runs=RunList(tmp_path / "runs"))) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.locator("#tab-runs").click()
+        wait(page, "document.body.dataset.drawn")
+        assert page.evaluate(drawn) == 2
+        shutil.rmtree(tmp_path / "runs" / "a")
+        write_run(tmp_path / "runs" / "a", lines("one", [3.0, 2.0, 1.5, 1.0]), 0.5)
+        page.locator("#again").click()
+        wait(page, f"{drawn} == 4")
+        assert page.faults == []
+
+
 @needs_browser
 @pytest.mark.slow
 def test_what_is_wrong_with_a_set_and_what_to_label_next_is_shown(
@@ -235,6 +279,22 @@ def test_suggestions_and_a_check_are_given_by_number_alone(
     ):
         status, _, errors = segue("serve", source, *arguments)
         assert (status, errors.count("\n"), message in errors) == (2, 1, True), errors
+
+
+def test_a_list_whose_images_are_not_there_is_said_at_the_start(segue: Segue, more: Path, tmp_path: Path) -> None:
+    source = save_model(made(0), tmp_path / "model", method="supervised", metrics={})
+    one = {"name": "a", "distance": 0.5, "reason": "far", "stands_for": 2, "uncertainty": None}
+    images = [str(more / "new_3.png"), "photos/old.png", "photos/older.png"]
+    whole = {"chosen": [{**one, "image": image} for image in images], "labelled": 1, "found": 12}
+    whole["coverage"] = dict.fromkeys(("farthest", "mean", "random_farthest", "random_mean"), 0.5)
+    (tmp_path / "suggestion.json").write_text(json.dumps(whole))
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends there
+        status, _, errors = segue("serve", source, "--suggested", tmp_path, "--port", taken.getsockname()[1])
+    said = errors.splitlines()
+    assert (status, len(said)) == (2, 2)
+    assert "2 of 3 images" in said[0]
+    assert "photos/old.png" in said[0]
+    assert "segue suggest" in said[0]
 
 
 def test_a_saved_model_is_served_with_its_review_runs_and_set(tmp_path: Path, more: Path, dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """``segue serve``: it says what the model says, and takes nothing that could harm the machine."""
 
+import asyncio
 import base64
 import io
 import json
@@ -21,12 +22,13 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
-from segue.cli.serving import names_of
+from segue.cli.serving import address_of, names_of
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
 from segue.serve.limits import Limits
 from segue.serve.page import STATIC
+from segue.serve.worker import Worker
 from segue.weights import save_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -163,6 +165,17 @@ def test_only_its_own_name_origin_and_token(server: Live) -> None:
     assert server.ask("/metrics", Authorization="")[0] == 401
 
 
+def test_a_browser_behind_a_proxy_needs_the_name_that_it_shows(server: Live, model: Segmenter) -> None:
+    picture, origin = encoded(draw(0)[0]), "https://macbook.local"  # browsers write names in lower case
+    status, content = server.ask("/predict", picture, Origin=origin)  # the proxy passes Host: 127.0.0.1 on
+    assert (status, b"--names" in content) == (403, True)
+    with live(Served(model, "runs/first"), names="MacBook.local") as named:
+        assert named.ask("/predict", picture, Origin=origin)[0] == 200
+        assert named.ask("/predict", picture, Origin=origin, Host="macbook.local")[0] == 200
+        assert named.ask("/predict", picture, Host=f"MACBOOK.local:{named.port}")[0] == 200
+        assert named.ask("/predict", picture, Origin="https://macbook.lan")[0] == 403
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -223,9 +236,10 @@ class Slow(torch.nn.Module):
         return image.float() * self.scale
 
 
-def test_what_waits_together_goes_through_together_and_each_gets_its_own() -> None:
+@pytest.mark.parametrize(("side", "passes"), [(8, [1, 4, 1]), (1200, [1, 2, 2, 1])])  # a pass has 4 MP at most
+def test_what_waits_together_goes_through_together_and_each_gets_its_own(side: int, passes: list[int]) -> None:
     model = Slow()
-    pictures = [np.eye(3, dtype=np.uint8)[np.full((8, 8), i % 3)] * 200 for i in range(6)]
+    pictures = [np.eye(3, dtype=np.uint8)[np.full((side, side), i % 3)] * 200 for i in range(6)]
     with live(Served(model, "slow"), Limits(queue=8, batch=4)) as server, ThreadPoolExecutor(6) as threads:  # type: ignore[arg-type]
         first = threads.submit(server.ask, "/predict?format=png", encoded(pictures[0]))
         while not model.sizes:
@@ -237,7 +251,38 @@ def test_what_waits_together_goes_through_together_and_each_gets_its_own() -> No
             status, content = answer.result()
             assert status == 200
             assert (np.asarray(Image.open(io.BytesIO(content))) == i % 3).all()
-    assert model.sizes == [1, 4, 1]
+    assert model.sizes == passes
+
+
+def test_the_time_limit_holds_for_decoding_too() -> None:
+    model = Slow()
+    model.gate.set()
+    worker = Worker(model, Limits(seconds=0.2))  # type: ignore[arg-type]
+    for _ in range(2):  # all that decode
+        worker.decoders.submit(time.sleep, 2)
+    with pytest.raises(TimeoutError):
+        asyncio.run(worker.predict(encoded(draw(0)[0])))
+
+
+@pytest.mark.parametrize("form", ["json", "png"])
+def test_others_are_answered_while_an_answer_is_written(
+    server: Live, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    picture, save = encoded(draw(0)[0]), Image.Image.save
+    begun, gate = threading.Event(), threading.Event()
+
+    def held(*arguments: object, **options: object) -> None:
+        begun.set()
+        assert gate.wait(5)
+        save(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "save", held)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(server.ask, f"/predict?format={form}", picture)
+        assert begun.wait(20)
+        assert server.ask("/healthz")[0] == 200
+        gate.set()
+        assert answer.result()[0] == 200
 
 
 def test_a_fault_inside_is_500_without_a_trace_and_the_server_lives_on() -> None:
@@ -259,6 +304,8 @@ def test_the_names_of_a_server_by_hand() -> None:
     assert {"box.lan", "box.lan:8765", "box.lan:8080"} < found
     assert not {"127.0.0.1", "box.lan:443", "evil.example"} & found
     assert {"[fe80::1]:9", "[fe80::2]:9"} < names_of("fe80::1", "[fe80::2]", 9)
+    assert address_of("box.lan", 9) == "http://box.lan:9/"
+    assert address_of("::1", 8765) == "http://[::1]:8765/"
 
 
 def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What to label next: the choice by hand, its reasons, and the files for whoever labels."""
 
+import io
 import json
 import os
 import shutil
@@ -117,6 +118,21 @@ def test_a_pretrained_encoder_suggests_what_covers_the_set(
     with Image.open(out / "contact.jpg") as sheet:
         assert sheet.width > 4 * 240
     assert segue("suggest", dataset, "--model", encoder_run, "--n", 4, "--out", out)[0] == 2  # not empty any more
+
+
+def test_a_list_is_shown_from_any_folder(
+    segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segue.serve.suggested import Suggested
+
+    monkeypatch.chdir(dataset.parent)
+    status, _, said = segue("suggest", dataset.name, "--model", encoder_run, "--n", 2, "--out", tmp_path / "next")
+    assert status == 0, said
+    monkeypatch.chdir(tmp_path / "next")
+    found = Suggested.read(tmp_path / "next")
+    assert found.missing() == ""
+    with Image.open(io.BytesIO(found.picture(1, 320, ()))) as picture:
+        assert picture.size == (48, 48)
 
 
 def test_python_suggests_what_the_command_does(segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Chosen:
 
     Args:
         name: of the image.
-        image: its file.
+        image: its file, whatever folder the list is read from.
         reason: why it was chosen, in words.
         distance: d_i of eq. 1 when it was chosen, in [0, 2].
         stands_for: images that are nearest to it among all chosen and labelled ones.
@@ -212,7 +212,8 @@ def choose(
         elif not rows and not known:
             reason = "the most typical image"
         uncertainty = None if weights is None else float(weights[place])
-        rows.append(Chosen(pair.name, str(pair.image), f"{reason}; stands for {size}", distance, size, uncertainty))
+        image = str(pair.image.absolute())
+        rows.append(Chosen(pair.name, image, f"{reason}; stands for {size}", distance, size, uncertainty))
     own, drawn = coverage(points, against), _drawn(points, count, known, seed)
     found = {"farthest": own[0], "mean": own[1], "random_farthest": drawn[0], "random_mean": drawn[1]}
     classes = () if model is None else tuple(model.spec.classes)

@@ -3,6 +3,7 @@
 import argparse
 import secrets
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,10 @@ def add_commands(command: Command) -> None:
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's see it too"
     )
     serve.add_argument(
-        "--names", default="", metavar="NAMES", help="how others reach it, as box.lan,box.lan:8080; 0.0.0.0 needs them"
+        "--names",
+        default="",
+        metavar="NAMES",
+        help="how others reach it, as box.lan,box.lan:8080; 0.0.0.0 and a proxy need them",
     )
     serve.add_argument("--port", type=whole_number, default=8765, help="0 takes a free one")
     serve.add_argument("--token", default="", help="of at least 16 characters; a new one is made and printed if absent")
@@ -64,10 +68,20 @@ def names_of(host: str, names: str, port: int) -> frozenset[str]:
 
     A name without a port holds for ``port`` and for none: browsers leave out 80, and a proxy may take 443.
     """
-    own = ("127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host)
+    own = ("127.0.0.1", "localhost", "[::1]", bracketed(host))
     given = [name.strip() for name in names.split(",") if name.strip()]
     bare = (*(own if port == 80 else ()), *given)
     return frozenset((*bare, *(f"{name}:{port}" for name in (*own, *given))))
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: an address of IPv6 has colons of its own."""
+    return f"[{host}]" if ":" in host else host
+
+
+def address_of(host: str, port: int) -> str:
+    """Of the page."""
+    return f"http://{bracketed(host)}:{port}/"
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
@@ -95,6 +109,8 @@ def serve_command(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     tune(device)
     served = open_served(arguments, device)
+    if served.suggested is not None and (missing := served.suggested.missing()):
+        print(f"segue serve: {missing}", file=sys.stderr)  # noqa: T201
     limits = Limits(
         arguments.max_mb << 20,
         arguments.max_megapixels * 1_000_000,
@@ -108,7 +124,7 @@ def serve_command(arguments: argparse.Namespace) -> int:
         hosts = names_of(arguments.host, arguments.names, port)
         app = create_app(served, token=token, hosts=hosts, limits=limits)
         print(f"serving {arguments.model} on {device}; stop with Ctrl-C", flush=True)  # noqa: T201
-        print(f"page:  http://{arguments.host}:{port}/#{token}", flush=True)  # noqa: T201
+        print(f"page:  {address_of(arguments.host, port)}#{token}", flush=True)  # noqa: T201
         print(f"token: {token}", flush=True)  # noqa: T201
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[bound])

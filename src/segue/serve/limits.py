@@ -34,7 +34,7 @@ class Limits:
         pixels: of a picture.
         seconds: until the whole body must be there, and until an answer must be.
         queue: requests that are worked on or wait at one time; the next one is told to come again.
-        batch: pictures of one size that go through the network together.
+        batch: pictures of one size that go through the network together; fewer where they are large.
     """
 
     body: int = 32 << 20
@@ -50,7 +50,7 @@ class Guard:
     Args:
         app: what is guarded.
         token: asked for in ``Authorization: Bearer`` on every path but ``open_paths``.
-        hosts: names with port that a request may come under.
+        hosts: names with port that a request may come under; upper and lower case are one.
         open_paths: that need no token.
         limits: see there.
         told: called with the status of each refusal.
@@ -66,7 +66,8 @@ class Guard:
         limits: Limits,
         told: Callable[[int], None] = lambda status: None,
     ) -> None:
-        self.app, self.token, self.hosts, self.open_paths, self.limits = app, token, hosts, open_paths, limits
+        self.app, self.token, self.open_paths, self.limits = app, token, open_paths, limits
+        self.hosts = frozenset(name.lower() for name in hosts)  # as browsers send them
         self.told = told
         self.bodies = 0  # requests with a body that are read, wait or are worked on
 
@@ -124,11 +125,11 @@ class Guard:
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """(status, why) of a request that is refused by its head."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if headers.get(b"host", "") not in self.hosts:
+        if headers.get(b"host", "").lower() not in self.hosts:
             return 403, "the request was sent to a name that this server does not have"
         origin = headers.get(b"origin")
-        if origin is not None and origin.partition("://")[2] not in self.hosts:
-            return 403, "the request comes from another site"
+        if origin is not None and origin.partition("://")[2].lower() not in self.hosts:
+            return 403, "the request comes from another site; behind a proxy, start segue serve with --names PROXY"
         if scope["path"] not in self.open_paths:
             given = headers.get(b"authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):

@@ -1,5 +1,6 @@
 """``POST /predict``: the body is a picture, the answer what a model says of it, as JSON or as a map."""
 
+import asyncio
 import base64
 import io
 import time
@@ -56,6 +57,13 @@ def add_predict(app: Any, workers: Mapping[str, Worker], metrics: Metrics) -> No
     def refuse(status: int, error: str) -> Any:
         return JSONResponse({"error": error}, status)
 
+    def written(found: Answer, model: AnyModel, format: str) -> Any:
+        if format == "png":
+            return Response(png(found.classes, model.spec.colors), media_type="image/png")
+        if format == "panoptic" and found.segments is not None:
+            return Response(panoptic_png(found.segments), media_type="image/png")
+        return JSONResponse(plain(found, model))
+
     async def predict(request: Request, model: str = "model", format: str = "json") -> Any:
         if model not in workers or format not in ("json", "png", "panoptic"):
             return refuse(400, f"model is one of {', '.join(workers)}; format is json, png or panoptic")
@@ -70,10 +78,6 @@ def add_predict(app: Any, workers: Mapping[str, Worker], metrics: Metrics) -> No
         except TimeoutError:
             return refuse(503, f"no answer within {worker.limits.seconds:g} s")
         metrics.seconds.observe(time.perf_counter() - started)
-        if format == "png":
-            return Response(png(found.classes, worker.model.spec.colors), media_type="image/png")
-        if format == "panoptic" and found.segments is not None:
-            return Response(panoptic_png(found.segments), media_type="image/png")
-        return JSONResponse(plain(found, worker.model))
+        return await asyncio.to_thread(written, found, worker.model, format)  # seconds, of a large picture
 
     app.add_api_route("/predict", predict, methods=["POST"])

@@ -6,6 +6,7 @@ The folder is named on the command line. A request names a run by its number in 
 import asyncio
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class RunList:
     def __post_init__(self) -> None:
         self.table: list[Path] = []
         self.is_cut = False
+        self.finding = threading.Lock()  # two that look at the same time would each add what is new
         self.find()
 
     def find(self) -> None:
@@ -56,8 +58,10 @@ class RunList:
 
     def listing(self) -> dict[str, Any]:
         """Every run, the one started last first."""
-        self.find()
-        rows = [self.row(number) for number in range(len(self.table))]
+        with self.finding:
+            self.find()
+            count = len(self.table)
+        rows = [self.row(number) for number in range(count)]
         rows.sort(key=lambda row: str(row["started"]), reverse=True)
         return {"root": printable(str(self.root)), "runs": rows, "is_cut": self.is_cut, "most": MOST}
 

@@ -5,6 +5,7 @@ The folder is named on the command line. A request names an image by its place i
 
 import asyncio
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ class Suggested:
             raise DataError(f"{path} is no list of segue suggest ({error}); make it again") from None
         told = {"folder": str(folder), "names": str(folder / "chosen.txt"), "archive": str(folder / "images.zip")}
         return cls(folder, images, sendable({**told, "items": rows, "coverage": coverage, **counts}))
+
+    def missing(self) -> str:
+        """A line about images that are not where the list says; empty where all are there."""
+        gone = [image for image in self.images if not os.path.isfile(image)]
+        if not gone:
+            return ""
+        return printable(
+            f"{len(gone)} of {len(self.images)} images of {self.folder} are not there, as {gone[0]}; put them back, "
+            "start segue serve in the folder that segue suggest was run in, or make the list again"
+        )
 
     def picture(self, number: int, side: int, tones: Tones) -> bytes:
         """One of the images as a JPEG no longer than ``side``.

@@ -143,22 +143,24 @@ class Worker:
             loop = asyncio.get_running_loop()
             if self.task is None:
                 self.task = loop.create_task(self.work())
-            image = await loop.run_in_executor(self.decoders, decode, body, self.limits)
-            answered: asyncio.Future[Answer] = loop.create_future()
-            self.queue.put_nowait((image, answered))
             async with asyncio.timeout(self.limits.seconds):
+                image = await loop.run_in_executor(self.decoders, decode, body, self.limits)
+                answered: asyncio.Future[Answer] = loop.create_future()
+                self.queue.put_nowait((image, answered))
                 return image, await answered
         finally:
             self.waiting -= 1
 
     async def work(self) -> None:
-        """Takes what waits, in the order it came, while the sizes are the same."""
+        """Takes what waits, in the order it came, while the sizes are the same and a pass holds them."""
         loop = asyncio.get_running_loop()
         held: tuple[Array, asyncio.Future[Answer]] | None = None
         while True:
             batch = [held or await self.queue.get()]
             held = None
-            while len(batch) < self.limits.batch and not self.queue.empty():
+            height, width = batch[0][0].shape[:2]
+            most = min(self.limits.batch, WHOLE.largest // (height * width))
+            while len(batch) < most and not self.queue.empty():
                 following = self.queue.get_nowait()
                 if following[0].shape != batch[0][0].shape:
                     held = following

@@ -101,7 +101,10 @@ async function choose(i) {
   at("current-name").textContent = item.name + (item.fault ? `: ${item.fault}` : "");
   pressed();
   layers = null;
-  at("review-canvas").hidden = Boolean(item.fault);
+  const canvas = at("review-canvas");
+  canvas.hidden = Boolean(item.fault);
+  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); // or the picture before would seem to be this one
+  delete document.body.dataset.painted;
   if (item.fault) return;
   try {
     const found = await layersOf(item);
@@ -191,7 +194,7 @@ function share(i) {
 
 const past = []; // {place, before} of each decision, for undo
 
-// Keys may come faster than the disk: each is about the picture that was shown when it was pressed.
+// Keys may come faster than the disk: each is about the picture that is shown when it is pressed.
 function decide(decision, place = chosen) {
   const item = review.items[place];
   if (!item) return;
@@ -211,7 +214,9 @@ function decide(decision, place = chosen) {
 }
 
 function judge(decision) {
-  past.push({ place: chosen, before: review.items[chosen].decision || "undecided" });
+  const item = review.items[chosen];
+  if (!item || (!layers && !item.fault)) return; // nobody has seen it yet
+  past.push({ place: chosen, before: item.decision || "undecided" });
   decide(decision);
   choose(chosen + 1);
 }
@@ -228,6 +233,11 @@ document.addEventListener("keydown", (event) => {
   if (at("review").hidden || !review || event.ctrlKey || event.metaKey || event.altKey) return;
   const decision = { a: "accept", r: "reject", d: "redraw", u: "undecided" }[event.key.toLowerCase()];
   const ownsArrows = event.target.tagName === "INPUT" || event.target.role === "tab";
+  const decides = decision || (event.key === "Enter" && event.target.matches(".decide"));
+  if (event.repeat && decides) {
+    event.preventDefault(); // a key that is held decides once
+    return;
+  }
   if (decision) act(decision);
   else if (event.key === "ArrowRight" && !ownsArrows) choose(chosen + 1);
   else if (event.key === "ArrowLeft" && !ownsArrows) choose(chosen - 1);

@@ -6,7 +6,7 @@ const TERMS = { miou: "mIoU", pq: "PQ" };
 const ASIDE = ["lr", "gradient_norm", "norm"]; // drawn when asked for
 let found = null; // what GET /runs gave
 let ticked = []; // numbers of runs, in the order they were ticked; null where a line is free again
-let curves = new Map(); // of ticked runs, what GET /runs/curves gave
+let curves = new Map(); // of ticked runs, what GET /runs/curves gave, and whether the run was finished then
 let order = { key: "started", up: false };
 let timer = 0;
 
@@ -81,9 +81,9 @@ async function draw() {
   const wanted = ticked.filter((run) => run !== null);
   await Promise.all(wanted.map(async (run) => {
     const { is_finished: isFinished, name } = found.runs.find((one) => one.run === run);
-    if (curves.has(run) && isFinished) return;
+    if (curves.get(run)?.isFinished) return;
     try {
-      curves.set(run, await askJson(`/runs/curves?run=${run}`));
+      curves.set(run, { ...(await askJson(`/runs/curves?run=${run}`)), isFinished });
     } catch (error) {
       say(`${name}: ${error.message}`);
     }
