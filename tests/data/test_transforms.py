@@ -18,11 +18,12 @@ from segue.data.transforms import (
     SIMCLR,
     ColorJitter,
     Window,
-    blank_outside,
     color_matrix,
     cut,
     draw_window,
     hue_rotation,
+    on_canvas,
+    piece_of,
     recolored,
 )
 
@@ -40,11 +41,26 @@ def test_image_and_mask_stay_on_each_other(seed: int) -> None:
     mask = Image.fromarray(np.asarray(picture)[..., 0])
     window = draw_window(100, 80, 64, (0.5, 2.0))
     smooth = np.asarray(cut(picture, window, 64, smooth=True)).astype(int)
-    stored = blank_outside(np.asarray(cut(mask, window, 64, smooth=False)), window, 64).astype(int)
+    stored = on_canvas(np.asarray(piece_of(mask, window, smooth=False)), window, 64).astype(int)
     inside = stored != IGNORE
     assert inside.mean() >= min(1, (50 * 40) / 64**2) * 0.9
     assert np.abs(smooth[..., 0] - stored)[inside].max() <= 2  # x by bilinear and by nearest agree to a pixel or two
     assert (smooth[~inside] == 0).all()
+
+
+def test_colours_without_black_are_masks_of_small_pictures_too(tmp_path: Path) -> None:
+    """The canvas around a picture that is smaller than the crop is no stored value."""
+    root = write_set(tmp_path / "set")
+    (root / "dataset.json").unlink()
+    (root / "classes.txt").write_text("road 128 64 128\nsky 70 130 180\n")
+    for path in (root / "labels").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray(np.array([(128, 64, 128), (70, 130, 180)], np.uint8)[np.array(mask) % 2]).save(path)
+    data = open_training(Data(data=str(root)), seed=0)
+    views = RandomViews(data.labelled, data.decoder, 128, (0.5, 1.0), tells_inside=True)
+    for sample in (views[i] for i in range(len(views))):
+        assert (sample["mask"][~sample["inside"]] == IGNORE).all()
+        assert set(sample["mask"][sample["inside"]].tolist()) == {0, 1}
 
 
 def test_a_crop_at_scale_1_copies_pixels() -> None:

@@ -14,7 +14,17 @@ from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
 from segue.data.sample import Array, Sample, to_rgb
 from segue.data.tones import read_eight_bit, read_rgb
-from segue.data.transforms import PLAIN, ColorJitter, Window, blank_outside, cut, draw_window, inside_of, recolored
+from segue.data.transforms import (
+    PLAIN,
+    ColorJitter,
+    Window,
+    cut,
+    draw_window,
+    inside_of,
+    on_canvas,
+    piece_of,
+    recolored,
+)
 from segue.errors import DataError
 
 SHOWN = 1 << 20  # pixels of a picture that is looked at during a training
@@ -118,13 +128,13 @@ def labelled_piece(
     window = draw_window(image.width, image.height, crop, scale)
     picture = to_rgb(image, pair.image)
     if paste is None:
-        ids = decoder.known(np.asarray(cut(mask, window, crop, smooth=False)), pair.mask)
+        ids = decoder.known(np.asarray(piece_of(mask, window, smooth=False)), pair.mask)
     else:
         pasted = paste(np.asarray(picture), decoder.known(np.asarray(mask), pair.mask))
         picture, whole = (Image.fromarray(array) for array in pasted)
-        ids = np.array(cut(whole, window, crop, smooth=False))
+        ids = np.array(piece_of(whole, window, smooth=False))
     piece = to_rgb(cut(picture, window, crop, smooth=True), pair.image)
-    return piece, blank_outside(ids, window, crop), window
+    return piece, on_canvas(ids, window, crop), window
 
 
 def _sizes(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:

@@ -129,12 +129,16 @@ def draw_window(width: int, height: int, crop: int, scale: tuple[float, float]) 
     return Window(box, (sizes[0], sizes[1]), (places[0], places[1]), float(torch.rand(())) < 0.5)
 
 
-def cut(image: Image.Image, window: Window, crop: int, *, smooth: bool) -> Image.Image:
-    """The window of a picture on a (crop, crop) canvas; bilinear for pictures, nearest for masks."""
+def piece_of(image: Image.Image, window: Window, *, smooth: bool) -> Image.Image:
+    """The window of a picture, scaled and mirrored; bilinear for pictures, nearest for masks."""
     resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     piece = image.resize(window.size, resample, box=window.box)
-    if window.flip:
-        piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.flip else piece
+
+
+def cut(image: Image.Image, window: Window, crop: int, *, smooth: bool) -> Image.Image:
+    """The window of a picture on a (crop, crop) canvas, which is black around it; see `piece_of`."""
+    piece = piece_of(image, window, smooth=smooth)
     if window.size == (crop, crop):
         return piece
     canvas = Image.new(piece.mode, (crop, crop))
@@ -148,13 +152,13 @@ def _corner(window: Window, crop: int) -> tuple[int, int]:
     return (crop - x - window.size[0] if window.flip else x), y
 
 
-def blank_outside(mask: Array, window: Window, crop: int) -> Array:
-    """``mask`` (crop, crop) with `IGNORE` where the canvas is empty."""
+def on_canvas(ids: Array, window: Window, crop: int) -> Array:
+    """Class ids uint8 (h, w) of a piece on a (crop, crop) canvas, which is `IGNORE` around it."""
     if window.size == (crop, crop):
-        return mask
-    kept = np.full_like(mask, IGNORE)
-    kept[filled(window, crop)] = mask[filled(window, crop)]
-    return kept
+        return ids
+    canvas = np.full((crop, crop), IGNORE, np.uint8)
+    canvas[filled(window, crop)] = ids
+    return canvas
 
 
 def inside_of(window: Window, crop: int) -> Tensor:
