@@ -1,5 +1,6 @@
 """The training loop: order, averages, accumulation, refusals, signals, several processes."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -229,6 +230,42 @@ def test_a_batch_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypa
         torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
     with pytest.raises(MemoryError, match="two images do not fit"):
         run("never", 1, 8, 1)
+
+
+def test_a_rehearsed_run_goes_on_with_the_buffers_of_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: batch statistics and counters are those of the run, not of a model that has seen nothing."""
+    monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+
+    def run(folder: str, last: int) -> Normed:
+        torch.manual_seed(0)
+        method = Normed()
+
+        def batches(start: int) -> Iterator[dict[str, Any]]:
+            for number, batch in enumerate(endless(Noise(16), 4, seed=0, start=start), start):
+                if number == last:
+                    raise KeyboardInterrupt
+                yield batch
+
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(
+                method, batches, run=Run(tmp_path / folder, quiet=True, checkpoint_every=0.0),
+                optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=8,
+            )  # fmt: skip
+        return method
+
+    whole = run("whole", 99).state_dict()
+    assert run("cut", 5).seen == 5
+    resumed = run("cut", 99).state_dict()
+    assert whole["seen"] == 8
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_sample_is_drawn_without_touching_the_generators_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a step on a GPU draws from it"))
+    first(endless(Noise(5), 2, seed=1), 2)
 
 
 def test_a_batch_whose_images_are_compared_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

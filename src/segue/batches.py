@@ -24,6 +24,13 @@ from segue.errors import DataError
 from segue.processes.ranks import rank_and_world
 
 
+def drawn(dataset: Dataset[Any], index: int, seed: int) -> Any:
+    """A sample whose randomness depends on ``seed`` alone; a GPU's generator is a training step's, and left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return dataset[index]
+
+
 def mix(*parts: object) -> int:
     """A seed below 2**63 that depends on every part."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
@@ -62,9 +69,7 @@ class _Draws(Dataset[Any]):
             self.memory[worker.id] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             self.loading[worker.id] = index
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return self.dataset[index]
+            return drawn(self.dataset, index, seed)
         except DataError as error:
             if worker is None:
                 raise

@@ -269,6 +269,7 @@ class _Loop:
             return stream
         batch = to_device(next(stream), self.run.device)
         images, fewest = max(1, count(batch)), min(counts(batch), default=0)
+        self.keep_buffers()
         while True:
             try:
                 self._gradients_of(self.method, batch)
@@ -294,6 +295,11 @@ class _Loop:
         self.parts = parts
         return itertools.chain([batch], stream)
 
+    def keep_buffers(self) -> None:
+        """What `restore_buffers` brings back, from here on."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.held())
+
     def restore_buffers(self) -> None:
         """Statistics of batch normalisation, queues: as if the batch had not been seen."""
         if self.buffers:
@@ -316,8 +322,7 @@ class _Loop:
         _seed(mix(self.run.seed, self.stage, self.step, rank_and_world()[0]), self.run.device)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule(self.step)
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.held())
+        self.keep_buffers()
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, float] = {}
         taken: list[Batch] = []

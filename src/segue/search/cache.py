@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from segue.batches import mix
+from segue.batches import drawn, mix
 from segue.data.sample import Array
 from segue.errors import DataError
 from segue.models.compact import MAPS, feature_encoder
@@ -163,7 +163,7 @@ def build_cache(
         order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
         arrays: dict[str, Array] = {}
         for start in range(0, len(order), batch):
-            samples = [_drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
+            samples = [drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
             found = _computed(samples, encoder, normalise, teacher if name == "train" else None, device)
             for key, value in found.items():
                 if key not in arrays:
@@ -191,14 +191,6 @@ def _taken(folder: Path, source: str) -> Cache:
     if read_json(folder / "cache.json", "the description of a cache").get("source") != source:
         raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
     return Cache.open(folder)
-
-
-def _drawn(data: Dataset[Any], index: int, seed: int) -> dict[str, Tensor]:
-    """A sample whose randomness depends on ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sample: dict[str, Tensor] = data[index]
-        return sample
 
 
 def _computed(
