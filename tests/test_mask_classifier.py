@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segue.errors import DataError
-from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec, grown
+from segue.models.mask_classifier import SIZES, Encoder, MaskClassifier, MaskClassifierSpec, grown
 from segue.weights import describe, load_model, load_panoptic, save_model
 
 pytest.importorskip("transformers")
@@ -110,3 +110,11 @@ def test_transformer_encoders_with_channels_last_work() -> None:
     network = MaskClassifier(spec(encoder="swin_tiny_patch4_window7_224")).eval()
     assert network(picture(64, 64)).masks.shape == (2, 7, 16, 16)
     assert math.isfinite(float(network(picture(64, 64)).classes.sum()))
+
+
+@torch.inference_mode()
+def test_a_map_as_high_as_it_has_channels_is_still_channels_last() -> None:
+    encoder = Encoder("swin_tiny_patch4_window7_224", 3).eval()
+    pixels = torch.zeros(1, 3, 384, 352)
+    shapes = [tuple(found.shape[1:]) for found in encoder(pixels)]
+    assert shapes == [(96, 96, 88), (192, 48, 44), (384, 24, 22), (768, 12, 11)]

@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.partition('_')[0]}*")[:3]
             raise ValueError(f"timm has no encoder {name!r}" + (f"; near it: {', '.join(close)}" if close else ""))
-        sizes: dict[str, Any] = {"strict_img_size": False} if name.startswith(("swin", "tiny_vit")) else {}
+        sizes: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
         try:
             self.model: nn.Module = timm.create_model(name, features_only=True, in_chans=in_channels, **sizes)
             info: Any = self.model.feature_info
@@ -105,17 +105,14 @@ class Encoder(nn.Module):
         missing = [stride for stride in STRIDES if stride not in strides]
         if missing:
             raise ValueError(f"the encoder {name!r} gives maps at strides {strides}; {missing[0]} is missing")
+        self.is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # as Swin's
         self.chosen = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
         self.channels = [channels[i] for i in self.chosen]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(B, bands, H, W), sides multiples of 32, -> maps (B, C, H / s, W / s)."""
         maps = self.model(pixels)
-        found = []
-        for i, channels in zip(self.chosen, self.channels, strict=True):
-            is_last = maps[i].shape[1] != channels and maps[i].shape[-1] == channels  # as Swin's
-            found.append(maps[i].permute(0, 3, 1, 2).contiguous() if is_last else maps[i])
-        return found
+        return [maps[i].permute(0, 3, 1, 2).contiguous() if self.is_last else maps[i] for i in self.chosen]
 
 
 def _mask2former(spec: MaskClassifierSpec, channels: Sequence[int]) -> tuple[nn.Module, nn.Module]:
