@@ -17,7 +17,7 @@ from segue.models.compact import (
     LiteDecoder,
 )
 from segue.report.plots import graph, points_of
-from segue.search.finalists import Entry, Outcome, best_genotypes, entries, take_log, winner
+from segue.search.finalists import Entry, Outcome, best_trials, entries, take_log, winner
 from segue.search.latency import Cost, Table
 from segue.search.picture import picture
 from segue.search.trials import Trial
@@ -32,12 +32,12 @@ def test_finalists_are_distinct_and_those_trained_end_to_end_come_first() -> Non
         Trial(0, texts[0], "stopped", reward1=0.9),
         Trial(1, texts[1], "done", reward1=0.1, reward2=0.4),
         Trial(2, texts[2], "done", reward1=0.1, reward2=0.5),
-        Trial(3, texts[2], "done", reward1=0.1, reward2=0.45),
+        Trial(3, texts[2], "done", reward1=0.1, reward2=0.55),
         Trial(4, texts[3], "failed", error="OutOfMemoryError: no"),
         Trial(5, texts[4], "stopped", reward1=0.2),
     ]
-    assert best_genotypes(trials, Cost(), 2) == [texts[2], texts[1]]
-    assert best_genotypes(trials, Cost(), 9) == [texts[2], texts[1], texts[0], texts[4]]
+    assert [trial.trial for trial in best_trials(trials, Cost(), 2)] == [3, 1]  # of one genotype the better trial
+    assert [trial.trial for trial in best_trials(trials, Cost(), 9)] == [3, 1, 0, 5]
 
 
 def test_every_training_has_a_folder_and_a_seed_of_its_own() -> None:

@@ -51,7 +51,7 @@ from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_reliability
 from segue.search.controller import Feedback
 from segue.search.data import Compression
-from segue.search.finalists import Entry, best_genotypes, contest, entries, of_its_size
+from segue.search.finalists import Entry, best_trials, contest, entries, of_its_size
 from segue.search.gate import Rule
 from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
@@ -418,8 +418,8 @@ def searched(
     )  # fmt: skip
     share = measured_once(run, cache, recipe, settings.blocks) if settings.reliable else math.nan
     trials = search(config, run, cache, recipe, cost)
-    genotypes = best_genotypes(trials, cost, count)
-    best = next(trial for trial in trials if trial.genotype == genotypes[0])
-    tell(run, trials, best, share, cost)
+    best = best_trials(trials, cost, count)
+    tell(run, trials, best[0], share, cost)
+    genotypes = [trial.genotype for trial in best]
     controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
     return genotypes, controls, cost

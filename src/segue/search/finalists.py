@@ -95,11 +95,14 @@ class Outcome:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def best_genotypes(trials: Iterable[Trial], cost: Cost, count: int) -> list[str]:
-    """The best distinct ones, those that were trained end to end before all others."""
+def best_trials(trials: Iterable[Trial], cost: Cost, count: int) -> list[Trial]:
+    """The best one of each of the best genotypes; those that were trained end to end come before all others."""
     known = [trial for trial in trials if trial.state != "failed"]
     ranked = sorted(known, key=lambda trial: (trial.state == "done", cost.worth(trial)), reverse=True)
-    return list(dict.fromkeys(trial.genotype for trial in ranked))[:count]
+    best: dict[str, Trial] = {}
+    for trial in ranked:
+        best.setdefault(trial.genotype, trial)
+    return list(best.values())[:count]
 
 
 def entries(genotypes: Sequence[str], seeds: int, controls: Sequence[str], *, lr_aspp: bool) -> list[Entry]:
