@@ -100,6 +100,18 @@ def test_agreement_and_miou_by_hand() -> None:
     assert 0.98 < found.after < 1
 
 
+def test_miou_is_over_the_pictures_that_have_a_truth() -> None:
+    """The model is wrong everywhere on the one that has a mask, and is no truth for itself on the others."""
+    samples = pictures(masks=False)
+    wrong = (torch_classifier(Brightest())(samples[0]["image"].permute(1, 2, 0).numpy()[None])[0] + 1) % 3
+    samples[0]["mask"] = torch.from_numpy(wrong.astype(np.uint8))
+    found = compare(torch_classifier(Brightest()), torch_classifier(Brightest()), samples, **FLOAT)
+    assert (found.before, found.after, found.labelled, found.faults) == (0.0, 0.0, 1, ())
+    ignored = [{**s, "mask": torch.full(s["image"].shape[1:], 255, dtype=torch.uint8)} for s in pictures(masks=False)]
+    found = compare(torch_classifier(Brightest()), torch_classifier(Brightest()), ignored, **FLOAT)
+    assert (found.before, found.after, found.labelled, found.faults) == (1.0, 1.0, 0, ())
+
+
 def test_a_file_that_stops_at_a_size_fails() -> None:
     def file(image: np.ndarray) -> np.ndarray:
         if image.shape[1] == 37:

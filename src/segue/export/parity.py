@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.data.sample import Array, Sample
+from segue.data.sample import IGNORE, Array
 from segue.evaluation import Samples, none_for_nan
 from segue.export.graph import Classify
 from segue.metrics import Confusion
@@ -39,9 +39,10 @@ class Parity:
         agreement: share of their pixels with the same class in both.
         worst: the picture that agrees least, and its share.
         noise: share of equal pixels over the pictures of noise.
-        before: mean IoU of the model, in [0, 1]; 1 where no picture has a mask: then the model itself is the truth.
+        before: mean IoU of the model over the labelled pictures, in [0, 1]; 1 where there are none: then the model
+            itself is the truth.
         after: mean IoU of the file.
-        labelled: pictures with a mask.
+        labelled: pictures with a mask that says something.
         faults: which limits it breaks, in words; empty where the gate passes.
     """
 
@@ -85,7 +86,7 @@ def agreement_on_noise(model: Classify, file: Classify, bands: int) -> float:
 
 def compare(model: Classify, file: Classify, data: Samples, *, classes: int, bands: int, limits: Limits) -> Parity:
     """Runs both over ``data`` and over noise, and holds the difference against ``limits``."""
-    before, after = Confusion(classes), Confusion(classes)
+    masks, own = ((Confusion(classes), Confusion(classes)) for _ in range(2))  # the truth: masks, or the model
     same = total = labelled = 0
     worst = ("", 2.0)
     for sample in (data[i] for i in range(len(data))):
@@ -94,11 +95,14 @@ def compare(model: Classify, file: Classify, data: Samples, *, classes: int, ban
         equal = int((expected == found).sum()) if found.shape == expected.shape else 0
         same, total = same + equal, total + expected.size
         worst = min(worst, (sample["name"], equal / expected.size), key=lambda entry: entry[1])
-        labelled += "mask" in sample
-        truth = _truth(sample, expected)
-        if found.shape == expected.shape:
+        truths = [(own, expected)]
+        if "mask" in sample and bool((sample["mask"] != IGNORE).any()):
+            labelled += 1
+            truths.append((masks, np.asarray(sample["mask"])))
+        for (before, after), truth in truths if found.shape == expected.shape else ():
             before.update(truth, expected)
             after.update(truth, found)
+    before, after = masks if labelled else own
     found_parity = Parity(
         len(data), same / max(total, 1), worst, agreement_on_noise(model, file, bands), before.miou(), after.miou(),
         labelled,
@@ -112,11 +116,6 @@ def _or_nothing(file: Classify, images: Array) -> Array:
         return file(images)
     except Exception:  # each runtime raises its own
         return np.zeros((len(images), 0, 0), np.uint8)
-
-
-def _truth(sample: Sample, expected: Array) -> Array:
-    """The mask, or what the model says where there is none."""
-    return np.asarray(sample["mask"]) if "mask" in sample else expected
 
 
 def _faults(found: Parity, limits: Limits) -> tuple[str, ...]:
