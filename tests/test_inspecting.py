@@ -13,7 +13,7 @@ import torch
 from conftest import CLASSES, COLORS, options
 from torch import nn
 
-from segue.bench import Candidate, measure
+from segue.bench import Candidate, measure, write_picture
 from segue.export.graph import write_onnx
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report.comparison import best
@@ -47,6 +47,26 @@ def test_percentiles_by_hand() -> None:
     row = Candidate("m", "r", 1, 8, 8, lambda image: image, seconds=[i / 1000 for i in range(1, 102)])
     plain = row.plain()
     assert (plain["p50_ms"], plain["p95_ms"], plain["per_second"], plain["calls"]) == (51.0, 96.0, 19.61, 101)
+
+
+def test_a_runtime_that_fails_without_a_word_is_named_by_its_error() -> None:
+    def fails(image: np.ndarray) -> np.ndarray:
+        raise RuntimeError
+
+    rows = [Candidate("m", "r", 1, 8, 8, fails)]
+    measure(rows, rounds=1)
+    assert rows[0].failure == "RuntimeError"
+
+
+def test_files_of_one_name_have_bars_of_their_own(tmp_path: Path) -> None:
+    """Every export is called model.onnx."""
+    rows = [
+        Candidate(f"runs/{run}/model.onnx", "r", 1, 8, 8, lambda image: image, seconds=[time]).plain()
+        for run, time in (("first", 0.08), ("small", 0.02))
+    ]
+    write_picture(tmp_path / "bench.svg", rows, {})
+    picture = (tmp_path / "bench.svg").read_text()
+    assert ("runs/first/model.onnx" in picture, "runs/small/model.onnx" in picture) == (True, True)
 
 
 PEAK = """

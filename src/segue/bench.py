@@ -130,7 +130,7 @@ def measure(
             for _ in range(WARM):
                 row.run(images[row.height, row.width])
         except Exception as error:  # each runtime raises its own; the others go on
-            row.failure = str(error).splitlines()[0][:200] or type(error).__name__
+            row.failure = next(iter(str(error).splitlines()), type(error).__name__)[:200]
     running = [row for row in rows if not row.failure]
     for _ in range(rounds):
         for row in order.sample(running, len(running)):
@@ -185,17 +185,15 @@ def write_picture(path: Path, rows: Sequence[dict[str, Any]], accuracy: dict[str
     axes = figure.subplots()
     if accuracy:
         for row, marker in zip([r for r in shown if r["model"] in accuracy], "osD^vPX*<>" * len(shown), strict=False):
-            label = (
-                f"{Path(row['model']).name}, {row['runtime']}, {row['threads']} thr., {row['width']}x{row['height']}"
-            )
+            label = f"{row['model']}, {row['runtime']}, {row['threads']} thr., {row['width']}x{row['height']}"
             axes.plot(row["p50_ms"], 100 * accuracy[row["model"]], marker, color="#0072b2", label=label)
         axes.set(xlabel="p50 latency, ms", ylabel="mIoU, %", xlim=(0, None))
         axes.legend(fontsize=7, loc="best")
     else:
         names = [
-            f"{Path(r['model']).name} · {r['runtime']} · {r['threads']} · {r['width']}x{r['height']}" for r in shown
+            f"{row['model']} · {row['runtime']} · {row['threads']} · {row['width']}x{row['height']}" for row in shown
         ]
-        axes.barh(names, [row["p50_ms"] for row in shown], color="#0072b2")
+        axes.barh(range(len(shown)), [row["p50_ms"] for row in shown], color="#0072b2", tick_label=names)
         axes.invert_yaxis()
         axes.set(xlabel="p50 latency, ms")
     axes.grid(visible=True, alpha=0.3)

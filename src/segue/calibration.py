@@ -20,6 +20,7 @@ from segue.prediction.pictures import WHOLE
 from segue.weights import Model
 
 PIXELS = 20_000  # of each picture, at most
+LOGITS = 20_000_000  # of all pictures, at most: a fit takes some ten bytes for each
 RANGE = (0.05, 20.0)  # of T
 
 
@@ -71,8 +72,10 @@ def calibrate(model: Model, data: Samples) -> Fitted:
 
 
 def _pixels(model: Model, data: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (N, K) and labels (N,) of up to `PIXELS` random labelled pixels of each picture, or of its middle."""
+    """Logits (N, K) and labels (N,) of random labelled pixels of each picture, or of its middle: up to `PIXELS`, or
+    fewer where those of all pictures would have more logits than `LOGITS`."""
     device = next(model.parameters()).device
+    pixels = max(1, min(PIXELS, LOGITS // (len(model.spec.classes) * max(1, len(data)))))
     for i in range(len(data)):
         sample = data[i]
         if "mask" not in sample:
@@ -80,7 +83,7 @@ def _pixels(model: Model, data: Samples) -> Iterator[tuple[Tensor, Tensor]]:
         image, mask = _middle(sample["image"]), _middle(sample["mask"])
         labels = mask.flatten().long()
         places = torch.nonzero(labels != IGNORE)[:, 0].numpy()
-        chosen = torch.from_numpy(np.random.default_rng(i).permutation(places)[:PIXELS])
+        chosen = torch.from_numpy(np.random.default_rng(i).permutation(places)[:pixels])
         logits = model(image[None].to(device))[0].float().flatten(1).T.cpu()
         yield logits[chosen], labels[chosen]
 

@@ -14,6 +14,7 @@ from segue.data.sample import IGNORE, Array, Sample
 from segue.metrics import Calibration, Confusion
 from segue.models.segmenter import FEATURE_STRIDE, Segmenter
 from segue.prediction.pictures import WHOLE, How, predict_image
+from segue.text import percent
 from segue.weights import Model
 
 
@@ -60,7 +61,7 @@ class Measured:
     def line(self) -> str:
         """Mean IoU in words."""
         classes = f"{self.present()} of {len(self.classes)} classes"
-        return f"mIoU {100 * self.confusion.miou():.1f} over {classes} on {len(self.by_image)} images"
+        return f"mIoU {percent(self.confusion.miou())} over {classes} on {len(self.by_image)} images"
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON can hold it; NaN is null."""

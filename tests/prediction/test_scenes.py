@@ -11,6 +11,7 @@ import torch
 from conftest import CLASSES, COLORS, draw, untrained, write_set
 from PIL import Image
 
+from segue import calibration
 from segue.calibration import calibrate, fit_temperature
 from segue.models.segmenter import Segmenter
 from segue.prediction.pictures import How, predict_image, probabilities
@@ -202,6 +203,19 @@ def test_the_temperature_of_logits_that_are_three_times_too_large() -> None:
     true = torch.randn(20_000, 4, generator=generator)
     labels = torch.multinomial(true.softmax(1), 1, generator=generator)[:, 0]
     assert fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
+
+
+def test_a_fit_takes_as_many_logits_as_memory_allows(monkeypatch: pytest.MonkeyPatch, model: Segmenter) -> None:
+    """Of two pictures of 1,024 pixels with so many classes, a quarter of each."""
+    samples = [
+        {"image": torch.from_numpy(picture(32, 32)), "mask": torch.zeros(32, 32, dtype=torch.uint8), "name": str(i)}
+        for i in range(2)
+    ]
+    monkeypatch.setattr(calibration, "LOGITS", 2 * 256 * len(model.spec.classes))
+    fitted: list[int] = []
+    monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: fitted.append(len(logits)) or 1.0)
+    calibrate(model, samples)
+    assert fitted == [512]
 
 
 def test_calibration_lowers_the_error_and_is_applied(

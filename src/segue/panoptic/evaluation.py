@@ -13,6 +13,7 @@ from segue.evaluation import evaluating, none_for_nan
 from segue.models.mask_classifier import MaskClassifier, padded_size
 from segue.panoptic.merging import merge
 from segue.panoptic.quality import PanopticQuality, quality_scores
+from segue.text import percent
 
 # How `panoptic_map` merges masks, and exported files too; see `segue.panoptic.merging.merge`.
 SCORE = 0.5  # the official 0.8 suits networks trained for days
@@ -56,8 +57,8 @@ class PanopticMeasured:
     def line(self) -> str:
         """The panoptic quality in words."""
         scores, count = self.scores(), len(self.by_image)
-        shown = ", ".join(f"{name} {100 * scores[f'pq/{name}']:.1f}" for name in ("things", "stuff"))
-        return f"PQ {100 * scores['pq']:.1f} ({shown}) on {count} validation image{'' if count == 1 else 's'}"
+        shown = ", ".join(f"{name} {percent(scores[f'pq/{name}'])}" for name in ("things", "stuff"))
+        return f"PQ {percent(scores['pq'])} ({shown}) on {count} image{'' if count == 1 else 's'}"
 
 
 @torch.inference_mode()
