@@ -1,13 +1,59 @@
-"""Files that are whole or not there, and a full disk by its name, also where libraries do the writing."""
+"""Files that are whole or not there, folders that one command at a time writes to, and a full disk by its name."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from segue.errors import UsageError
+
 ROOM = 1 << 20  # bytes; a disk with less is full for all that Segue writes
+PATIENCE = 10.0  # seconds; the data workers of a process that was killed notice it within 5
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other commands that ask the same out of a folder, which is made if missing, while the block runs.
+
+    The folder itself is locked: no file is left, and the lock ends with the process however that ends. Where the file
+    system knows no such locks, nobody is kept out.
+
+    Raises:
+        UsageError: another process is in it and does not leave within `PATIENCE`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            _locked(lock, folder)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for the workers that share it
+        os.close(lock)
+
+
+def _locked(lock: int, folder: Path) -> None:
+    """Takes a lock, and waits for it.
+
+    Raises:
+        OSError: the file system knows no locks.
+        UsageError: see `alone_in`.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UsageError(
+                    f"another segue command is writing to {folder}; wait for its end, or name another folder"
+                ) from None
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

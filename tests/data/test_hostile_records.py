@@ -162,7 +162,8 @@ def claimed(path: Path) -> None:
     from segue.cli.using import claim
 
     picture = path.parent / "x.png"
-    claim(path.parent, {"model": "0" * 64, "how": {"flips": False}, "outputs": {}}, [Pair("x", picture)])
+    identity = {"model": "0" * 64, "how": {"flips": False}, "outputs": {}}
+    claim(path.parent, identity, [Pair("x", picture)], lambda pair: picture)
 
 
 def predicted(root: Path) -> Path:

@@ -180,6 +180,21 @@ def test_the_prediction_of_another_picture_is_not_taken_for_this_one(segue: Segu
     assert (out / "labels" / "x.png").read_bytes() == first
 
 
+def test_a_picture_that_could_not_be_read_is_mended_and_the_same_command_goes_on(segue: Segue, tmp_path: Path) -> None:
+    model, out, images = write_model(tmp_path / "model"), tmp_path / "out", tmp_path / "images"
+    images.mkdir()
+    for index, name in enumerate(("good", "bad")):
+        Image.fromarray(draw(index)[0]).save(images / f"{name}.png")
+    whole = (images / "bad.png").read_bytes()
+    (images / "bad.png").write_bytes(whole[:80])
+    assert segue("predict", model, images, "--out", out)[0] == 2
+    (images / "bad.png").write_bytes(whole)
+    status, output, errors = segue("predict", model, images, "--out", out)
+    assert (status, "1 of 2 images written" in output) == (0, True), errors
+    (images / "bad.png").write_bytes((images / "good.png").read_bytes())
+    assert segue("predict", model, images, "--out", out)[0] == 2  # now that it is done, it may not change
+
+
 def test_sources_that_cannot_be_meant_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     Image.fromarray(draw(0)[0]).save(tmp_path / "a.png")

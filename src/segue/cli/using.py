@@ -3,24 +3,23 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
+from segue.disk import alone_in, write_atomically
 from segue.errors import UsageError
 from segue.text import percent
 
 if TYPE_CHECKING:
     from segue.data.listing import Pair
     from segue.models.mask_classifier import MaskClassifier
+    from segue.panoptic.evaluation import PanopticMeasured
     from segue.prediction.bulk import Work
     from segue.prediction.pictures import Account
     from segue.weights import AnyModel, Model
-
-if TYPE_CHECKING:
-    from segue.panoptic.evaluation import PanopticMeasured
 
 
 def add_commands(command: Command) -> None:
@@ -130,8 +129,16 @@ def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
     console.print(measured.line(), highlight=False)
 
 
-def claim(out: Path, identity: dict[str, object], pairs: "Sequence[Pair]") -> dict[str, list[object]]:
+def claim(
+    out: Path, identity: dict[str, object], pairs: "Sequence[Pair]", made: "Callable[[Pair], Path]"
+) -> dict[str, list[object]]:
     """Makes sure that ``out`` is free or holds predictions of these settings, which then go on where they stopped.
+
+    Args:
+        out: the folder.
+        identity: the settings.
+        pairs: what is to be predicted.
+        made: the file that is there once a picture is done; until then the picture may change.
 
     Returns:
         What is known of each picture, by its name, for `write_records`.
@@ -153,10 +160,11 @@ def claim(out: Path, identity: dict[str, object], pairs: "Sequence[Pair]") -> di
     if pictures.is_file():
         before = read_json(pictures, "the record of predicted pictures")
     now = {pair.name: _state(pair.image) for pair in pairs}
-    for name, state in now.items():
-        if before.get(name, state) != state:
+    for pair in pairs:
+        state = now[pair.name]
+        if before.get(pair.name, state) != state and made(pair).exists():
             raise UsageError(
-                f"--out {out} holds what was predicted of another {name}, or of {state[0]} before it changed; "
+                f"--out {out} holds what was predicted of another {pair.name}, or of {state[0]} before it changed; "
                 "name another folder"
             )
     return {**before, **now}
@@ -173,9 +181,6 @@ def _state(picture: Path) -> list[object]:
 
 def write_records(out: Path, record: dict[str, object], pictures: dict[str, list[object]]) -> None:
     """Writes what `claim` looks for the next time."""
-    from segue.disk import write_atomically
-
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
     write_atomically(out / "pictures.json", json.dumps(pictures).encode())
 
@@ -250,7 +255,7 @@ def _predict_panoptic(
 ) -> "Account":
     """COCO's panoptic PNGs and JSON, and overlays."""
     from segue.panoptic.prediction import write_coco
-    from segue.prediction.bulk import Work
+    from segue.prediction.bulk import Work, target
     from segue.prediction.pictures import Outputs
     from segue.weights import model_fingerprint
 
@@ -271,9 +276,12 @@ def _predict_panoptic(
             raise UsageError(f"--{option.replace('_', '-')}: a panoptic model cannot; leave the option out")
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
-    write_records(out, identity, claim(out, identity, pairs))
-    account = _write(model, pairs, Work(arguments.model, out, Outputs(overlays=overlays)), arguments)
-    write_coco(pairs, out, model.spec)
+    work = Work(arguments.model, out, Outputs(overlays=overlays))
+    pictures = claim(out, identity, pairs, lambda pair: target(model, pair, work))
+    with alone_in(out):
+        write_records(out, identity, pictures)
+        account = _write(model, pairs, work, arguments)
+        write_coco(pairs, out, model.spec)
     return account
 
 
@@ -282,7 +290,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     from segue.calibration import calibrate
     from segue.export.delivery import open_check
     from segue.extras import require
-    from segue.prediction.bulk import Work
+    from segue.prediction.bulk import Work, target
     from segue.prediction.pictures import How, Outputs, is_scene, write_cvat_task
     from segue.prediction.tiling import Grid
     from segue.weights import model_fingerprint
@@ -305,7 +313,8 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
         "calibrate": arguments.calibrate, "map": arguments.map, "outputs": asdict(outputs),
     }  # fmt: skip
-    pictures = claim(out, identity, pairs)
+    work = Work(arguments.model, out, outputs, how)
+    pictures = claim(out, identity, pairs, lambda pair: target(model, pair, work))
     record: dict[str, object] = dict(identity)
     if arguments.calibrate:
         masks = open_check(arguments.calibrate, model, arguments.model, limit=200, mapping=arguments.map)
@@ -317,10 +326,11 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
             f"{percent(fitted.before)} % before, {percent(fitted.after)} % after",
             file=sys.stderr,
         )
-    write_records(out, record, pictures)
-    account = _write(model, pairs, Work(arguments.model, out, outputs, how), arguments)
-    if arguments.cvat:
-        write_cvat_task(pairs, out, model.spec.classes)
+    with alone_in(out):
+        write_records(out, record, pictures)
+        account = _write(model, pairs, replace(work, how=how), arguments)
+        if arguments.cvat:
+            write_cvat_task(pairs, out, model.spec.classes)
     return account
 
 

@@ -15,7 +15,7 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import layout_of, split_address
 from segue.data.listing import toned
-from segue.disk import ROOM, naming_a_full_disk, write_atomically
+from segue.disk import ROOM, alone_in, naming_a_full_disk, write_atomically
 from segue.errors import DataError, UsageError
 from segue.evaluation import Samples
 from segue.export.graph import (
@@ -171,23 +171,27 @@ def is_own(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(out: Path, model: AnyModel) -> Iterator[tuple[Path, Path]]:
-    """Folders (to work in, of what is good) whose second takes the place of an earlier export when the block ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{PARTIAL}*"):  # by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
-    kept = work / "kept"
-    kept.mkdir()
-    need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
-    try:
-        with naming_a_full_disk(work, need):
-            yield work, kept
-        for name in OWN:  # only now: until all of it is there, the export before it stays
-            (out / name).unlink(missing_ok=True)
-        for path in kept.iterdir():
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    """Folders (to work in, of what is good) whose second takes the place of an earlier export when the block ends.
+
+    Raises:
+        UsageError: another command is in it.
+    """
+    with alone_in(out):
+        for left in out.glob(f"{PARTIAL}*"):  # by an export that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+        kept = work / "kept"
+        kept.mkdir()
+        need = ROOM + COPIES * sum(tensor.nbytes for tensor in model.state_dict().values())
+        try:
+            with naming_a_full_disk(work, need):
+                yield work, kept
+            for name in OWN:  # only now: until all of it is there, the export before it stays
+                (out / name).unlink(missing_ok=True)
+            for path in kept.iterdir():
+                os.replace(path, out / path.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def report(found: Sequence[Delivered], kept: Path, infer: str) -> None:

@@ -103,7 +103,7 @@ def launch(
 
     Raises:
         DataError: a fault of the data.
-        UsageError: a number that the method cannot use, or ``out`` holds something else.
+        UsageError: a number that the method cannot use, ``out`` holds something else, or another command writes to it.
     """
     refuse_impossible(methods.load(method), config)
     refuse_unknown(around.log_to)
@@ -116,18 +116,18 @@ def launch(
     run.say(f"{verb}: {method}, {told}, into {out}")
     names = around.log_to if rank_and_world()[0] == 0 else ()
     described = {**flat(config), "verb": verb, "method": method, "seed": around.seed}
-    with opened_loggers(names, run, described) as run.loggers:
-        trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
-    if rank_and_world()[0] == 0:
-        report = out / "report.html"
-        if any(trained) or not report.is_file():
+    with run.alone():
+        with opened_loggers(names, run, described) as run.loggers:
+            trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
+        if rank_and_world()[0] == 0 and (any(trained) or not (out / "report.html").is_file()):
             conclude(run)
             from segue.launch.card import write_card
             from segue.report import write_report
 
             write_report(out)
             write_card(out)
-        run.say(f"model: {out / 'model'}   report: {report}")
+    if rank_and_world()[0] == 0:
+        run.say(f"model: {out / 'model'}   report: {out / 'report.html'}")
     return out
 
 

@@ -1,12 +1,13 @@
 """The run folder: what a run writes, atomically."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from segue.disk import write_atomically
+from segue.disk import alone_in, write_atomically
 from segue.errors import DataError
-from segue.processes.ranks import rank_and_world
+from segue.processes.ranks import only_first, rank_and_world
 from segue.records import MISREAD
 from segue.runs.loggers import Loggers
 
@@ -58,6 +59,7 @@ class Run:
         self.parent = parent
         self.loggers = loggers
         self.records = dict(records or {})
+        self.locks: contextlib.ExitStack | None = None  # where `alone` waits for the folder to be there
         self.damaged: set[Path] = set()  # checkpoints that must not take the place of the good ones before them
         self.seed = seed
         self.device = torch.device(device)
@@ -87,14 +89,34 @@ class Run:
         self.console.print(text, markup=False)
 
     def open(self) -> None:
-        """Makes the folder and writes its records, unless both are there."""
+        """Makes the folder and writes its records, unless both are there.
+
+        Raises:
+            UsageError: another command writes to it; see `alone`.
+        """
         if self.parent is not None:
             self.parent.open()
+        if self.locks is not None and rank_and_world()[0] == 0:
+            locks, self.locks = self.locks, None
+            locks.enter_context(alone_in(self.out))
         self.out.mkdir(parents=True, exist_ok=True)
         while self.records and rank_and_world()[0] == 0:
             name, content = self.records.popitem()
             if not (self.out / name).exists():
                 write_atomically(self.out / name, content)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other commands out of the folder while the block runs: at once where a run is gone on with, or else
+        from the first thing that is written.
+
+        Raises:
+            UsageError: another command writes to it.
+        """
+        with contextlib.ExitStack() as self.locks:
+            if (self.out / "run.json").is_file():
+                only_first(self.open)
+            yield
 
     def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
         """Appends one line to ``log.jsonl``."""
