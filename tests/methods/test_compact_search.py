@@ -26,7 +26,7 @@ from segue.cli.learning import device_and_threads, minutes
 from segue.config import build
 from segue.engine import Run
 from segue.errors import DataError, UsageError
-from segue.methods.compact_search import Config, Distilled, cached, measured_once, recipe_of, search, train
+from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
     OPERATIONS,
@@ -41,7 +41,7 @@ from segue.models.compact import (
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.search import pool
 from segue.search.cache import Cache
-from segue.search.candidates import Job, Recipe, measured_reliability, opened, reliability, try_candidate
+from segue.search.candidates import Job, Recipe, measured_once, measured_reliability, opened, reliability, try_candidate
 from segue.search.data import open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
@@ -306,7 +306,8 @@ def test_reliability_is_measured_once_a_run_and_by_short_trainings_alone(
         return Trial(job.trial, job.genotype, "stopped", reward1=0.1 * len(tries))
 
     monkeypatch.setattr("segue.search.candidates.try_candidate", tried_once)
-    first, again = (measured_once(run, cache, recipe, config.search.blocks) for _ in range(2))
+    kept = run.out / "reliability.json"
+    first, again = (measured_once(kept, cache, recipe, config.search.blocks, run.say) for _ in range(2))
     assert first == again
     assert tries == ["never"] * 9
 

@@ -22,10 +22,10 @@ published ``controller`` finds at a fifteenth of its cost; a candidate that fail
 genotypes are drawn again; averaged weights run with averaged statistics; ``bounded`` compares pictures.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ from segue.config import Data, Network, Views
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.transforms import ColorJitter
-from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
@@ -46,9 +45,8 @@ from segue.models.pixels import Normalise
 from segue.models.segmenter import encoder_statistics
 from segue.processes.cluster import connect
 from segue.processes.signals import Preempted, Signals
-from segue.records import read_json
 from segue.search.cache import Cache, build_cache
-from segue.search.candidates import Job, Recipe, measured_reliability
+from segue.search.candidates import Job, Recipe, measured_once
 from segue.search.controller import Feedback
 from segue.search.data import Compression
 from segue.search.finalists import Entry, best_trials, contest, entries, of_its_size
@@ -58,7 +56,7 @@ from segue.search.objective import Distill, Objective, background_of, distilled,
 from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
-from segue.search.trials import Trial, Trials
+from segue.search.trials import Trial, Trials, is_beyond
 from segue.weights import encoder_weights, fill_encoder, new_compact_segmenter
 
 VERB = "compress"
@@ -216,12 +214,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
     rewards: list[float] = []
     counted: list[Trial] = []
-
-    def is_spent(number: int) -> bool:
-        """Whether the limit of computing had been reached when candidate ``number`` was to be tried."""
-        seconds = sum(t.seconds1 + t.seconds2 for n, t in known.items() if n < number)  # not of what ran beside it
-        return bool(settings.minutes) and seconds > 60 * settings.minutes
-
+    is_spent = partial(is_beyond, known, settings.minutes)
     with Signals() as signals:
         for start in range(0, settings.candidates, GENERATION):
             proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
@@ -350,11 +343,9 @@ def refuse(config: Config) -> None:
         raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:
         try:
-            fault = Genotype.parse(config.genotype).fault()
+            Genotype.sound(config.genotype)
         except ValueError as error:
             raise UsageError(f"--genotype {error}") from None
-        if fault:
-            raise UsageError(f"--genotype {config.genotype} can learn nothing: {fault}")
     elif config.search.ray:
         connect(config.search.ray)
 
@@ -394,15 +385,6 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     )  # fmt: skip
 
 
-def measured_once(run: Run, cache: Cache, recipe: Recipe, blocks: int) -> float:
-    """`measured_reliability`, which a run measures once."""
-    path = run.out / "reliability.json"
-    if not path.is_file():
-        share = measured_reliability(cache, recipe, blocks, run.say)
-        write_atomically(path, json.dumps({"genotype": share}).encode())
-    return float(read_json(path, "the reliability of a search")["genotype"])
-
-
 def searched(
     config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None, count: int
 ) -> tuple[list[str], list[str], Cost]:
@@ -416,7 +398,8 @@ def searched(
         blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
-    share = measured_once(run, cache, recipe, settings.blocks) if settings.reliable else math.nan
+    kept = run.out / "reliability.json"
+    share = measured_once(kept, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
     trials = search(config, run, cache, recipe, cost)
     best = best_trials(trials, cost, count)
     tell(run, trials, best[0], share, cost)

@@ -84,6 +84,18 @@ class Genotype:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{text!r} is no genotype: {error}") from None
 
+    @classmethod
+    def sound(cls, text: str) -> "Genotype":
+        """One that can learn, in its text form.
+
+        Raises:
+            ValueError: it is none, or has a `fault`.
+        """
+        found = cls.parse(text)
+        if fault := found.fault():
+            raise ValueError(f"{text} can learn nothing: {fault}")
+        return found
+
     def __str__(self) -> str:
         return json.dumps([[self.first, *self.layers], self.blocks])
 

@@ -1,5 +1,6 @@
 """Trying one candidate: a short training of its decoder on cached maps, the gate, and training end to end."""
 
+import json
 import math
 import platform
 import time
@@ -15,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segue.batches import mix
+from segue.disk import write_atomically
 from segue.metrics import Confusion
 from segue.models.compact import AuxiliaryHeads, CompactDecoder, Genotype, enlarged
+from segue.records import read_json
 from segue.search.cache import Cache, Part
 from segue.search.gate import Rule, decide
 from segue.search.objective import Distill, Objective, Reward, distilled, reward_of, segmentation_loss
@@ -278,6 +281,14 @@ def reliability(values: Sequence[Sequence[float]]) -> float:
     within = float(array.var(1, ddof=1).mean())
     between = max(float(array.mean(1).var(ddof=1)) - within / array.shape[1], 0.0)
     return between / (between + within) if between + within > 0 else 0.0
+
+
+def measured_once(path: Path, known: Cache, recipe: Recipe, blocks: int, say: Callable[[str], None]) -> float:
+    """`measured_reliability`, which a run measures once and keeps in ``path``."""
+    if not path.is_file():
+        share = measured_reliability(known, recipe, blocks, say)
+        write_atomically(path, json.dumps({"genotype": share}).encode())
+    return float(read_json(path, "the reliability of a search")["genotype"])
 
 
 def measured_reliability(known: Cache, recipe: Recipe, blocks: int, say: Callable[[str], None]) -> float:

@@ -82,6 +82,12 @@ _COLUMNS = [f.name for f in fields(Trial)]
 _JSON = {"parts1", "parts2", "tokens"}
 
 
+def is_beyond(trials: Mapping[int, Trial], minutes: float, number: int) -> bool:
+    """Whether ``minutes`` of computing (0: no limit) were spent when candidate ``number`` was to be tried."""
+    seconds = sum(t.seconds1 + t.seconds2 for n, t in trials.items() if n < number)  # not of what ran beside it
+    return bool(minutes) and seconds > 60 * minutes
+
+
 class Trials:
     """The ledger in ``path``.
 
