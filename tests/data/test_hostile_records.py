@@ -213,7 +213,7 @@ def read_scene(path: Path) -> object:
     is_scene(path, 100)
     import rasterio
 
-    with open_scene(path, 3, Grid()) as source:
+    with open_scene(path, Grid()) as source:
         if source.width * source.height > 1 << 20:
             return None  # it is read in windows
         try:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 
 from segue import calibration
 from segue.calibration import calibrate, fit_temperature
+from segue.data.tones import read_rgb
 from segue.models.segmenter import Segmenter
-from segue.prediction.pictures import How, predict_image, probabilities
+from segue.prediction.pictures import How, find_images, predict_image, probabilities, write_predictions
 from segue.prediction.scenes import entropy, most_probable, open_scene
 from segue.prediction.shapes import run_lengths
 from segue.prediction.tiling import Grid
@@ -103,7 +105,7 @@ def test_pixels_without_data_get_no_class(segue: Segue, source: Path, tmp_path: 
 def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 9000), np.uint8)
     path, grid = write_geotiff(tmp_path / "strips.tif", pixels, compress="deflate"), Grid(128, 0)
-    with open_scene(path, 3, grid) as source:
+    with open_scene(path, grid) as source:
         assert source.block_shapes[0][1] == 9000
         took = []
         for left in range(0, 1280, 128):
@@ -126,6 +128,26 @@ def test_a_scene_in_one_huge_tile_is_refused_before_it_is_read(segue: Segue, sou
     assert "TILED=YES" in errors
 
 
+@pytest.mark.parametrize(
+    ("kind", "bands", "dtype"),
+    [("L", 1, np.uint8), ("I;16", 1, np.uint16), ("RGB;16", 3, np.uint16), ("F", 1, np.float32)],
+)
+def test_a_scene_of_another_kind_is_read_as_training_reads_such_a_picture(
+    tmp_path: Path, model: Segmenter, kind: str, bands: int, dtype: type[np.generic]
+) -> None:
+    """With and without a georeference the same classes come out, by the model's rule for such pixels."""
+    rule = () if kind == "L" else ((kind, 300.0, 2500.0),)
+    values = picture(70, 90)[:bands].astype(dtype) * (1 if kind == "L" else 10)
+    knowing = untrained()
+    knowing.spec = replace(knowing.spec, tones=rule)
+    write_geotiff(tmp_path / "a.tif", values, interleave="pixel", photometric="rgb" if bands == 3 else "minisblack")
+    shown = read_rgb(tmp_path / "a.tif", rule)
+    expected = predict_image(knowing, torch.from_numpy(np.asarray(shown).transpose(2, 0, 1).copy()))[0].numpy()
+    assert write_predictions(knowing, find_images([str(tmp_path / "a.tif")]), tmp_path / "out").written == 1
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), expected)
+
+
 def test_classes_and_entropy_of_a_window_by_hand() -> None:
     found = np.array([[0.5, 0.2, 1.0], [0.5, 0.5, 0.0], [0.0, 0.3, 0.0]], np.float32)[:, None]  # (K, 1, 3)
     np.testing.assert_array_equal(most_probable(found), [[0, 1, 0]])  # of equals the first
@@ -142,7 +164,7 @@ def test_bad_scenes_are_named_the_rest_is_written_and_nothing_half_done_stays(
     folder.mkdir()
     write_geotiff(folder / "good.tif", picture(40, 40))
     write_geotiff(folder / "deep.tif", picture(40, 40).astype(np.uint16))
-    write_geotiff(folder / "grey.tif", picture(40, 40)[:1])
+    write_geotiff(folder / "two.tif", picture(40, 40)[:2].astype(np.uint16))
     cut = write_geotiff(folder / "cut.tif", picture(300, 300), tiled=True, blockxsize=128, blockysize=128)
     cut.write_bytes(cut.read_bytes()[:100_000])
     (folder / "vrt.tif").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
@@ -154,7 +176,7 @@ def test_bad_scenes_are_named_the_rest_is_written_and_nothing_half_done_stays(
     assert errors.count("\n") == 5
     for message in (
         "deep.tif has 3 bands of uint16",
-        "grey.tif has 1 bands",
+        "two.tif has 2 bands",
         "vrt.tif",
         "empty.tif is empty",
         "cut.tif",

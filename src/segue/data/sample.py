@@ -130,9 +130,15 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def eight_bit(pixels: Array, low: float, high: float) -> Image.Image:
-    """Deep pixels as an 8-bit image: ``low`` and below black, ``high`` and above white, evenly between."""
+    """Deep pixels (H, W) or (H, W, 3) as an 8-bit image; see `in_eight_bit`."""
+    return Image.fromarray(in_eight_bit(pixels, low, high))
+
+
+def in_eight_bit(pixels: Array, low: float, high: float) -> Array:
+    """Deep pixels as uint8 of the same shape: ``low`` and below black, ``high`` and above white, evenly between."""
     scaled = (pixels.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
-    return Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
+    found: Array = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
+    return found
 
 
 def read_label_map(path: Path) -> Array:

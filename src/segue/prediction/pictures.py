@@ -312,7 +312,7 @@ def _write_scene(model: Model, pair: Pair, target: Path, out: Path, outputs: Out
     with whole(target) as path:
         write_scene(
             pair.image, {"labels": path, **maps}, window, how.grid, bands=model.spec.in_channels,
-            colors=model.spec.colors,
+            tones=model.spec.tones, colors=model.spec.colors,
         )  # fmt: skip
         if outputs.run_lengths or outputs.polygons:
             _write_shapes(model, path, pair.name, out, outputs, None)

@@ -6,12 +6,14 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from segue.data.sample import IGNORE, Array, Color
+from segue.data.sample import IGNORE, UNREADABLE, Array, Color, Tones, in_eight_bit, kind_of
 from segue.disk import naming_a_full_disk
 from segue.errors import DataError
 from segue.extras import require
@@ -20,17 +22,80 @@ from segue.prediction.tiling import Grid, blended
 DRIVER = "GTiff"  # others may open further files or addresses
 CACHE = 16 << 20  # bytes of blocks that GDAL keeps, beside the rows that strips make necessary
 LEVEL = 5  # of deflate; 6 takes twice as long, and class maps are a tenth smaller
+GRAYS = ("L", "LA", "LA;16", "I", "I;16", "F")  # kinds of one band beside alpha
 LARGEST_BLOCK = 256 << 20  # bytes of a block, which is read as a whole; GDAL takes large strips line by line
 Probabilities = Callable[[Array], Array]
 """uint8 (bands, H, W) -> float32 (K, H, W)."""
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How the bands of a scene become those of the model, as `segue.data.tones.read_eight_bit` does it with pictures.
+
+    Args:
+        bands: which are read, counted from 1; grey stands for all three.
+        range: what is black and what is white; None of bands of 8 bits.
+    """
+
+    bands: tuple[int, ...]
+    range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, path: Path, source: Any, bands: int, tones: Tones) -> "Pixels":
+        """Those of an open scene.
+
+        Raises:
+            DataError: the model takes no such pixels.
+        """
+        kind = _kind(path)
+        chosen = (1,) * bands if bands == 3 and kind in GRAYS else tuple(range(1, bands + 1))
+        ranges = {name: (black, white) for name, black, white in tones}
+        if max(chosen) <= source.count:
+            if all(source.dtypes[band - 1] == "uint8" for band in chosen) and kind not in ("P", "1", "CMYK"):
+                return cls(chosen)
+            if kind in ranges:
+                return cls(chosen, ranges[kind])
+        has = f"{source.count} band{'' if source.count == 1 else 's'} of {', '.join(sorted(set(source.dtypes)))}"
+        deep = "".join(f", or {name} pixels" for name in ranges)
+        raise DataError(f"{path} has {has} ({kind or 'of a kind of its own'}); the model takes {bands} of uint8{deep}")
+
+    def read(self, source: Any, window: Any) -> Array:
+        """A window, uint8 (bands, H, W).
+
+        Raises:
+            DataError: the scene cannot be read to its end, or holds pixels that are no number.
+        """
+        rasterio = require("rasterio", "tiles")
+        try:
+            found: Array = source.read(list(self.bands), window=window)
+        except rasterio.errors.RasterioIOError as error:
+            raise DataError(f"{source.name} cannot be read to its end ({error}); copy it again") from None
+        if self.range is None:
+            return found
+        unknown = ~np.isfinite(found)
+        if unknown.any() and source.nodata is None:
+            raise DataError(f"E113 {source.name} holds pixels that are no number (NaN or infinite); export it again")
+        found[unknown] = self.range[0]  # void, and left out of what is written
+        return in_eight_bit(found, *self.range)
+
+
+def _kind(path: Path) -> str:
+    """The kind of a scene's pixels, see `kind_of`; empty where Pillow does not know them: no model learnt from such."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a header no more is read
+            with Image.open(path, formats=("TIFF",)) as header:
+                return kind_of(header)
+    except UNREADABLE:
+        return ""
+
+
 @contextlib.contextmanager
-def open_scene(path: Path, bands: int, grid: Grid) -> Iterator[Any]:
+def open_scene(path: Path, grid: Grid) -> Iterator[Any]:
     """A raster opened for reading by windows.
 
     Raises:
-        DataError: it cannot be read, is not of 8 bits, has too few bands, or has tiles that are too large.
+        DataError: it cannot be read, or has tiles that are too large.
         UsageError: the extra ``tiles`` is not installed.
     """
     rasterio = require("rasterio", "tiles")
@@ -41,9 +106,6 @@ def open_scene(path: Path, bands: int, grid: Grid) -> Iterator[Any]:
             source = stack.enter_context(rasterio.open(path, driver=DRIVER))
         except rasterio.errors.RasterioIOError as error:
             raise DataError(f"{path} cannot be read as a scene ({error})") from None
-        if source.count < bands or any(kind != "uint8" for kind in source.dtypes[:bands]):
-            kinds = ", ".join(sorted(set(source.dtypes)))
-            raise DataError(f"{path} has {source.count} bands of {kinds}; the model takes {bands} of uint8")
         rows, columns = source.block_shapes[0]
         if rows * columns * source.count > LARGEST_BLOCK:
             raise DataError(
@@ -63,6 +125,7 @@ def write_scene(
     grid: Grid,
     *,
     bands: int,
+    tones: Tones,
     colors: tuple[Color, ...],
 ) -> tuple[int, int]:
     """Predicts the scene at ``path`` and writes ``targets``, each whole or not at all, with its georeference.
@@ -73,18 +136,20 @@ def write_scene(
         probabilities: of a window.
         grid: of the tiles.
         bands: that the model takes; the first ones of the scene.
+        tones: the model's rules for deep pixels.
         colors: of the classes.
 
     Returns:
         (width, height) of the scene.
 
     Raises:
-        DataError: the scene cannot be read to its end.
+        DataError: the scene cannot be read to its end, or the model takes no such pixels.
     """
     rasterio = require("rasterio", "tiles")
     partial = {kind: target.with_name(f".{target.name}.partial") for kind, target in targets.items()}
     try:
-        with open_scene(path, bands, grid) as source, contextlib.ExitStack() as stack:
+        with open_scene(path, grid) as source, contextlib.ExitStack() as stack:
+            pixels = Pixels.of(path, source, bands, tones)
             profile = {
                 "driver": "GTiff", "dtype": "uint8", "count": 1, "width": source.width, "height": source.height,
                 "crs": source.crs, "transform": source.transform, "tiled": True, "blockxsize": grid.step,
@@ -94,7 +159,7 @@ def write_scene(
             if "labels" in writers:
                 writers["labels"].write_colormap(1, dict(enumerate(colors)))
             with naming_a_full_disk(partial["labels"].parent):
-                written = _stream(source, writers, probabilities, grid, bands)
+                written = _stream(source, writers, probabilities, grid, pixels)
             size = (source.width, source.height)
         for kind, file in partial.items():
             _refuse_other(file, written[kind])
@@ -129,7 +194,7 @@ def _refuse_other(file: Path, written: Sequence[tuple[Any, int]]) -> None:
 
 
 def _stream(
-    source: Any, writers: dict[str, Any], probabilities: Probabilities, grid: Grid, bands: int
+    source: Any, writers: dict[str, Any], probabilities: Probabilities, grid: Grid, pixels: Pixels
 ) -> dict[str, list[tuple[Any, int]]]:
     """Windows in, windows out: whole blocks of the files, so that each is written once; windows and checksums of them.
 
@@ -140,11 +205,7 @@ def _stream(
     from rasterio.windows import Window
 
     def predict(top: int, left: int, rows: int, columns: int) -> Array:
-        try:
-            pixels = source.read(list(range(1, bands + 1)), window=Window(left, top, columns, rows))
-        except rasterio.errors.RasterioIOError as error:
-            raise DataError(f"{source.name} cannot be read to its end ({error}); copy it again") from None
-        return probabilities(pixels)
+        return probabilities(pixels.read(source, Window(left, top, columns, rows)))
 
     written: dict[str, list[tuple[Any, int]]] = {kind: [] for kind in writers}
     is_full = all(rasterio.enums.MaskFlags.all_valid in flags for flags in source.mask_flag_enums)
