@@ -97,6 +97,14 @@ def test_a_run_does_not_go_on_with_other_data(segue: Segue, run: Path, dataset: 
     assert train(segue, dataset, run, "--method", "supervised")[0] == 0
 
 
+def test_ctrl_c_is_no_traceback(segue: Segue, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segue.using.evaluate", pressed)
+    assert segue("evaluate", run) == (130, "", "stopped\n")
+
+
 def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segue, run: Path, dataset: Path) -> None:
     for path in (dataset / "labels").glob("test*.png"):
         with Image.open(path) as image:

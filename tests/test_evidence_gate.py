@@ -60,7 +60,7 @@ def test_the_table_pairs_the_searches() -> None:
     lines = script.table([search(), search()], [20, 1000]).splitlines()
     assert len(lines) == 2 + 2 * 4
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    by_key = {(cells_[0], cells_[1]): cells_[2:] for cells_ in cells}
+    by_key = {(seconds, rule): rest for seconds, rule, *rest in cells}
     assert by_key["1000", "never"] == ["5", "0", "0.600", "-200.0 ± 0.0", "0.800"]
     assert by_key["20", "always"][:3] == ["1", "1", "0.500"]
 

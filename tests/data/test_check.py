@@ -217,6 +217,8 @@ STOPS = [
           "--skip-bad", {"skip_bad": True}, id="pipe"),
     Fault("E130", lambda r: (unlink(r / "images" / "train_002.png"), (r / "images" / "train_002.png").symlink_to(
         "train_002.png")), IMAGE, "--skip-bad", {"skip_bad": True}, id="loop"),
+    Fault("E130", lambda r: (r / "images" / "more").symlink_to(r / "labels"), "images/more", "name it in the command",
+          by_hand=lambda r: (r / "images" / "more").unlink(), id="folder"),
     Fault("E151", lambda r: every_mask(r, lambda v: np.arange(SIZE * SIZE).reshape(SIZE, SIZE) // 20), "set",
           "instances/", copied=False, by_hand=lambda r: (
               (r / "labels").rename(r / "instances"), (r / "labels").mkdir(),

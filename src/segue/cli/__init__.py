@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from segue import __version__
 from segue.cli import data, inspecting, learning, serving, shipping, using
-from segue.cli.parsing import FAILED_EXIT, USAGE_EXIT, Parser
+from segue.cli.parsing import FAILED_EXIT, STOPPED_EXIT, USAGE_EXIT, Parser
 from segue.config import did_you_mean
 from segue.errors import DataError, UsageError
 from segue.processes.signals import stoppable
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FloatingPointError, ChildProcessError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
+    except KeyboardInterrupt:  # of commands that end at once; see RESUMED
+        print("stopped", file=sys.stderr)  # noqa: T201
+        return STOPPED_EXIT
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing more can be flushed to the old one
         return 0

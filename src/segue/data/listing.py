@@ -136,16 +136,17 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     """Image files below ``folder`` by their path without suffix, sorted; hidden files are passed over.
 
     Args:
-        folder: searched with its subfolders; links to folders are not followed.
+        folder: searched with its subfolders; a link to a folder is a fault.
         faults: takes what is wrong; the first fault is raised where there is no list for it.
 
     Raises:
-        DataError: two files differ in their suffix only, so a mask would belong to both.
+        DataError: two files differ in their suffix only, so a mask would belong to both, or a folder is not searched.
     """
     found: dict[str, Path] = {}
     twice: list[str] = []
     closed: list[str] = []
-    for parts in _files_below(folder, closed):
+    links: list[str] = []
+    for parts in _files_below(folder, closed, links):
         stem, suffix = os.path.splitext(parts[-1])
         if suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in parts):
             continue
@@ -161,6 +162,9 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     if closed:
         wrong.append(Finding("E130", "no permission to look into a folder", tuple(closed), "What it holds is not used.",
                              "Make the folder readable, or take it out of the set."))  # fmt: skip
+    if links:
+        wrong.append(Finding("E130", "a link to a folder", tuple(links), "What it holds is not used.",
+                             "Put the folder itself there, or name it in the command."))  # fmt: skip
     if wrong and faults is None:
         raise DataError("\n".join(map(str, wrong)))
     if faults is not None:
@@ -168,14 +172,17 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     return found
 
 
-def _files_below(folder: Path, closed: list[str]) -> list[list[str]]:
-    """Every file below ``folder`` as the parts of its path from there, sorted; ``closed`` takes folders kept shut.
+def _files_below(folder: Path, closed: list[str], links: list[str]) -> list[list[str]]:
+    """Every file below ``folder`` as the parts of its path from there, sorted.
 
     Folders of runs are no part of a set, though they hold pictures: a run may lie beside the images it learns from.
+    ``closed`` takes folders that are kept shut, ``links`` links to folders, unless they are hidden: none is followed.
     """
     found: list[list[str]] = []
     for place, below, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
         below[:] = [name for name in below if not os.path.isfile(os.path.join(place, name, "run.json"))]
+        paths = [os.path.join(place, name) for name in below if not name.startswith(".")]
+        links += filter(os.path.islink, paths)
         inner = list(Path(place).relative_to(folder).parts)
         found += [[*inner, name] for name in names]
     return sorted(found)
