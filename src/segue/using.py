@@ -9,7 +9,7 @@ from segue.data.images import Whole
 from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE
-from segue.data.unlabelled import open_image_set, without_held_out
+from segue.data.unlabelled import open_image_set
 from segue.errors import DataError
 from segue.evaluation import Measured, measure
 from segue.held_out import masked, open_to_measure
@@ -131,7 +131,7 @@ def suggest(
     Raises:
         DataError: no model, no such images, or not so many are left without labels.
     """
-    found = without_held_out(open_image_set(images, skip_bad=skip_bad))
+    found = open_image_set(images, skip_bad=skip_bad)
     if not quiet:
         print("\n".join(found.lines()))  # noqa: T201
     device = pick_device(device)

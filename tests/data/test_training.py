@@ -67,8 +67,17 @@ def test_further_folders_add_images_and_those_already_used_are_counted(dataset: 
     for i in range(3):
         Image.fromarray(draw(100 + i)[0]).save(tmp_path / "more" / f"m{i}.jpg")
     data = opened(dataset, labels="2", unlabeled=(str(tmp_path / "more"), str(dataset)))
-    assert len(data.unlabelled) == 3 + 10 - 2 - 2  # all images of the set but the labelled and the validation ones
-    assert sum(data.dropped.values()) == 2 + 2 + 4
+    assert len(data.unlabelled) == 3 + 6 - 2  # of the training images of the set those that are not labelled
+    assert sum(data.dropped.values()) == 2 + 4 + 4  # the labelled ones, those of val and test, labels not asked for
+    data = opened(dataset, labels="2", unlabeled=(f"{dataset}:test",))  # unless they are asked for
+    assert len(data.unlabelled) == 2
+
+
+def test_frames_of_a_video_on_both_sides_of_a_division_are_told(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=24, splits=False)
+    assert any("frames of one video" in str(finding) for finding in opened(root).warnings)
+    few = write_set(tmp_path / "few", splits=False)
+    assert not any("frames of one video" in str(finding) for finding in opened(few).warnings)
 
 
 def test_a_review_of_other_images_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_labels_of_the_target_are_left_alone_and_that_is_said(source: Path, targ
 def test_broken_masks_of_the_target_do_not_matter(source: Path, target: Path) -> None:
     for path in (target / "labels").iterdir():
         path.write_bytes(b"no picture")
-    assert len(opened(source, target).target) == 10
+    assert len(opened(source, target).target) == 6
 
 
 def test_a_bare_folder_takes_the_classes_of_the_source(source: Path, bare: Path) -> None:
@@ -89,7 +89,13 @@ def test_a_bare_folder_takes_the_classes_of_the_source(source: Path, bare: Path)
 
 def test_validation_pictures_are_not_adapted_to(source: Path, target: Path) -> None:
     data = opened(source, target, val=f"{target}:val")
-    assert len(data.target) == 8
+    assert len(data.target) == 6
+    assert data.dropped == {"of the target, of the splits val and test": 4}
+    described = json.loads((target / "dataset.json").read_text())
+    described["splits"]["few"] = described["splits"]["train"][:2]
+    (target / "dataset.json").write_text(json.dumps(described))
+    data = opened(source, f"{target}:train", val=f"{target}:few")
+    assert len(data.target) == 4
     assert data.dropped == {"of the target that --val has too": 2}
 
 

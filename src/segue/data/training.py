@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segue.config import Data
 from segue.data.check import check
+from segue.data.check.leaks import shared_videos
 from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
@@ -15,6 +16,7 @@ from segue.data.listing import Listing, Pair, toned
 from segue.data.sample import Tones
 from segue.data.splits import amount, choose, is_list
 from segue.data.stored_values import parse_map
+from segue.data.unlabelled import OF_HELD_OUT, apart_from_held_out
 from segue.errors import DataError
 
 REST = "rest"
@@ -112,25 +114,16 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     if not masked:
         raise DataError(f"the training split of {listing.root} has no mask at all")
     masked, val, split_off, unmasked = _validation(listing, config, masked, seed)
+    if split_off:
+        warnings += tuple(shared_videos({"train": masked, "val": val}))
     labelled, rest = choose(masked, config.labels, seed, held=val if split_off else ())
     bare = tuple(pair for pair in train if pair.mask is None)
-    unlabelled: tuple[Pair, ...] = ()
     dropped: dict[str, int] = {}
     found = len(train) + len(listing.stray) + len(listing.unnamed) + bad
     if listing.stray:
         dropped["masks without an image"] = len(listing.stray)
-    for source in config.unlabeled:
-        if source == REST:
-            own = tuple(replace(pair, mask=None, segments=None, outlines=None) for pair in (*rest, *bare))
-            unnamed, unsound = _sound(str(listing.root), listing.unnamed, listing.tones, skip_bad=config.skip_bad)
-            pairs, bad = (*own, *unnamed), bad + unsound
-        else:
-            pairs, unsound = _sound(source, open_images(source), listing.tones, skip_bad=config.skip_bad)
-            found, bad = found + len(pairs) + unsound, bad + unsound
-        fresh = _without(pairs, (*labelled, *unlabelled, *val))
-        if len(fresh) < len(pairs):
-            dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
-        unlabelled += fresh
+    unlabelled, more, unsound = _unlabelled(config, listing, (*rest, *bare), (*labelled, *val), dropped)
+    found, bad = found + more, bad + unsound
     if config.ledger and not config.unlabeled:
         raise DataError(f"--ledger {config.ledger} is the review of unlabelled images; name them: --unlabeled FOLDER")
     if config.ledger:
@@ -157,6 +150,39 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         learn(labelled, decoder, listing.classes, config.copy_paste, seed=seed) if config.copy_paste else (None, "")
     )
     return TrainingData(listing, decoder, labelled, unlabelled, val, found, dropped, warnings, at, *pasted)
+
+
+def _unlabelled(
+    config: Data, listing: Listing, spare: Sequence[Pair], used: Sequence[Pair], dropped: dict[str, int]
+) -> tuple[tuple[Pair, ...], int, int]:
+    """(images of ``--unlabeled``, how many were found outside the set, how many cannot be read).
+
+    Args:
+        config: names them.
+        listing: the labelled set.
+        spare: pairs of its training split that ``rest`` stands for.
+        used: pairs that are used already.
+        dropped: takes why how many others are left out.
+    """
+    chosen: tuple[Pair, ...] = ()
+    found = bad = 0
+    for source in config.unlabeled:
+        if source == REST:
+            own = tuple(replace(pair, mask=None, segments=None, outlines=None) for pair in spare)
+            unnamed, unsound = _sound(str(listing.root), listing.unnamed, listing.tones, skip_bad=config.skip_bad)
+            pairs = (*own, *unnamed)
+        else:
+            named, held = apart_from_held_out(source, open_images(source))
+            pairs, unsound = _sound(source, named, listing.tones, skip_bad=config.skip_bad)
+            found += len(pairs) + unsound + held
+            if held:
+                dropped[f"of --unlabeled {source}, {OF_HELD_OUT}"] = held
+        bad += unsound
+        fresh = _without(pairs, (*used, *chosen))
+        if len(fresh) < len(pairs):
+            dropped[TWICE] = dropped.get(TWICE, 0) + len(pairs) - len(fresh)
+        chosen += fresh
+    return chosen, found, bad
 
 
 def _checked(config: Data, tones: Tones) -> tuple[Listing, int, tuple[Finding, ...]]:

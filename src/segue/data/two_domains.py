@@ -20,6 +20,7 @@ from segue.data.layouts import open_images, open_listing, split_address, validat
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
 from segue.data.tones import joined_tones
+from segue.data.unlabelled import OF_HELD_OUT, apart_from_held_out
 from segue.errors import DataError
 
 UNREADABLE = "unreadable (--skip_bad)"
@@ -240,6 +241,9 @@ class _Bookkeeping:
         else:
             splits = [listing.split(split)] if split else list(listing.splits.values())
             pairs = tuple({pair.image: Pair(pair.name, pair.image) for part in splits for pair in part}.values())
+            pairs, held = apart_from_held_out(address, pairs)
+            self.found += held
+            self.drop(f"of the target, {OF_HELD_OUT}", held)
         if not pairs:
             raise DataError(f"--target {address} holds no image")
         facts = self.checked(Listing(root, "images", (), (), {"target": pairs}, {}), has_labels=False)

@@ -1,7 +1,7 @@
 """A set of images without labels, opened for training: what is used, what is left out and why."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segue.data.check import check
@@ -12,6 +12,7 @@ from segue.errors import DataError
 
 LABELS = {"E107"}  # codes that ask for masks
 HELD_OUT = ("val", "test")  # splits that models are measured on
+OF_HELD_OUT = f"of the splits {' and '.join(HELD_OUT)}"  # why images are left out
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class ImageSet:
 
 
 def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
-    """Every image of a folder, or of a data set's split, once its header and its end have been looked at.
+    """Every image of a folder, or of a data set's split, once its header and its end have been looked at; of a data set
+    named without a split, those that no model is to be measured on.
 
     Args:
         address: the folder, or ``FOLDER:split``; masks in it are left alone.
@@ -70,7 +72,8 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
     """
     if not address:
         raise DataError("no images named; give their folder: segue pretrain IMAGES --out RUN")
-    pairs = open_images(address)
+    every = open_images(address)
+    pairs, held = apart_from_held_out(address, every)
     listing = Listing(Path(address), "images", (), (), {"images": pairs}, {})
     findings, facts = check(listing, allow_missing=True, skip_bad=skip_bad)
     findings = [finding for finding in findings if finding.code not in LABELS]
@@ -80,24 +83,24 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
     sound = tuple(pair for pair in pairs if pair.image not in facts.bad)
     if not sound:
         raise DataError(f"{address}: none of its {len(pairs)} images can be read")
-    dropped = {"unreadable (--skip_bad)": len(pairs) - len(sound)} if len(sound) < len(pairs) else {}
-    return ImageSet(address, toned(sound, facts.tones), len(pairs), dropped, tuple(f for f in findings if not f.stop))
+    unused = {"unreadable (--skip_bad)": len(pairs) - len(sound), OF_HELD_OUT: held}
+    dropped = {why: count for why, count in unused.items() if count}
+    return ImageSet(address, toned(sound, facts.tones), len(every), dropped, tuple(f for f in findings if not f.stop))
 
 
-def without_held_out(found: ImageSet) -> ImageSet:
-    """The images that no model is to be measured on: of a data set named without a split, not those of `HELD_OUT`.
+def apart_from_held_out(address: str, pairs: tuple[Pair, ...]) -> tuple[tuple[Pair, ...], int]:
+    """The images of an address that no model is to be measured on, and how many others there are: of a data set that
+    is named without a split those of `HELD_OUT`.
 
     Raises:
         DataError: the set cannot be read, or has no other images.
     """
-    root, split = split_address(found.root)
+    root, split = split_address(address)
     if split is not None or layout_of(root) is None:
-        return found
-    splits = open_listing(found.root).splits
+        return pairs, 0
+    splits = open_listing(address).splits
     held = {pair.image for name in HELD_OUT for pair in splits.get(name, ())}
-    kept = tuple(pair for pair in found.images if pair.image not in held)
+    kept = tuple(pair for pair in pairs if pair.image not in held)
     if not kept:
         raise DataError(f"{root}: every image is of the splits {', '.join(HELD_OUT)}; name one as {root}:val")
-    count = len(found.images) - len(kept)
-    why = {f"of the splits {' and '.join(HELD_OUT)}": count} if count else {}
-    return replace(found, images=kept, dropped={**found.dropped, **why})
+    return kept, len(pairs) - len(kept)
