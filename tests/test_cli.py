@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import CLASSES, options, torchrun, write_model, write_set
 from PIL import Image
@@ -103,6 +104,16 @@ def test_ctrl_c_is_no_traceback(segue: Segue, run: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("segue.using.evaluate", pressed)
     assert segue("evaluate", run) == (130, "", "stopped\n")
+
+
+def test_a_full_gpu_is_a_line(segue: Segue, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs.")
+
+    monkeypatch.setattr("segue.using.evaluate", full)
+    status, _, errors = segue("evaluate", run)
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "the GPU's memory is full (CUDA out of memory. Tried to allocate 2 GiB.): free some" in errors
 
 
 def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segue, run: Path, dataset: Path) -> None:

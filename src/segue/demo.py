@@ -25,13 +25,13 @@ STEPS = 400
 SHOWN = 8  # test scenes that are predicted for looking at
 
 
-def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision: str, workers: int) -> dict[str, float]:
+def run_demo(out: Path, around: Surroundings, *, steps: int = STEPS) -> dict[str, float]:
     """Draws scenes, trains with 20 labels and without the method, and scores both on scenes that neither has seen.
 
     Args:
         out: holds ``data``, ``run``, ``predictions`` and ``scores.json`` afterwards; run again, it goes on.
+        around: seed, device and the like.
         steps: optimiser steps of each arm.
-        seed, device, precision, workers: as of `segue.processes.surroundings.Surroundings`.
 
     Returns:
         mIoU on the test scenes, in [0, 1], of ``pixel_contrast`` and ``supervised``.
@@ -41,7 +41,7 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
     if (out / "scores.json").is_file():
         console.print(f"finished before: {out} (name another --out to run it again)", markup=False)
         return _tell(out, console)
-    data = draw_scenes(out, seed)
+    data = draw_scenes(out, around.seed)
     console.print(
         f"{LABELLED} labelled street scenes, {UNLABELLED} without labels, {TEST} to test on: {data}", markup=False
     )
@@ -51,17 +51,14 @@ def run_demo(out: Path, *, steps: int | None, seed: int, device: str, precision:
         "data": str(data),
         "unlabeled": (str(data / "unlabelled"),),
         "encoder": encoder,
-        "steps": steps or STEPS,
+        "steps": steps,
         "crop": 96,
         "scale": (0.5, 1.5),
         "decoder_channels": 128,
     }
     config = config_from("train", "pixel_contrast", values)
-    around = Surroundings(
-        seed=seed, device=device, precision=precision, workers=workers, command=("demo", "--out", str(out))
-    )  # fmt: skip
     run = run_training("pixel_contrast", config, out / "run", around, compare=True)
-    _score(data, run, out, device)
+    _score(data, run, out, around.device)
     return _tell(out, console)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, options
 
 from segue.errors import UsageError
-from segue.report.seeds import Row, sentence
+from segue.report.seeds import Row, sentence, write_seeds
 from segue.verbs import train
 
 FIELDS = {"method": "pixel_contrast", "device": "cpu", "precision": "fp32", "quiet": True, **TINY, "steps": 4}
@@ -32,9 +32,21 @@ def test_what_is_said() -> None:
     )
     assert sentence(("a", "b"), [Row("pq", ((0.5, 0.52), (0.4, 0.42)))]).endswith("that is more than chance.")
     assert sentence(("a",), [Row("miou", ((0.5, 0.6),))]) == "a reaches mIoU 55.0 ± 7.1 over 2 seeds."
+    told = sentence(("a", "b"), [Row("miou", ((0.5,), (0.4,)))])
+    assert told.endswith("+10.0 points against b: one seed does not tell the two apart.")
     assert Row("ece", ((0.1, 0.3), (0.2, 0.2))).better == 1
     assert Row("ece", ((0.1, 0.1), (0.2, 0.2))).better == 2  # less error is better
     assert sentence(("a",), []) == "Nothing was measured: there are no validation images."
+
+
+def test_a_plain_arm_that_some_seeds_lack_counts_for_none(tmp_path: Path) -> None:
+    folders = [tmp_path / str(seed) for seed in range(2)]
+    for folder, arms in zip(folders, (("", "baseline"), ("",)), strict=True):
+        for arm in arms:
+            (folder / arm).mkdir(parents=True, exist_ok=True)
+            (folder / arm / "evaluation.json").write_text(json.dumps({"method": "m", "scores": {"miou": 0.5}}))
+        (folder / "run.json").write_text(json.dumps({"identity": {"seed": int(folder.name)}}))
+    assert write_seeds(tmp_path, folders) == "m reaches mIoU 50.0 ± 0.0 over 2 seeds."
 
 
 @pytest.mark.slow

@@ -222,6 +222,18 @@ def dies(job: Job) -> Trial:
     return Trial(job.trial, job.genotype, "done", reward1=0.5)
 
 
+def presses(job: Job) -> Trial:
+    """Ctrl-C, which a terminal sends to every process of the group."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return Trial(job.trial, job.genotype, "done", reward1=0.5)
+
+
+def test_ctrl_c_is_left_to_the_process_that_searches(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    _, _, cache, recipe = prepared
+    found = list(pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in range(2)], 2, presses))
+    assert [trial.state for trial in found] == ["done", "done"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [(2, 0, 3, 1), (1, 2, 0, 3)])
 def test_a_process_that_dies_costs_its_candidate_alone(

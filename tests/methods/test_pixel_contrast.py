@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,24 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
         with np.load(run.out / f"{name}.npz") as kept:
             assert kept["features"].shape == (len(kept["labels"]), 16)
             assert set(kept["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_embeddings_are_of_the_middle_of_large_pictures_and_made_once(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def looked_at(network: Any, data: Any, *, seed: int) -> dict[str, np.ndarray]:
+        seen.append(tuple(data[0]["image"].shape))
+        return {"features": np.zeros((0, 16), np.float16), "labels": np.zeros(0, np.uint8)}
+
+    monkeypatch.setattr("segue.data.images.SHOWN", 24 * 24)
+    monkeypatch.setattr("segue.methods.pixel_contrast.pixel_embeddings", looked_at)
+    config = build(Config, {**TINY, "data": str(dataset), "steps": 2})
+    data = open_training(config.data, seed=0)
+    for _ in range(2):  # the second time it is finished before
+        train(config, Run(tmp_path / "run", quiet=True), data)
+    assert seen == [(3, 24, 24)] * 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

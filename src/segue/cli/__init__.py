@@ -64,6 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FloatingPointError, ChildProcessError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
+            raise
+        told = (
+            "free some, and the same command goes on from its last checkpoint; or begin with a lower --batch"
+        )
+        print(f"error: the GPU's memory is full ({str(error).splitlines()[0]}): {told}", file=sys.stderr)  # noqa: T201
+        return FAILED_EXIT
     except KeyboardInterrupt:  # of commands that end at once; see RESUMED
         print("stopped", file=sys.stderr)  # noqa: T201
         return STOPPED_EXIT

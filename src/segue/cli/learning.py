@@ -258,10 +258,8 @@ def demo_command(arguments: argparse.Namespace) -> int:
     """``segue demo``."""
     from segue.demo import run_demo
 
-    scores = run_demo(
-        Path(arguments.out), steps=arguments.steps, seed=arguments.seed, device=arguments.device,
-        precision=arguments.precision, workers=arguments.workers,
-    )  # fmt: skip
+    steps = {} if arguments.steps is None else {"steps": arguments.steps}
+    scores = run_demo(Path(arguments.out), surroundings(arguments), **steps)
     if arguments.json:
         print(json.dumps(scores))  # noqa: T201
     return 0

@@ -37,7 +37,7 @@ from segue.config import Data, Network, Views
 from segue.data.balance import class_weights
 from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
-from segue.data.images import RandomViews, Whole
+from segue.data.images import Middle, RandomViews, Whole
 from segue.data.listing import Pair, identity
 from segue.data.sample import IGNORE, Array, write_label_map
 from segue.data.training import TrainingData
@@ -289,8 +289,8 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     network = new_segmenter(config.network, data.listing, say=run.say)
     thresholds = class_thresholds(config, data.classes)
     network.to(run.device).to(memory_format=torch.channels_last)
-    probes = data.val or data.labelled
-    run.keep("embeddings_before", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
+    probes = Middle(Whole(data.val or data.labelled, data.decoder))
+    run.keep("embeddings_before", lambda: pixel_embeddings(network, probes, seed=run.seed))
     first = round(config.steps * config.first_round)
     rounds = [first, config.steps - first] if data.unlabelled else [config.steps]
     sets: list[Labels] = [(data.labelled, data.decoder, data.paste)]
@@ -302,7 +302,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
                 run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
             sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False), None))
         contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
-        run.keep(f"embeddings_after{suffix}", pixel_embeddings(network, Whole(probes, data.decoder), seed=run.seed))
+        run.keep(f"embeddings_after{suffix}", lambda: pixel_embeddings(network, probes, seed=run.seed))
         fine_tune(network, sets, config, run, data, steps - round(steps * config.contrast_share), f"finetune{suffix}")
     return network
 

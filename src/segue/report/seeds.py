@@ -73,7 +73,7 @@ class Row:
 
 
 def rows_of(runs: Sequence[Sequence[Arm]]) -> list[Row]:
-    """A row for each score that the first run's method has; ``runs`` holds the arms of each seed."""
+    """A row for each score that the first run's method has; ``runs`` holds the arms of each seed, as many of each."""
     found = []
     for name in runs[0][0].evaluation.get("scores", {}):
         scores = [[arm.score(name) for arm in arms] for arms in runs]
@@ -93,6 +93,8 @@ def sentence(titles: Sequence[str], rows: Sequence[Row]) -> str:
         return f"{told}."
     low, high = row.interval()
     told += f", {100 * mean(row.differences):+.1f} points against {titles[1]}"
+    if row.seeds < 2:
+        return f"{told}: one seed does not tell the two apart."
     told += f" (95 % interval {100 * low:+.1f} to {100 * high:+.1f}; better with {row.better} of {row.seeds})"
     return f"{told}: {'these seeds do not tell the two apart.' if low <= 0 <= high else 'that is more than chance.'}"
 
@@ -108,6 +110,7 @@ def write_seeds(out: Path, folders: Sequence[Path]) -> str:
         DataError: a run is not finished, or a file of one is damaged.
     """
     runs = [[Arm.read("method", folder), *_baseline(folder)] for folder in folders]
+    runs = [arms[: min(map(len, runs))] for arms in runs]  # the plain arm counts where every seed has it
     titles, rows = [arm.title for arm in runs[0]], rows_of(runs)
     told = sentence(titles, rows)
     plain: dict[str, Any] = {

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,7 @@ class Run:
             UsageError: another command writes to it.
         """
         with contextlib.ExitStack() as self.locks:
-            if (self.out / "run.json").is_file():
-                only_first(self.open)
+            only_first(lambda: self.open() if (self.out / "run.json").is_file() else None)
             yield
 
     def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
@@ -163,13 +162,13 @@ class Run:
         """The stage, after the name of each run that this one is a part of, but for the first."""
         return self.parent._part(f"{self.out.name}/{stage}") if self.parent is not None else stage
 
-    def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has written them."""
+    def keep(self, name: str, arrays: Callable[[], Mapping[str, Any]]) -> None:
+        """Writes arrays as ``<name>.npz``, unless a part of this run that was done before has: then none are made."""
         path = self.out / f"{name}.npz"
         self.open()
         if rank_and_world()[0] == 0 and not path.exists():
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
+            np.savez_compressed(buffer, **arrays())
             write_atomically(path, buffer.getbuffer())
 
     def checkpoint(self, stage: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,7 +39,7 @@ def tried(
         yield from map(work, jobs)
         return
     left = {job.trial: job for job in jobs}
-    with ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn")) as pool:
+    with _processes(parallel) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             with contextlib.suppress(BrokenProcessPool):
@@ -52,10 +53,16 @@ def tried(
         yield _alone(job, work)
 
 
+def _processes(count: int) -> ProcessPoolExecutor:
+    """Processes that leave Ctrl-C, which a terminal sends to all, to the one that started them."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+
 def _alone(job: Job, work: Callable[[Job], Trial]) -> Trial:
     """A candidate in a process of its own, so that it is known whose fault it is when that dies."""
     for _ in range(TRIES - 1):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with _processes(1) as pool:
             try:
                 return pool.submit(work, job).result()
             except BrokenProcessPool:
