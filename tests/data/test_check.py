@@ -173,6 +173,8 @@ STOPS = [
     Fault("E103", lambda r: every_mask(r, lambda v: v + 1), "set", "--map 1-3:0", {"map": "1-3:0"}),
     Fault("E104", colored, "labels/train_000", "dataset.json: \"colors\"", copied=False,
           by_hand=lambda r: described(r, lambda t: t.update(colors=COLORS))),
+    Fault("E104", swapped_palette, MASK, "order of the palette", copied=False,
+          by_hand=lambda r: every_mask(r, lambda v: v), id="palette"),
     Fault("E101", lambda r: every_mask(r, lambda v: np.where(v == 0, 3, v - 1)), "set", "--map 3:ignore",
           {"map": "3:ignore"}, id="unlabelled last"),
     Fault("E101", lambda r: every_mask(r, lambda v: np.where(np.arange(SIZE) < 9, 0, v + 1)), "set",
@@ -225,7 +227,6 @@ STOPS = [
               [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "instances").iterdir()])),
 ]  # fmt: skip
 NOTES = [
-    Fault("W104", swapped_palette, MASK.replace("002", "000"), "order of the palette"),
     Fault("W109", turned, IMAGE, "Nothing to do"),
     Fault("W114", lambda r: Image.fromarray(draw(2)[0]).convert("L").save(r / IMAGE_FILE), "L (1 images)",
           "Nothing to do"),

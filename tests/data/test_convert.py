@@ -163,6 +163,31 @@ def test_names_that_differ_in_suffix_or_case_only_do_not_collide(tmp_path: Path)
     assert [p.image.read_bytes() for p in after.split("train")] == [image.read_bytes() for image in images]
 
 
+def test_images_of_no_split_go_along_without_masks(dataset: Path, tmp_path: Path) -> None:
+    described = json.loads((dataset / "dataset.json").read_text())
+    described["splits"].pop("test")
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    (dataset / "images" / "test_009.png").write_bytes(b"")
+    before = open_listing(str(dataset))
+    found = convert(before, tmp_path / "out")
+    assert found == {"found": 10, "written": 9, "left_out": 1, "unreadable_image": 1}
+    after = open_listing(str(tmp_path / "out"))
+    same(before, after)
+    assert [pair.name for pair in after.unnamed] == ["test_008"]
+    assert not (tmp_path / "out" / "labels" / "test_008.png").exists()
+
+
+def test_deep_images_of_no_split_are_written_by_the_rule_of_the_set(tmp_path: Path) -> None:
+    pixels = np.full((4, 4), 300, np.uint16)
+    for name in ("a", "b"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    whole = drawn(tmp_path, (Pair("a", tmp_path / "a.png"),), unnamed=(Pair("b", tmp_path / "b.png"),))
+    convert(whole.toned((("I;16", 100, 300),)), tmp_path.with_name("out"))
+    for name in ("a", "b"):
+        with Image.open(tmp_path.with_name("out") / "images" / f"{name}.png") as image:
+            assert (image.mode, image.getextrema()) == ("L", (255, 255))
+
+
 def test_what_cannot_be_read_is_left_out_counted_and_named(dataset: Path, tmp_path: Path) -> None:
     (dataset / "images" / "train_000.png").write_bytes(b"")
     (dataset / "labels" / "train_001.png").write_bytes((dataset / "labels" / "train_001.png").read_bytes()[:60])

@@ -106,6 +106,14 @@ def test_cvat_gives_polygons_by_height_masks_and_boxes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("datumaro")
+def test_cvat_takes_areas_without_a_group_apart_and_those_of_one_together(tmp_path: Path) -> None:
+    squares = [f'<polygon label="car" points="{SQUARE}" z_order="0"{group}></polygon>'
+               for group in ("", "", ' group_id="3"', ' group_id="3"')]  # fmt: skip
+    pairs = {pair.name: pair for pair in Cvat.read(cvat(tmp_path, ["".join(squares), "", ""])).split("train")}
+    assert [len(outline.polygons) for outline in pairs["a"].outlines or ()] == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("datumaro")
 def test_cvat_project_has_a_split_for_each_subset(tmp_path: Path) -> None:
     listing = Cvat.read(cvat(tmp_path, subsets=("Train", "Validation", "default")))
     names = {split: [p.name for p in pairs] for split, pairs in listing.splits.items()}
@@ -300,7 +308,6 @@ def test_labels_of_a_turned_photograph_lie_on_it_upright(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "change",
     [
-        *({"imagePath": path} for path in PATHS),
         {"imagePath": None}, {"imagePath": 7}, {"imagePath": ["a.jpg"]},
         {"shapes": None}, {"shapes": 7}, {"shapes": [7]}, {"shapes": {"a": 1}},
         {"shapes": [shape("cat", [[1, 2], [3, 4]])]},
@@ -321,6 +328,23 @@ def test_labels_of_a_turned_photograph_lie_on_it_upright(tmp_path: Path) -> None
 def test_labelme_refuses_unsound_files_by_a_data_error(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError):
         LabelMe.read(labelme(tmp_path, change.pop("shapes", [shape("cat", BOX)]), **change))
+
+
+@pytest.mark.parametrize("named", ["..\\images\\a.jpg", "/home/a/photos/a.jpg", "C:\\a.jpg", "gone.jpg", *PATHS])
+def test_labelme_takes_the_picture_beside_wherever_it_lay_when_it_was_labelled(named: str, tmp_path: Path) -> None:
+    labelme(tmp_path, [shape("cat", BOX)], imagePath=named)
+    (pair,) = LabelMe.read(tmp_path).split("train")
+    assert pair.image == tmp_path / "a.jpg"
+    (tmp_path / "a.jpg").rename(tmp_path / "other.jpg")
+    with pytest.raises(DataError, match=r"refusing the path|not there; put it beside a\.json"):
+        LabelMe.read(tmp_path)
+
+
+def test_labelme_takes_the_group_0_for_one(tmp_path: Path) -> None:
+    shapes = [shape("cat", BOX, group=0), shape("cat", box(20, 20, 25, 25), group=0), shape("cat", box(30, 2, 33, 5))]
+    labelme(tmp_path, shapes)
+    (pair,) = LabelMe.read(tmp_path).split("train")
+    assert [len(outline.polygons) for outline in pair.outlines or ()] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -498,6 +498,21 @@ def test_too_little_space_is_said_before_the_first_byte(
     assert server.requests == []
 
 
+def test_a_broken_download_goes_on_where_the_disk_has_room_for_the_rest(
+    tmp_path: Path, server: Server, public: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files, server.cut["big"] = {"big": BIG}, [1_500_000, 0, 0, 0]
+    public(File(f"{server.url}/big", "big", sha(BIG), len(BIG)))
+    with pytest.raises(DataError, match="What came is kept"):
+        get("toy", tmp_path / "out", mirror="", backoff=0.01)
+    used, rest = shutil.disk_usage(tmp_path), len(BIG) - 1_500_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used._replace(free=rest - 1))
+    with pytest.raises(DataError, match=r"needs 0\.6 MB"):
+        get("toy", tmp_path / "out", mirror="")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used._replace(free=rest))
+    assert visible(get("toy", tmp_path / "out", mirror="")) == {"big": BIG}
+
+
 def test_a_server_that_sends_more_than_it_said_is_stopped(
     tmp_path: Path, server: Server, public: Callable[..., None]
 ) -> None:

@@ -10,6 +10,7 @@ from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
 
 from segue.data.check import check
+from segue.data.convert import convert
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
@@ -146,6 +147,56 @@ def test_cityscapes_maps_label_ids_and_prefers_training_ids(tmp_path: Path) -> N
     save(folder / f"{stem}_gtFine_labelTrainIds.png", np.full((48, 48), 2, np.uint8))
     assert np.unique(masks_of(tmp_path, "train")[0]).tolist() == [2]
     assert open_listing(str(tmp_path)).split("train")[0].name == f"train/aachen/{stem}"
+
+
+def write_nuclei(root: Path) -> np.ndarray:
+    """Two images of stage 1 of the Data Science Bowl 2018, and the class ids of each."""
+    ids = np.zeros((48, 48), np.uint8)
+    ids[2:9, 3:8] = ids[20:30, 30:40] = 1
+    for name in ("00ae", "0f1c"):
+        photo(root / name / "images" / f"{name}.png")
+        for number, area in enumerate((np.s_[2:9, 3:8], np.s_[20:30, 30:40])):
+            nucleus = np.zeros_like(ids)
+            nucleus[area] = 255
+            save(root / name / "masks" / f"{number}.png", nucleus)
+    return ids
+
+
+def test_dsb2018_draws_the_nuclei_of_an_image_and_tells_them_apart(tmp_path: Path) -> None:
+    ids = write_nuclei(tmp_path / "set")
+    np.testing.assert_array_equal(masks_of(tmp_path / "set", "train")[0], ids)
+    photo(tmp_path / "set" / "ff00" / "images" / "ff00.png")  # as in the test stage
+    listing = open_listing(str(tmp_path / "set"))
+    assert (listing.layout, listing.classes, listing.things) == ("dsb2018", ("background", "nucleus"), (1,))
+    assert [(pair.name, pair.mask is None) for pair in listing.split("train")] == [
+        ("00ae", False), ("0f1c", False), ("ff00", True)
+    ]  # fmt: skip
+    assert [pair.name for pair in open_images(str(tmp_path / "set"))] == [
+        "00ae/images/00ae", "0f1c/images/0f1c", "ff00/images/ff00"
+    ]  # fmt: skip
+    convert(listing, tmp_path / "out")
+    with Image.open(tmp_path / "out" / "instances" / "00ae.png") as stored:
+        instances = np.array(stored)
+    np.testing.assert_array_equal(instances > 0, ids)
+    assert (instances[2, 3], instances[20, 30], instances.max()) == (1, 2, 2)
+
+
+def test_a_mask_of_dsb2018_that_is_cut_short_or_turned_is_named_by_its_file(tmp_path: Path) -> None:
+    write_nuclei(tmp_path)
+    save(tmp_path / "00ae" / "masks" / "1.png", np.zeros((24, 96), np.uint8))
+    (tmp_path / "0f1c" / "masks" / "1.png").write_bytes(b"\x89PNG")
+    findings, facts = check(open_listing(str(tmp_path)))
+    said = " ".join(map(str, findings))
+    assert len(facts.bad) == 2
+    assert f"{tmp_path}/00ae/masks/1.png is 96x24" in said
+    assert f"{tmp_path}/0f1c/masks/1.png cannot be read" in said
+
+
+def test_images_and_masks_of_a_split_are_not_taken_for_nuclei(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        photo(tmp_path / "train" / kind / "a.png")
+    with pytest.raises(DataError, match="no data set"):
+        open_listing(str(tmp_path))
 
 
 def test_unlabelled_sets_are_plain_folders_or_splits_and_masks_are_left_alone(dataset: Path, tmp_path: Path) -> None:

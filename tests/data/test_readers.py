@@ -5,6 +5,7 @@ import json
 import random
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -335,8 +336,8 @@ def test_hostile_annotations_give_a_data_error_or_a_listing(tmp_path: Path, kind
 def write_instances(root: Path) -> Path:
     """COCO instances of two training pictures and one for validation; the JSON of the former."""
     shapes = {
-        "large": {"segmentation": [[0, 0, 7, 0, 7, 7, 0, 7]], "area": 64, "category_id": 3, "iscrowd": 0},
-        "small": {"segmentation": [[2, 2, 3, 2, 3, 3, 2, 3]], "area": 4, "category_id": 1, "iscrowd": 0},
+        "large": {"segmentation": [[0, 0, 8, 0, 8, 8, 0, 8]], "area": 64, "category_id": 3, "iscrowd": 0},
+        "small": {"segmentation": [[2, 2, 4, 2, 4, 4, 2, 4]], "area": 4, "category_id": 1, "iscrowd": 0},
         "runs": {"segmentation": {"size": [8, 8], "counts": [0, 8, 56]}, "area": 8, "category_id": 1, "iscrowd": 0},
         "crowd": {"segmentation": {"size": [8, 8], "counts": "h18"}, "area": 8, "category_id": 3, "iscrowd": 1},
     }
@@ -376,7 +377,7 @@ def test_coco_instances_draws_small_objects_over_large_ones_and_ignores_crowds(t
 def test_coco_instances_as_other_tools_export_it(tmp_path: Path, kind: str) -> None:
     content = {
         "images": [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")],
-        "annotations": [{"id": 5, "image_id": 1, "category_id": 4, "segmentation": [[4, 0, 7, 0, 7, 7, 4, 7]]}],
+        "annotations": [{"id": 5, "image_id": 1, "category_id": 4, "segmentation": [[4, 0, 8, 0, 8, 8, 4, 8]]}],
         "categories": [{"id": 0, "name": "_background_"}, {"id": 4, "name": "cell"}],
     }
     if kind == "roboflow":
@@ -608,3 +609,62 @@ def test_polygons_by_hand() -> None:
     drawn = np.asarray(draw((5, 5), (triangle, two, later), 7))
     assert drawn[0].tolist() == [2, 2, 1, 1, 1]
     assert drawn[4].tolist() == [3, 7, 7, 2, 2]  # polygons of one object, and runs over what was there
+
+
+def centers_of(size: tuple[int, int], *polygons: Sequence[float]) -> np.ndarray:
+    return np.asarray(draw(size, [Outline(1, polygons, covers_centers=True)], 0))
+
+
+@pytest.mark.parametrize("side", [3, 10])
+def test_a_square_has_as_many_pixels_as_its_area(side: int) -> None:
+    square = (1, 1, 1 + side, 1, 1 + side, 1 + side, 1, 1 + side)
+    expected = np.zeros((12, 12), int)
+    expected[1 : 1 + side, 1 : 1 + side] = 1
+    np.testing.assert_array_equal(centers_of((12, 12), square), expected)
+
+
+def test_centres_in_polygons_by_hand() -> None:
+    triangle = (0, 0, 5, 0, 0, 5)
+    assert centers_of((6, 5), triangle).tolist() == [
+        [1, 1, 1, 1, 0, 0],  # the centre at 4.5, 0.5 lies on the slanted edge, which is a right one
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    part = (4, 3, 6, 3, 6, 5, 4, 5)
+    np.testing.assert_array_equal(
+        centers_of((6, 5), triangle, part), centers_of((6, 5), triangle) + centers_of((6, 5), part)
+    )
+    within = (0, 0, 2, 0, 2, 2, 0, 2)
+    np.testing.assert_array_equal(centers_of((6, 5), triangle, within), centers_of((6, 5), triangle))
+    hole = (0, 0, 4, 0, 4, 4, 0, 4, 0, 0, 1, 1, 1, 3, 3, 3, 3, 1, 1, 1)  # two rings of one polygon
+    assert centers_of((4, 4), hole).tolist() == [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+
+
+def test_a_disc_has_nearly_the_area_of_a_circle() -> None:
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    disc = np.stack([32.3 + 20 * np.cos(angle), 30.8 + 20 * np.sin(angle)], 1).ravel().tolist()
+    assert abs(centers_of((64, 64), disc).sum() / (np.pi * 20**2) - 1) < 0.02
+
+
+def test_polygons_of_a_common_edge_share_no_pixel_and_leave_none() -> None:
+    left, right = (0, 0, 7, 0, 2, 9, 0, 9), (2, 9, 7, 0, 9, 0, 9, 9)
+    assert (centers_of((9, 9), left) + centers_of((9, 9), right) == 1).all()
+
+
+def test_centres_in_polygons_match_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    for count in range(3, 30):
+        points = rng.uniform(-6, 18, (count, 2))
+        expected = np.zeros((9, 12), int)
+        for y, x in np.ndindex(9, 12):
+            for (ax, ay), (bx, by) in zip(points, np.roll(points, -1, 0), strict=True):
+                if (ay > y + 0.5) != (by > y + 0.5) and ax + (y + 0.5 - ay) * (bx - ax) / (by - ay) < x + 0.5:
+                    expected[y, x] ^= 1
+        np.testing.assert_array_equal(centers_of((12, 9), points.ravel().tolist()), expected)
+
+
+@pytest.mark.parametrize("polygon", [(1, 1) * 3, (20, 0, 30, 0, 30, 9), (-9, 0, -3, 0, -3, 9), (0, -9, 5, -3, 9, -9)])
+def test_polygons_without_area_or_beside_the_picture_cover_nothing(polygon: Sequence[float]) -> None:
+    assert not centers_of((9, 9), polygon).any()

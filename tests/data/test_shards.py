@@ -69,6 +69,7 @@ def test_the_same_set_byte_for_byte_in_the_same_order(dataset: Path, shards: Pat
     assert (ours.classes, ours.colors, ours.ids, ours.things) == (
         theirs.classes, theirs.colors, theirs.ids, theirs.things
     )  # fmt: skip
+    assert told(ours.unnamed) == told(theirs.unnamed) != []
     assert list(ours.splits) == list(theirs.splits)
     for split, pairs in theirs.splits.items():
         assert told(ours.splits[split]) == told(pairs)
@@ -125,6 +126,15 @@ def test_a_training_on_shards_is_that_on_the_files_and_resumes(name: str, tmp_pa
     resumed = contract.weights_after(name, config, Run(tmp_path / "run", quiet=True, workers=2))
     assert set(files) == set(resumed)
     assert all(torch.equal(files[key], resumed[key]) for key in files)
+
+
+def test_images_of_no_split_stay_that_in_shards_of_shards(dataset: Path, tmp_path: Path, segue: Segue) -> None:
+    described = json.loads((dataset / "dataset.json").read_text())
+    described["splits"].pop("test")
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    for source, out in ((dataset, "shards"), (tmp_path / "shards", "again")):
+        assert segue("data", "shard", source, "--out", tmp_path / out)[0] == 0
+    assert told(open_listing(str(tmp_path / "again")).unnamed) == told(open_listing(str(dataset)).unnamed) != []
 
 
 def test_instances_are_packed_with_their_masks(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from segue.errors import UsageError
 
 if TYPE_CHECKING:
     from segue.data.check.audit import Audit
+    from segue.data.listing import Listing
 
 
 def add_commands(command: Command) -> None:
@@ -145,7 +146,7 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
             f"{found.address} has no labels, so there is no labelled copy to write; name the set's own folder"
         )
     mend = mended(found.listing, found.findings, found.facts)
-    with track("write", sum(map(len, mend.listing.splits.values())), quiet=quiet) as tick:
+    with track("write", count_of(mend.listing), quiet=quiet) as tick:
         written = convert(mend.listing, out, read=reader(mend.listing), tick=tick)
     again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
     lines = [f"mended: {act}" for act in mend.acts]
@@ -160,6 +161,11 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     )
     print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
     return USAGE_EXIT if again.stops else 0
+
+
+def count_of(listing: "Listing") -> int:
+    """Pairs of all splits and images of none."""
+    return sum(map(len, listing.splits.values())) + len(listing.unnamed)
 
 
 def left_out_lines(out: Path) -> list[str]:
@@ -182,8 +188,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
     if stops:
         raise UsageError("\n".join(stops))
     listing = listing.extended(parse_map(arguments.map, listing))
-    total = sum(map(len, listing.splits.values()))
-    with track("convert", total, quiet=arguments.json) as tick:
+    with track("convert", count_of(listing), quiet=arguments.json) as tick:
         written = convert(listing, Path(arguments.out), tick=tick)
     if arguments.json:
         print(json.dumps({**written, "out": arguments.out}))  # noqa: T201

@@ -77,7 +77,7 @@ _ENTRIES = (
                 unpack=f"{_DSB}-{_DSB_COMMIT}/stage1_train",
             ),
         ),
-        "holds ID/images/*.png and ID/masks/*.png, one mask a nucleus",
+        "holds ID/images/*.png and ID/masks/*.png, one mask a nucleus: layout dsb2018",
     ),
     Entry(
         "bbbc038",
@@ -92,7 +92,7 @@ _ENTRIES = (
                 unpack="",
             ),
         ),
-        "holds ID/images/*.png and ID/masks/*.png, one mask a nucleus",
+        "holds ID/images/*.png and ID/masks/*.png, one mask a nucleus: layout dsb2018",
     ),
     Entry(
         "voc2012",

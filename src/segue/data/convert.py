@@ -1,7 +1,8 @@
 """Any listing as a canonical folder: images byte for byte, masks as 8-bit palette PNGs, instances as 16-bit PNGs.
 
 ``dataset.json`` is written last; ``.partial`` marks the folder until then, and the next conversion into it starts anew.
-What could not be read is left out and named there, under ``left_out``.
+Images of no split go along without their masks. What could not be read is left out and named there, under
+``left_out``.
 """
 
 import json
@@ -16,7 +17,7 @@ from PIL import Image
 
 from segue.data.archive import check_path
 from segue.data.decoder import Decoder, mask_image
-from segue.data.listing import Listing, Pair
+from segue.data.listing import Listing, Pair, toned
 from segue.data.outlines import Outline, Segment, draw, segment_ids
 from segue.data.packed import copy_file
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, open_image, open_with_kind, write_label_map
@@ -47,7 +48,8 @@ def convert(
             more than 8 bits hold.
     """
     _refuse(listing, out)
-    pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
+    every = (*listing.splits.values(), toned(listing.unnamed, listing.tones))
+    pairs = {pair.image: pair for split in every for pair in split}
     names, taken = dict[Path, str](), set[str]()
     left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}
     decoder = Decoder.of(listing)

@@ -21,6 +21,7 @@ class Decoder:
 
     def __init__(self, ids: Mapping[int, int], colors: Sequence[Color], by_color: bool) -> None:
         self.by_color = by_color
+        self.colors = tuple(colors)
         if by_color:
             keys = np.array([(r << 16) + (g << 8) + b for r, g, b in colors])
             self.order: Array = np.argsort(keys)
@@ -33,7 +34,12 @@ class Decoder:
 
     @classmethod
     def of(cls, listing: Listing) -> "Decoder":
-        """The decoder of a listing's label maps."""
+        """The decoder of a listing's label maps.
+
+        Raises:
+            DataError: a colour is none of 8 bits, or names two classes of masks that are read by colour.
+        """
+        _refuse_colors(listing)
         return cls(listing.ids, listing.colors, listing.by_color)
 
     def onto(self, ids: Mapping[int, int]) -> "Decoder":
@@ -72,11 +78,30 @@ class Decoder:
         decoded = self(stored)
         if (decoded < 0).any():
             value, count = unknown_values(stored, decoded)[0]
+            mend = (
+                "or add the class with its colour"
+                if self.by_color or "," in value
+                else f"add the class, or map it: --map {value}:ignore"
+            )
             raise DataError(
-                f"E101 {where} holds {value} in {count} pixels, which is no class of the list; "
-                f"mend the mask, add the class, or map it: --map {value}:ignore"
+                f"E101 {where} holds {value} in {count} pixels, which is no class of the list; mend the mask, {mend}"
             )
         return decoded.astype(np.uint8)
+
+
+def _refuse_colors(listing: Listing) -> None:
+    """Refuses colours beyond 8 bits, and two classes of one colour where the colour says which of them it is."""
+    named: dict[Color, str] = {}
+    for name, color in zip(listing.classes, listing.colors, strict=False):
+        text = ",".join(map(str, color))
+        if not all(0 <= part <= 255 for part in color):
+            raise DataError(f"{listing.root}: the colour {text} of {name} is not within 0 to 255; mend the class list")
+        if listing.by_color and color in named:
+            raise DataError(
+                f"{listing.root}: {named[color]} and {name} have one colour, {text}, and masks are read by colour; "
+                "give each class its own in the class list"
+            )
+        named[color] = name
 
 
 def unknown_values(stored: Array, decoded: Array) -> list[tuple[str, int]]:

@@ -222,7 +222,8 @@ def _fill(
     (out / PARTIAL).mkdir(exist_ok=True)
     archives = [file for file in missing if file.unpack is not None]
     total, unpacked = _total(missing), _total(archives)
-    _check_space(out, (total or 0) + (unpacked or 0))
+    held = sum(path.stat().st_size for file in missing if (path := _scratch(out, file)).exists())
+    _check_space(out, (total or 0) + (unpacked or 0) - held)
     tick = _meter(total, log, progress)
     wrong: list[str] = []
     pool = ThreadPoolExecutor(WORKERS)

@@ -37,7 +37,7 @@ class Pair:
     image: Path
     mask: Path | None = None
     segments: tuple[Segment, ...] | None = None
-    outlines: tuple[Outline, ...] | None = None
+    outlines: Sequence[Outline] | None = None
     is_wide: bool = False
     tones: Tones = ()
     instances: Path | None = None

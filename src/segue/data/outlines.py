@@ -41,12 +41,15 @@ class Outline:
         polygons: each x0, y0, x1, y1, … in pixels; kept as arrays, which take a quarter of the memory.
         runs: lengths, in turn outside and inside, down the columns; used where there are no polygons.
         is_crowd: a group of objects.
+        covers_centers: polygons cover the pixels whose centres they hold, as COCO's do; else all that Pillow draws,
+            which are the pixels of their edges too.
     """
 
     label: int
     polygons: tuple[Sequence[float], ...] = field(default=(), hash=False)
     runs: Sequence[int] = field(default=(), hash=False)
     is_crowd: bool = False
+    covers_centers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "polygons", tuple(map(packed, self.polygons)))
@@ -79,10 +82,41 @@ def draw(size: tuple[int, int], outlines: Sequence[Outline], background: int) ->
     pen = ImageDraw.Draw(canvas)
     for outline in outlines:
         for polygon in outline.polygons:
-            pen.polygon(list(polygon), fill=outline.label, outline=outline.label)
+            if outline.covers_centers:
+                corner, mask = centers_inside(polygon, size)
+                canvas.paste(outline.label, corner, mask=Image.fromarray(mask))
+            else:
+                pen.polygon(list(polygon), fill=outline.label, outline=outline.label)
         if not outline.polygons and outline.runs:
             canvas.paste(outline.label, mask=Image.fromarray(run_mask(outline.runs, size).astype(np.uint8) * 255))
     return canvas
+
+
+def centers_inside(polygon: Sequence[float], size: tuple[int, int]) -> tuple[tuple[int, int], Array]:
+    """Which pixels of a picture of ``size`` (width, height) have their centres in a polygon, by the even-odd rule.
+
+    A centre on a left or an upper edge lies inside, on others it does not: polygons with a common edge share no pixel.
+
+    Returns:
+        (column, row) of the corner of the box around them, and that box, uint8 (h, w): 255 inside, 0 outside.
+    """
+    points = np.reshape(polygon, (-1, 2)) - 0.5  # centres have whole numbers now
+    nexts = np.roll(points, -1, 0)
+    is_upward = (points[:, 1] > nexts[:, 1])[:, None]
+    upper, lower = np.where(is_upward, nexts, points), np.where(is_upward, points, nexts)
+    first, last = (np.ceil(ends[:, 1]).clip(0, size[1]).astype(np.int64) for ends in (upper, lower))
+    edge = np.repeat(np.arange(len(points)), last - first)  # once for each row of centres that it crosses
+    if not len(edge):
+        return (0, 0), np.zeros((0, 0), np.uint8)
+    row = np.arange(len(edge)) - (np.cumsum(last - first) - last)[edge]
+    slope = (lower - upper)[edge]
+    crossing = upper[edge, 0] + (row - upper[edge, 1]) * slope[:, 0] / slope[:, 1]
+    column = np.ceil(crossing).clip(0, size[0]).astype(np.int64)  # from here on the other side
+    top, left = int(row.min()), int(column.min())
+    height, width = int(row.max()) - top + 1, int(column.max()) - left
+    crossed = np.bincount((row - top) * (width + 1) + column - left, minlength=height * (width + 1))
+    parity = (crossed & 1).astype(np.uint8).reshape(height, width + 1)
+    return (left, top), np.bitwise_xor.accumulate(parity, 1)[:, :-1] * np.uint8(255)
 
 
 def run_mask(runs: Sequence[int], size: tuple[int, int]) -> Array:

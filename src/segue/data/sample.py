@@ -13,13 +13,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from segue.data.packed import content
 from segue.errors import DataError
 
 IGNORE = 255
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, 5 to 8 lie on their side
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what makes each orientation upright
+EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow finds an orientation
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others are never opened: some of them start programs
@@ -56,10 +66,12 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
     _refuse_special(path)
     try:
         with Image.open(content(path), formats=FORMATS) as image:
-            kind = kind_of(image)
+            kind, turn = kind_of(image), orientation(image)
+            if image.format == "TIFF":
+                turn = 1  # Pillow turns it, but confuses width and height of one that it maps into memory by its name
+                image.filename = ""
             image.load()
-            is_upright = image.getexif().get(ORIENTATION, 1) == 1
-            return image if is_upright else ImageOps.exif_transpose(image), kind  # which copies even an upright one
+            return image if turn == 1 else image.transpose(TURNS[turn]), kind
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
@@ -98,17 +110,24 @@ def kind_of(header: Image.Image) -> str:
 
 
 def orientation(header: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of an image that is opened and need not be decoded."""
-    if header.format != "TIFF" and header.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp")):
+    """The EXIF orientation, 1 to 8, of an image that is opened and not decoded yet; a PNG's from before its pixels."""
+    if header.format != "TIFF" and header.info.keys().isdisjoint(EXIF_KEYS):
         return 1  # of a PNG Pillow would decode all pixels, to look for the tag behind them
-    return int(header.getexif().get(ORIENTATION, 1))
+    found = header.getexif().get(ORIENTATION, 1)
+    return int(found) if found in range(1, 9) else 1
+
+
+def upright_size(header: Image.Image) -> tuple[int, int]:
+    """(width, height) of the upright picture of an image that is opened and not decoded yet."""
+    is_swapped = header.format != "TIFF" and orientation(header) >= 5  # of a TIFF Pillow gives the upright size
+    return header.size[::-1] if is_swapped else header.size
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of the upright picture, by its header alone."""
     _refuse_special(path)
     with Image.open(content(path), formats=FORMATS) as header:
-        return (header.height, header.width) if orientation(header) >= 5 else header.size
+        return upright_size(header)
 
 
 def read_image(path: Path) -> Array:

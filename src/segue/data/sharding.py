@@ -36,7 +36,7 @@ def write_shards(
     Args:
         listing: a set whose masks, if any, are pictures of ids or colours.
         out: an absent or empty folder, or one that an interrupted call left.
-        further: images of no split, which learning without labels uses.
+        further: images of no split that the listing does not name, which learning without labels uses.
         size: bytes after which the next shard is begun.
         tick: called after each pair.
 
@@ -94,7 +94,7 @@ def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path) -> tuple
             f"{where} are more than a picture of classes: bring the set into the canonical folder first, "
             f"segue data convert {listing.root} DST, and pack that"
         )
-    pairs |= {pair.image: pair for pair in further if pair.image not in pairs}
+    pairs |= {pair.image: pair for pair in (*listing.unnamed, *further) if pair.image not in pairs}
     if not pairs:
         raise DataError(f"{listing.root} lists no image: there is nothing to pack")
     return tuple(pairs.values())

@@ -11,9 +11,14 @@ def parse_map(text: str, listing: Listing) -> dict[int, int]:
     """``77:ignore,255:1,3:road,1-19:0`` as stored value -> class id; a range goes to as many classes.
 
     Raises:
-        DataError: a part is no ``value:class``.
+        DataError: a part is no ``value:class``, or masks are read by colour and store no value.
     """
     found = {}
+    if text and listing.by_color:
+        raise DataError(
+            f"--map {text} has no effect: the masks of {listing.root} are read by colour; "
+            "leave it out, and give each class its colour in the class list"
+        )
     for part in filter(None, text.split(",")):
         raw, _, target = part.partition(":")
         names = {"ignore": IGNORE, **{name: i for i, name in enumerate(listing.classes)}}

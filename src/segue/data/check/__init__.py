@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from segue.data.check import leaks
 from segue.data.check.facts import BAD_FILES, Facts
-from segue.data.check.inspection import MANY_VALUES, Inspector, size_or_fault
+from segue.data.check.inspection import MANY_VALUES, Inspector
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, merged
 from segue.data.listing import Listing, Pair
-from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Tones
+from segue.data.sample import IGNORE, Tones
 from segue.data.tones import drops_bands
 from segue.errors import DataError
 from segue.processes.allocator import keep_freed_memory
@@ -73,7 +71,7 @@ def check(
         for _ in range(count):
             tick()
     findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
-    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing) + _palette(listing, pairs)
+    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
     findings += _one_class(facts, listing) + _rare(facts, listing) if every == 1 else []
     findings += _same_but_for_case(pairs)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
@@ -160,7 +158,7 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
     def replaced(whole: Finding, *codes: str) -> list[Finding]:
         return [whole, *(found for found in findings if found.code not in codes)]
 
-    if any(found.code == "E104" for found in findings):
+    if any(fault.code == "E104" for fault in listing.faults):
         return [found for found in findings if found.code not in ("E101", "E105")]
     values = sorted(facts.values)
     if values == [0, IGNORE] and count > 1 and listing.ids.get(IGNORE) == IGNORE:  # of one class 255 is the rest
@@ -173,7 +171,7 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
         whole = Finding("E103", f"ids are {ids[0]}-{count} with {count} classes", (root,),
                         "Every label would name the class after its own.",
                         f"If 1 is the first class: --map 1-{count}:0. {mended}")  # fmt: skip
-        return replaced(whole, "E101")
+        return replaced(whole, "E101", "E104")
     if ids and ids[0] == 0 and ids[-1] == count and listing.ids.get(count) is None:
         whole = Finding("E101", f"ids are 0-{count} with {count} classes (0-{count - 1})", (root,),
                         f"The value {count} is no class, or 0 is none and every label names the class after its own.",
@@ -352,32 +350,6 @@ def _modes(facts: Facts, root: str) -> list[Finding]:
                     "Nothing to do, if that is meant.")
         )  # fmt: skip
     return found
-
-
-def _palette(listing: Listing, pairs: Sequence[Pair]) -> list[Finding]:
-    """W104: the palette of the first mask gives an index the colour of another class."""
-    first = next((pair.mask for pair in pairs if pair.mask and not pair.outlines and not pair.segments), None)
-    if first is None or not listing.colors or isinstance(size_or_fault(first), Finding):
-        return []
-    try:
-        with Image.open(content(first), formats=FORMATS) as mask:
-            flat = mask.getpalette() or [] if mask.mode == "P" else []
-    except UNREADABLE:
-        return []  # said already
-    names: dict[tuple[int, ...], str] = dict(zip(listing.colors, listing.classes, strict=True))
-    stored = {value: tuple(flat[3 * value : 3 * value + 3]) for value in listing.ids if 3 * value + 3 <= len(flat)}
-    other = [
-        f"{first} (index {value}: colour of {names[stored[value]]}, class {listing.classes[index]})"
-        for value, index in sorted(listing.ids.items())
-        if index < len(listing.classes) and stored.get(value) in names and stored[value] != listing.colors[index]
-    ]
-    if not other:
-        return []
-    return [
-        Finding("W104", "the palette of a mask gives an index the colour of another class", tuple(other),
-                "The index counts and the palette is for the eye; one of them may be wrong.",
-                "Put the class list into the order of the palette, or pass over this.")
-    ]  # fmt: skip
 
 
 def _few(listing: Listing) -> list[Finding]:

@@ -19,7 +19,7 @@ from segue.data.finding import Finding
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation
+from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation, upright_size
 from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
@@ -101,8 +101,12 @@ class Inspector:
             else:
                 with Image.open(content(pair.mask), formats=FORMATS) as mask:
                     self._lossless(seen, mask)
-                    if self._fits(seen, mask.size[::-1] if orientation(mask) >= 5 else mask.size) and pixels:
+                    if self.decoder.by_color and mask.mode == "P":
+                        seen.findings.append(indexed(pair.mask))
+                    elif self._fits(seen, upright_size(mask)) and pixels:
                         self._mask(seen, mask)
+            if seen.values and self._is_plain(pair):
+                self._palette(seen, pair.mask)
             if len(seen.values) > MANY_VALUES and self._is_plain(pair):
                 seen.is_smoothed = lies_along_edges(np.asarray(mask_image(pair)), len(self.classes))
         except UNREADABLE as error:
@@ -118,9 +122,8 @@ class Inspector:
         path = seen.pair.image
         try:
             with Image.open(content(path), formats=FORMATS) as header:
-                turn = orientation(header)
-                seen.size = header.size[::-1] if turn >= 5 else header.size
-                seen.mode, seen.is_turned = kind_of(header), turn != 1
+                seen.size = upright_size(header)
+                seen.mode, seen.is_turned = kind_of(header), orientation(header) != 1
                 is_whole = ends_whole(header, size)
                 if self.hashes:
                     seen.look = difference_hash(header)
@@ -158,6 +161,27 @@ class Inspector:
                         "Compression changes class ids along every edge.",
                         f"{REEXPORT}. {self._fix('ignores the pixels that hold no class')}")
             )  # fmt: skip
+
+    def _palette(self, seen: Seen, path: Path) -> None:
+        """E104 where a palette gives an index that occurs the colour of a class that is not its own."""
+        with Image.open(content(path), formats=FORMATS) as mask:
+            if mask.mode != "P" or mask.palette is None:
+                return
+            kind, data = mask.palette.getdata()  # of a PNG without its pixels
+            flat = list(data if kind == "RGB" else mask.getpalette() or ())
+        colors = self.decoder.colors
+        names: dict[tuple[int, ...], str] = dict(zip(colors, self.classes, strict=True))
+        for value in seen.values:
+            color, index = tuple(flat[3 * value : 3 * value + 3]), int(self.decoder.table[value])
+            if color in names and 0 <= index < len(colors) and color not in (colors[index], *colors[value : value + 1]):
+                place = f"{path} (index {value}: colour of {names[color]}, class {self.classes[index]})"
+                seen.findings.append(
+                    Finding("E104", "the palette of a mask gives an index the colour of another class", (place,),
+                            "One class would be learnt as another.",
+                            "If the colours count, save every mask as RGB. If the indices do, save every mask as 8-bit "
+                            "grey, or put the class list into the order of the palette.")
+                )  # fmt: skip
+                return
 
     def _fits(self, seen: Seen, size: tuple[int, int]) -> bool:
         """Whether image and mask have one size."""
@@ -241,6 +265,12 @@ class Inspector:
                 Finding("W116", "every pixel is ignored", (path,), "Nothing is learnt from it.",
                         "Label it, or take it out.")
             )  # fmt: skip
+
+
+def indexed(path: Path) -> Finding:
+    """E104 for a palette picture among masks that are read by colour."""
+    return Finding("E104", "masks are read by colour, as the first of them, and this one holds palette indices",
+                   (str(path),), "An index would be taken for a grey.", "Save it as RGB.")  # fmt: skip
 
 
 def lies_along_edges(values: Array, classes: int) -> bool:

@@ -52,7 +52,7 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in splits.items()}
     if "E108" in codes:
         acts.append("masks resized or turned to their images' sizes (nearest neighbour)")
-    splits = _without_leaks(splits, findings, dropped)
+    splits = _without_leaks(_divided(splits, acts), findings, dropped)
     ids = dict(listing.ids)
     count = len(listing.classes)
     if "E102" in codes and count == 2:
@@ -112,9 +112,20 @@ def _fits_by_rule(image: Path, splits: Splits) -> bool:
     return True
 
 
+def _divided(splits: Splits, acts: list[str]) -> Splits:
+    """Training images that val or test name too are left to those."""
+    held = {pair.image for name in ("val", "test") for pair in splits.get(name, ())}
+    train = tuple(pair for pair in splits.get("train", ()) if pair.image not in held)
+    count = len(splits.get("train", ())) - len(train)
+    if not count:
+        return splits
+    acts.append(f"{count} images that val or test name too taken out of train")
+    return {**splits, "train": train}
+
+
 def _without_leaks(splits: Splits, findings: Sequence[Finding], dropped: dict[str, tuple[str, ...]]) -> Splits:
     """Training images that are byte for byte in another split are left out."""
-    groups = [path.split(" = ") for f in findings if f.code == "W119" for path in f.where if " = " in path]
+    groups = [path.split(" = ") for f in findings if f.code in ("W118", "W119") for path in f.where if " = " in path]
     train = {str(p.image) for p in splits.get("train", ())}
     out = {path for group in groups for path in group if path in train and any(o not in train for o in group)}
     _note(dropped, "in the training split and in another", tuple(sorted(out)))

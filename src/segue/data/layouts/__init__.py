@@ -15,8 +15,9 @@ from segue.data.layouts.camvid import CamVid
 from segue.data.layouts.cityscapes import Cityscapes
 from segue.data.layouts.coco_instances import CocoInstances
 from segue.data.layouts.coco_panoptic import CocoPanoptic
+from segue.data.layouts.dsb2018 import Dsb2018
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
-from segue.data.layouts.folder import Folder
+from segue.data.layouts.folder import CLASS_LISTS, Folder
 from segue.data.layouts.gta5 import Gta5
 from segue.data.layouts.mapillary import Mapillary
 from segue.data.layouts.shards import Shards, all_images
@@ -50,6 +51,7 @@ LAYOUTS: dict[str, type[Layout]] = {
     "bdd100k": Bdd100k,
     "synthia": Synthia,
     "gta5": Gta5,
+    "dsb2018": Dsb2018,
     "coco_panoptic": CocoPanoptic,
     "cvat": Cvat,
     "labelme": LabelMe,
@@ -60,6 +62,7 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 DIGESTED = 16  # images: enough to tell sets apart whose files have the same names
+FIXED = ("cityscapes", "mapillary", "bdd100k", "synthia", "dsb2018")  # sets whose files cannot hold other classes
 OUTLINES = ("cvat", "labelme", "labelstudio", "coco_instances")  # in annotation files; none of their masks is a picture
 
 
@@ -104,6 +107,8 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
     if layout != "auto" and layout not in known:
         raise DataError(f"unknown layout {layout!r}; known are {', '.join(known)}")
     name = layout if layout != "auto" else layout_of(root)
+    if layout == "auto":
+        _refuse_second_list(root, name)
     if name is None:
         inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
         raise DataError(
@@ -112,6 +117,16 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
         )
     listing = known[name].read(root)
     return replace(listing, splits={split: listing.split(split)}, unnamed=()) if split else listing
+
+
+def _refuse_second_list(root: Path, layout: str | None) -> None:
+    """Refuses a class list in the folder of a set whose classes are known without one: nobody can say which hold."""
+    found = next((name for name in CLASS_LISTS if (root / name).exists()), None)
+    if layout in FIXED and found is not None:
+        raise DataError(
+            f"{root} lies like a set of the layout {layout}, which has its own classes, and holds {found}; say "
+            f"--layout {layout} to read it with those, or take {found} away"
+        )
 
 
 def layout_of(root: Path) -> str | None:
@@ -145,6 +160,7 @@ def open_images(address: str) -> tuple[Pair, ...]:
 def _mask_test(root: Path) -> Callable[[Path], bool]:
     """Tells masks from images below ``root``, if it is a data set whose masks are pictures too."""
     name = layout_of(root)
+    _refuse_second_list(root, name)
     if name is None or name in OUTLINES:
         return lambda path: False
     pairs = [pair for split in LAYOUTS[name].read(root).splits.values() for pair in split]

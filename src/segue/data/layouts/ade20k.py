@@ -13,6 +13,7 @@ from pathlib import Path
 
 from segue.data.layouts.annotations import Categories, Entry, Found
 from segue.data.layouts.coco_panoptic import read_segments
+from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, Pair, identity, images_in, pair_up
 from segue.data.sample import IGNORE
 from segue.errors import DataError
@@ -68,8 +69,8 @@ class Ade20k:
 
     @staticmethod
     def matches(root: Path) -> bool:
-        """Whether there are images and annotations of one of the two splits."""
-        return _home(root) is not None
+        """Whether there are images and annotations of one of the two splits, and no class list: see `Folder`."""
+        return _home(root) is not None and not has_class_list(root)
 
     @staticmethod
     def read(root: Path) -> Listing:

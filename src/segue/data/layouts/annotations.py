@@ -313,7 +313,8 @@ def outline_of(entry: Entry, image: Entry, label: int, is_crowd: bool) -> Outlin
             type(value) in (int, float) and -FARTHEST <= value <= FARTHEST for value in numbers
         ):
             raise entry.wrong("segmentation", f"a list of polygons [x, y, x, y, …] within {FARTHEST:,.0f} pixels")
-    return Outline(label, tuple(packed(polygon) for polygon in polygons if len(polygon) >= 6), (), is_crowd)
+    kept = tuple(packed(polygon) for polygon in polygons if len(polygon) >= 6)
+    return Outline(label, kept, is_crowd=is_crowd, covers_centers=True)
 
 
 def _runs(shape: Entry, image: Entry) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """CamVid as the SegNet authors publish it: folders ``train/`` and ``trainannot/``, and so on, 480 x 360, 11 classes.
 
 Brostow, Fauqueur, Cipolla, *Semantic object classes in video*, Pattern Recognition Letters 2009. Labels are 8-bit ids;
-11 is unlabelled.
+11 is unlabelled. A class list in the root takes the place of the 11 classes.
 """
 
 from pathlib import Path
 
+from segue.data.layouts.folder import relisted
 from segue.data.listing import Listing, Pair, images_in, pair_up
 from segue.data.sample import IGNORE
 
@@ -43,7 +44,7 @@ class CamVid:
                 masks = images_in(root / f"{split}annot") if (root / f"{split}annot").is_dir() else {}
                 splits[split], left = pair_up(images_in(root / split), masks)
                 stray += left
-        return Listing(
+        listing = Listing(
             root=root,
             layout="camvid",
             classes=CLASSES,
@@ -53,3 +54,4 @@ class CamVid:
             stray=stray,
             things=(6, 8, 9, 10),
         )
+        return relisted(listing)

@@ -11,6 +11,7 @@ drawn first, so that they cover no smaller ones; crowds are ignored. Images that
 background; others have no mask.
 """
 
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,12 +26,12 @@ from segue.data.layouts.annotations import (
     packed_shape,
     split_names,
 )
+from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE
 from segue.errors import DataError
 
-OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
 OTHER_KINDS = ("panoptic_", "captions_", "person_keypoints_", "stuff_", "image_info_")  # of COCO's own files
 BACKGROUND = ("background", "_background_", "__background__")
 SOME = 100  # images by which the folder of a split is known
@@ -42,7 +43,7 @@ class CocoInstances:
     @staticmethod
     def matches(root: Path) -> bool:
         """Whether there is such a JSON, and no class list of the canonical folder."""
-        return bool(_sources(root)) and not any((root / name).exists() for name in OTHER_LISTS)
+        return bool(_sources(root)) and not has_class_list(root)
 
     @staticmethod
     def read(root: Path) -> Listing:
@@ -60,14 +61,15 @@ class CocoInstances:
         names, found = split_names(folders), dict[str, Found]()
         lists = {stem: Categories.of(contents[stem]) for stem in folders}
         first = next(iter(lists.values()))
+        no_class = {*BACKGROUND, *_headings([contents[stem] for stem in folders])}
         for stem, folder in folders.items():
             if (lists[stem].names, lists[stem].positions) != (first.names, first.positions):
                 other = sources[next(iter(lists))]
                 raise DataError(f"{sources[stem]} and {other} have different categories; make them the same")
-            found[names[stem]] = _read(contents[stem], folder, _labels(first), names[stem])
+            found[names[stem]] = _read(contents[stem], folder, _labels(first, no_class), names[stem])
             if list(folders.values()).count(folder) == 1 and folder != root:
                 found[names[stem]].add_bare(folder, names[stem])
-        kept = [i for i, name in enumerate(first.names) if name not in BACKGROUND]
+        kept = [i for i, name in enumerate(first.names) if name not in no_class]
         classes = ("background", *(first.names[i] for i in kept))
         return Listing(
             root=root,
@@ -98,9 +100,21 @@ def _image_folder(root: Path, stem: str, source: Path, content: Entry) -> Path |
     return next((f for f in candidates if any(is_file(inside(f, name, source)) for name in names)), None)
 
 
-def _labels(categories: Categories) -> dict[int, int]:
-    """Class ids by category id; a category that is the background is class 0."""
-    objects = [n for n, place in categories.positions.items() if categories.names[place] not in BACKGROUND]
+def _headings(contents: Sequence[Entry]) -> set[str]:
+    """Names of categories that no object has and that others give as ``supercategory``: Roboflow adds one."""
+    entries = [entry for content in contents for entry in content.entries("categories")]
+    pairs = [(entry.text("name"), entry.values.get("supercategory")) for entry in entries]
+    above = [heading for name, heading in pairs if heading != name]
+    found = {entry.integer("id"): entry.text("name").strip() for entry in entries if entry.text("name") in above}
+    if found:
+        for entry in (entry for content in contents for entry in content.entries("annotations")):
+            found.pop(entry.integer("category_id"), None)
+    return set(found.values())
+
+
+def _labels(categories: Categories, no_class: Collection[str]) -> dict[int, int]:
+    """Class ids by category id; a category that is no class is 0."""
+    objects = [n for n, place in categories.positions.items() if categories.names[place] not in no_class]
     return {**dict.fromkeys(categories.positions, 0), **{number: i for i, number in enumerate(objects, 1)}}
 
 

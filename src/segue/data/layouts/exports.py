@@ -29,6 +29,7 @@ from segue.data.archive import check_path
 from segue.data.finding import Finding, merged, printable
 from segue.data.labelling_files import BACKGROUND, UNLABELLED, leaves_free
 from segue.data.layouts.annotations import load_json
+from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, palette, picture_size
@@ -39,7 +40,6 @@ DEEPEST = 32  # elements within each other
 SPLITS = {"": "train", "default": "train", "train": "train", "validation": "val", "test": "test"}
 AWAY = "Labels would lie beside their objects."
 NOT_AREAS = ("points", "polyline", "skeleton", "cuboid", "tag")  # types of CVAT's labels
-OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
 
 NOWHERE = Outline(IGNORE, ((-1, -1, FARTHEST, -1, FARTHEST, FARTHEST, -1, FARTHEST),))  # all pixels, below the others
 
@@ -82,7 +82,7 @@ class LabelMe:
     @staticmethod
     def matches(root: Path) -> bool:
         """Whether a JSON file in ``root``, or in a folder of it, has the name of a picture beside it."""
-        if any((root / name).exists() for name in OTHER_LISTS):
+        if has_class_list(root):
             return False
         files = [*root.glob("*.*"), *root.glob("*/*.*")]
         pictures = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
@@ -104,11 +104,9 @@ class LabelMe:
                 said = load_json(path)
                 if not isinstance(said, dict) or "shapes" not in said:
                     continue
-                beside = (path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-                named = path.parent / check_path(said["imagePath"], str(path))
-                image = next((file for file in (named, *beside) if _is_file(file)), None)
-                if image is None or image in rows:
-                    raise DataError(f"{path} names the picture {named}, which is not there or has another file")
+                image = _labelled_picture(path, said["imagePath"])
+                if image in rows:
+                    raise DataError(f"{path} and another file have labels for {image}; keep one of them")
                 size = _size(image, said.get("imageWidth"), said.get("imageHeight"), faults)
                 shapes = [_labelme(shape, size, path, faults) for shape in said["shapes"]] if size else []
                 rows[image] = (image, path, [shape for shape in shapes if shape], "")
@@ -208,7 +206,7 @@ def _objects(shapes: list[Shape], ids: Mapping[str, int]) -> tuple[Outline, ...]
     """Shapes in their order; polygons of one label and group together, where the first of them was."""
     together: dict[tuple[object, ...], list[Shape]] = {}
     for i, shape in enumerate(shapes):
-        key = (shape[0], str(shape[1])) if shape[1] and shape[2] else (i,)
+        key = (shape[0], str(shape[1])) if shape[1] is not None and shape[2] else (i,)
         together.setdefault(key, []).append(shape)
     groups = together.values()
     return tuple(Outline(ids[same[0][0]], tuple(s[2] for s in same if s[2]), same[0][3]) for same in groups)
@@ -277,7 +275,7 @@ def _polygon(points: Iterable[Iterable[Any]], scale: tuple[float, float] = (1, 1
     return flat
 
 
-def _runs(mask: Array) -> tuple[int, ...]:
+def run_lengths(mask: Array) -> tuple[int, ...]:
     """Run lengths down the columns of a mask (H, W)."""
     flat = np.asarray(mask, bool).T.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -355,16 +353,36 @@ def _items(extractor: Any) -> list[tuple[Path, list[tuple[str, Any]]]]:
 
 
 def _areas(found: list[tuple[str, Any]], size: Size | None) -> list[Shape]:
-    """Areas among the annotations of a picture, from the lowest up."""
+    """Areas among the annotations of a picture, from the lowest up; the group 0 of CVAT is none."""
     shapes: list[Shape] = []
     areas = [(label, a) for label, a in found if type(a).__name__ in ("Polygon", "Bbox", "RotatedBbox", "Mask")]
     for label, area in sorted(areas, key=lambda pair: pair[1].z_order) if size else ():
         if type(area).__name__ == "Mask":
-            shapes.append((label, area.group, (), _runs(area.image)))
+            shapes.append((label, area.group or None, (), run_lengths(area.image)))
         else:
             flat = np.asarray(area.as_polygon(), float).reshape(-1, 2).tolist()
-            shapes.append((label, area.group, _polygon(flat), ()))
+            shapes.append((label, area.group or None, _polygon(flat), ()))
     return shapes
+
+
+def _labelled_picture(path: Path, named: Any) -> Path:
+    """The picture of a file of the LabelMe program: the one it names, else the one beside it with its own name.
+
+    Raises:
+        DataError: neither is there, or there is only one that must not be opened.
+    """
+    beside = next((f for suffix in IMAGE_SUFFIXES if _is_file(f := path.with_suffix(suffix))), None)
+    try:
+        found = path.parent / check_path(named, str(path))
+    except DataError:  # where the labels were drawn, the picture lay elsewhere
+        if beside is None:
+            raise
+        return beside
+    if _is_file(found):
+        return found
+    if beside is None:
+        raise DataError(f"{path} names the picture {found}, which is not there; put it beside {path.name}")
+    return beside
 
 
 def _labelme(shape: Any, size: Size, path: Path, faults: list[Finding]) -> Shape | None:
@@ -378,7 +396,7 @@ def _labelme(shape: Any, size: Size, path: Path, faults: list[Finding]) -> Shape
                 raise ValueError(f"a mask of {width}x{height} at {left},{top} in a picture of {size}")
             canvas = np.zeros((size[1], size[0]), bool)
             canvas[top : top + height, left : left + width] = np.asarray(stamp.convert("L")) > 0
-        return label, None, (), _runs(canvas)
+        return label, None, (), run_lengths(canvas)
     if kind == "rectangle":
         (x0, y0), (x1, y1) = points
         points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
@@ -420,7 +438,7 @@ def _labelstudio(result: Mapping[str, Any], size: Size, image: Path, faults: lis
     if isinstance(labels, str):
         raise TypeError(f"labels are {labels[:40]!r}, not a list")
     if "rle" in value:
-        return labels[0].strip(), None, (), _runs(_brush(value["rle"], size))
+        return labels[0].strip(), None, (), run_lengths(_brush(value["rle"], size))
     return labels[0].strip(), None, _polygon(value["points"], (size[0] / 100, size[1] / 100)), ()
 
 

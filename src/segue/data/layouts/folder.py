@@ -7,9 +7,12 @@
     or labelmap.txt             as CVAT writes it: ``name:r,g,b:parts:actions``
 
 Splits come from dataset.json, from ``splits/NAME.txt``, or from subfolders that images/ and labels/ share.
+``valid``, ``validation`` and ``dev`` are the split ``val``, ``training`` is ``train`` and ``testing`` is ``test``.
 """
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color
 from segue.errors import DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
+OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}  # of splits
+CLASS_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")
 Classes = tuple[tuple[str, ...], list[Color] | None]
 
 
@@ -76,6 +81,34 @@ class Folder:
             things=things,
             faults=tuple(faults),
         )
+
+
+def has_class_list(root: Path) -> bool:
+    """Whether a class list lies in ``root``: it says what the masks hold, whatever set the folders look like."""
+    return any((root / name).exists() for name in CLASS_LISTS)
+
+
+def relisted(listing: Listing) -> Listing:
+    """The same pairs with the classes of the list in the root, where one is there.
+
+    Raises:
+        DataError: the list is unsound.
+    """
+    root, described = listing.root, _described(listing.root)
+    if not described.get("classes") and not any((root / name).is_file() for name in CLASS_LISTS[1:]):
+        return listing
+    masks = {pair.name: pair.mask for split in listing.splits.values() for pair in split if pair.mask}
+    classes, colors = _classes(root, described, next(iter(masks.values()), None))
+    by_color = _is_colored(masks)
+    return replace(
+        listing,
+        classes=classes,
+        colors=colors_or_palette(colors, len(classes)),
+        ids=identity(len(classes)),
+        by_color=by_color,
+        things=_things(root, described, len(classes)),
+        faults=(*listing.faults, *([_colorless(masks, root)] if by_color and colors is None else [])),
+    )
 
 
 def _described(root: Path) -> dict[str, Any]:
@@ -222,8 +255,26 @@ def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> d
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise DataError(f"{origin}: split {split!r} names {twice!r} more than once")
-        return {split: tuple(by_name[name] for name in names) for split, names in lists.items()}
-    heads = {pair.name.partition("/")[0] for pair in pairs if "/" in pair.name}
-    if "train" in heads and all("/" in pair.name for pair in pairs):
-        return {head: tuple(p for p in pairs if p.name.startswith(f"{head}/")) for head in sorted(heads)}
+        meant = _meant(lists, "" if described.get("splits") else origin)
+        return {meant[split]: tuple(by_name[name] for name in names) for split, names in lists.items()}
+    heads = sorted({pair.name.partition("/")[0] for pair in pairs if "/" in pair.name})
+    if {"train", "training"} & set(heads) and all("/" in pair.name for pair in pairs):
+        meant = _meant(heads, str(root / "images"))
+        return {meant[head]: tuple(p for p in pairs if p.name.startswith(f"{head}/")) for head in heads}
     return {"train": pairs}
+
+
+def _meant(names: Iterable[str], origin: str) -> dict[str, str]:
+    """The split that each name stands for; the names themselves where two stand for one and ``origin`` is empty.
+
+    Raises:
+        DataError: two names in ``origin`` stand for one split.
+    """
+    meant = {name: OTHER_NAMES.get(name, name) for name in names}
+    for split in dict.fromkeys(meant.values()):
+        same = sorted(name for name in meant if meant[name] == split)
+        if len(same) > 1 and not origin:
+            return {name: name for name in meant}
+        if len(same) > 1:
+            raise DataError(f"{origin} has {' and '.join(same)}, which are one split, {split}; put them together")
+    return meant

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from segue.data.finding import Finding
 from segue.data.layouts.cityscapes import CLASSES, COLORS, LABEL_IDS
+from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, images_in, pair_up
 from segue.data.sample import IGNORE
-
-OTHER_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")  # of the canonical folder
 
 
 class Gta5:
@@ -21,7 +20,7 @@ class Gta5:
     @staticmethod
     def matches(root: Path) -> bool:
         """Whether all of the labels are named by five digits and no class list says what they hold."""
-        if not (root / "images").is_dir() or any((root / name).exists() for name in OTHER_LISTS):
+        if not (root / "images").is_dir() or has_class_list(root):
             return False
         names = [path.name for path in (root / "labels").glob("[!.]*")]
         return bool(names) and all(re.fullmatch(r"\d{5}\.png", name, re.ASCII) for name in names)

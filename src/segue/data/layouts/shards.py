@@ -49,14 +49,17 @@ class Shards:
             if record["format"] != FORMAT:
                 raise DataError(f"{path} has format {record['format']!r}; this version reads {FORMAT}: update Segue")
             pairs = tuple(itertools.chain.from_iterable(_pairs_of(root, shard) for shard in record["shards"]))
+            splits = {str(name): tuple(_chosen(pairs, parts)) for name, parts in record["splits"].items()}
+            named = {pair.image for split in splits.values() for pair in split}
             return Listing(
                 root=root,
                 layout="shards",
                 classes=tuple(map(str, record["classes"])),
                 colors=tuple((int(r), int(g), int(b)) for r, g, b in record["colors"]),
-                splits={str(name): tuple(_chosen(pairs, parts)) for name, parts in record["splits"].items()},
+                splits=splits,
                 ids={int(stored): int(i) for stored, i in record["ids"]},
                 by_color=bool(record["by_color"]),
+                unnamed=tuple(Pair(pair.name, pair.image) for pair in pairs if pair.image not in named),
                 things=tuple(map(int, record["things"])),
             )
 

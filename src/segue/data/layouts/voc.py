@@ -1,12 +1,16 @@
 """PASCAL VOC: ``JPEGImages/``, ``SegmentationClass/`` and ``ImageSets/Segmentation/*.txt``, 21 classes.
 
 Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010. Labels are palette PNGs; 255 is the border
-of objects. Where ``SegmentationClassAug/`` is there (10,582 training images), its masks are used.
+of objects. Where ``SegmentationClassAug/`` has a mask (10,582 training images), that is used. A line of a list is a
+name, or an image and a mask, as in ``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png``.
+A class list in the root, such as CVAT's ``labelmap.txt``, takes the place of the 21 classes.
 """
 
+import re
 from pathlib import Path
 
 from segue.data.archive import check_path
+from segue.data.layouts.folder import relisted
 from segue.data.listing import Listing, Pair, identity, lines_of
 from segue.data.sample import Color
 from segue.errors import DataError
@@ -15,6 +19,7 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
 def voc_color(index: int) -> Color:
@@ -45,12 +50,11 @@ class Voc:
         home = _home(root)
         if home is None:
             raise DataError(f"{root} has no ImageSets/Segmentation: it is no VOC folder")
-        masks = home / ("SegmentationClassAug" if (home / "SegmentationClassAug").is_dir() else "SegmentationClass")
         splits = {}
         for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
-            names = [check_path(line.split()[0], str(path)) for line in lines_of(path)]
-            splits[path.stem] = tuple(_pair(home, masks, name, path) for name in names)
-        return Listing(
+            names = [check_path(_name(line.split()[0]), str(path)) for line in lines_of(path)]
+            splits[path.stem] = tuple(_pair(home, name, path) for name in names)
+        listing = Listing(
             root=root,
             layout="voc",
             classes=CLASSES,
@@ -59,6 +63,7 @@ class Voc:
             ids=identity(len(CLASSES)),
             things=tuple(range(1, len(CLASSES))),
         )
+        return relisted(listing)
 
 
 def _home(root: Path) -> Path | None:
@@ -67,9 +72,16 @@ def _home(root: Path) -> Path | None:
     return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
 
 
-def _pair(home: Path, masks: Path, name: str, origin: Path) -> Pair:
+def _name(word: str) -> str:
+    """The name of an image, where its path may be given."""
+    path = re.fullmatch(r"/?JPEGImages/(.+)\.jpg", word)
+    return path[1] if path else word
+
+
+def _pair(home: Path, name: str, origin: Path) -> Pair:
     """One image and its mask; the test split has none."""
-    image, mask = home / "JPEGImages" / f"{name}.jpg", masks / f"{name}.png"
+    image = home / "JPEGImages" / f"{name}.jpg"
     if not image.is_file():
         raise DataError(f"{origin} names {name!r}, but {image} does not exist")
-    return Pair(name, image, mask if mask.is_file() else None)
+    masks = (home / folder / f"{name}.png" for folder in MASK_FOLDERS)
+    return Pair(name, image, next((mask for mask in masks if mask.is_file()), None))

@@ -1,0 +1,212 @@
+"""What a mask on disk may look like: palettes of its own, colours that name classes, and orientation."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLORS
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from segue.config import Data
+from segue.data.check import check
+from segue.data.decoder import Decoder
+from segue.data.finding import Finding
+from segue.data.layouts import open_listing
+from segue.data.sample import ORIENTATION, TURNS, open_image, orientation, picture_size, write_label_map
+from segue.data.training import open_training
+from segue.errors import DataError
+
+
+def ids_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+@pytest.fixture
+def colored(dataset: Path) -> Path:
+    """The same set with masks in colours."""
+    for path in sorted((dataset / "labels").iterdir()):
+        Image.fromarray(np.array(COLORS, np.uint8)[ids_of(path)]).save(path)
+    return dataset
+
+
+def save_compact(path: Path, ids: np.ndarray, bits: int = 8) -> None:
+    """Writes a palette of the classes that occur and no others, as optimisers of PNGs do."""
+    held, place = np.unique(ids, return_inverse=True)
+    image = Image.fromarray(place.reshape(ids.shape).astype(np.uint8), "P")
+    image.putpalette(np.array(COLORS, np.uint8)[held].tobytes())
+    image.save(path, bits=bits)
+
+
+def stops(root: Path) -> list[Finding]:
+    return [finding for finding in check(open_listing(str(root)))[0] if finding.stop]
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_palettes_that_differ_from_file_to_file_stop_training(dataset: Path, bits: int) -> None:
+    for path in sorted((dataset / "labels").iterdir()):
+        ids = ids_of(path)
+        save_compact(path, np.where(ids == 1, 0, ids) if path.stem == "train_002" else ids, bits)
+    path = dataset / "labels" / "train_002.png"
+    (found,) = stops(dataset)
+    assert (found.code, found.where) == ("E104", (f"{path} (index 1: colour of bar, class disc)",))
+    with pytest.raises(DataError, match=r"E104 .*train_002.*save every mask as RGB"):
+        open_training(Data(data=str(dataset)), seed=0)
+
+
+def test_a_palette_mask_among_coloured_ones_stops_training(colored: Path) -> None:
+    assert stops(colored) == []
+    write_label_map(colored / "labels" / "train_002.png", np.zeros((48, 48)), COLORS)
+    (found,) = stops(colored)
+    assert (found.code, found.where) == ("E104", (str(colored / "labels" / "train_002.png"),))
+
+
+def greys(path: Path, ids: np.ndarray) -> None:
+    write_label_map(path, ids, [(i, i, i) for i in range(256)])
+
+
+def foreign(path: Path, ids: np.ndarray) -> None:
+    write_label_map(path, ids, [(128, 0, 0), (0, 128, 0), (128, 128, 0)])
+
+
+def ignored(path: Path, ids: np.ndarray) -> None:
+    """The ignored index in the colour of a class, as `write_label_map` leaves it where a class is black."""
+    write_label_map(path, np.where(ids == 2, 255, ids), [*COLORS, *[COLORS[0]] * 253])
+
+
+@pytest.mark.parametrize("save", [greys, foreign, ignored])
+def test_palettes_that_contradict_no_class_are_for_the_eye(dataset: Path, save: Any) -> None:
+    for path in sorted((dataset / "labels").iterdir()):
+        save(path, ids_of(path))
+    assert stops(dataset) == []
+
+
+def test_an_index_that_is_mapped_keeps_its_colour(dataset: Path) -> None:
+    for path in sorted((dataset / "labels").iterdir()):
+        write_label_map(path, ids_of(path), COLORS)
+    data = open_training(Data(data=str(dataset), map="2:1"), seed=0)
+    assert len(data.labelled) == 6
+
+
+def list_colors(root: Path, colors: Any) -> None:
+    path = root / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colors": colors}))
+
+
+def list_lines(root: Path, *lines: str) -> None:
+    (root / "dataset.json").unlink()
+    (root / "classes.txt").write_text("\n".join(lines))
+
+
+def test_one_colour_for_two_classes_is_refused_where_it_names_them(colored: Path, segue: Any) -> None:
+    list_colors(colored, [*COLORS[:2], COLORS[0]])
+    for command in (("check", colored), ("data", "convert", colored, colored.parent / "out")):
+        status, _, errors = segue(*command)
+        assert status == 2
+        assert "ground and bar have one colour, 90,90,90" in errors
+
+
+def test_one_colour_for_two_classes_is_all_right_where_ids_name_them(dataset: Path) -> None:
+    list_colors(dataset, [COLORS[0]] * 3)
+    assert stops(dataset) == []
+
+
+def test_a_colour_beyond_8_bits_is_refused(dataset: Path, segue: Any) -> None:
+    list_lines(dataset, "ground 90 90 90", "disc 300 40 40", "bar 40 40 200")
+    for command in (("check", dataset), ("data", "convert", dataset, dataset.parent / "out")):
+        status, _, errors = segue(*command)
+        assert status == 2
+        assert "300,40,40 of disc is not within 0 to 255" in errors
+
+
+def test_a_colour_of_no_class_is_not_advised_to_be_mapped(colored: Path) -> None:
+    path = colored / "labels" / "train_002.png"
+    pixels = ids_of(path)
+    pixels[:2] = 10, 20, 30
+    Image.fromarray(pixels).save(path)
+    listing = open_listing(str(colored))
+    with pytest.raises(DataError, match=r"holds 10,20,30 in 96 pixels.*or add the class with its colour$"):
+        Decoder.of(listing).known(pixels, path)
+
+
+def test_a_map_of_values_is_refused_where_masks_hold_colours(colored: Path, segue: Any) -> None:
+    for command in (("check", colored), ("train", colored, "--out", colored.parent / "run")):
+        status, _, errors = segue(*command, "--map", "77:ignore")
+        assert status == 2
+        assert "--map 77:ignore has no effect" in errors
+    assert segue("check", colored)[0] == 0
+
+
+ROWS = np.arange(48, dtype=np.uint8).reshape(8, 6)
+
+
+def turning(turn: int) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    return exif.tobytes()
+
+
+def save_raw_profile(path: Path, turn: int, *, zipped: bool) -> None:
+    """Writes the orientation as ImageMagick does, in a chunk of text before the pixels."""
+    told = PngInfo()
+    told.add_text("Raw profile type exif", f"\nexif\n{len(turning(turn)):8}\n{turning(turn).hex()}\n", zip=zipped)
+    Image.fromarray(ROWS).save(path, pnginfo=told)
+
+
+def save_late(path: Path, turn: int) -> None:
+    """Writes the orientation behind the pixels."""
+    Image.fromarray(ROWS).save(path)
+    body = b"eXIf" + turning(turn).removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12] + chunk + whole[-12:])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(("turn", "upright"), [(3, ROWS[::-1, ::-1]), (6, np.rot90(ROWS, -1)), (8, np.rot90(ROWS))])
+def test_an_orientation_in_a_raw_profile_is_seen_by_the_header_too(
+    tmp_path: Path, turn: int, upright: np.ndarray, zipped: bool
+) -> None:
+    path = tmp_path / "a.png"
+    save_raw_profile(path, turn, zipped=zipped)
+    np.testing.assert_array_equal(np.asarray(open_image(path)), upright)
+    assert picture_size(path) == upright.shape[::-1]
+    with Image.open(path) as header:
+        assert orientation(header) == turn
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_an_orientation_behind_the_pixels_is_passed_over_by_all(tmp_path: Path, turn: int) -> None:
+    path = tmp_path / "a.png"
+    save_late(path, turn)
+    with Image.open(path) as header:
+        assert header.getexif()[ORIENTATION] == turn
+    with Image.open(path) as header:
+        assert orientation(header) == 1
+    np.testing.assert_array_equal(np.asarray(open_image(path)), ROWS)
+    assert picture_size(path) == (6, 8)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+def test_every_orientation_is_turned_upright_at_the_size_that_the_header_says(
+    tmp_path: Path, ending: str, turn: int
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    stored = Image.fromarray(np.full((8, 6), 100, np.uint8) + (ending != "jpg") * ROWS)
+    stored.save(path, exif=turning(turn))
+    expected = np.asarray(stored if turn == 1 else stored.transpose(TURNS[turn]))
+    np.testing.assert_array_equal(np.asarray(open_image(path)), expected)
+    assert picture_size(path) == expected.shape[::-1]
+
+
+def test_a_lying_tiff_fits_its_upright_mask(dataset: Path) -> None:
+    (dataset / "images" / "train_002.png").unlink()
+    Image.fromarray(np.tile(ROWS, (3, 8))).save(dataset / "images" / "train_002.tif", exif=turning(6))
+    Image.fromarray(np.zeros((48, 24), np.uint8)).save(dataset / "labels" / "train_002.png")
+    assert stops(dataset) == []
