@@ -3,15 +3,30 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 
+from segue.config import Network
+from segue.data.layouts import open_listing
 from segue.errors import DataError
+from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.heads import LinearProbe, projection_head
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, upsample
-from segue.weights import describe, encoder_weights, load_model, save_model, start_encoder
+from segue.weights import (
+    describe,
+    encoder_weights,
+    load_model,
+    new_compact_segmenter,
+    new_encoder,
+    new_mask_classifier,
+    new_segmenter,
+    save_model,
+    start_encoder,
+    start_statistics,
+)
 
 
 def spec(**changes: object) -> SegmenterSpec:
@@ -170,6 +185,59 @@ def test_weights_that_do_not_fit_are_refused(model: Segmenter, tmp_path: Path) -
         encoder_weights(str(tmp_path / "text.safetensors"), "test_efficientnet")
     with pytest.raises(DataError, match="no such file"):
         encoder_weights("gone.safetensors", "test_efficientnet")
+
+
+def test_weights_of_the_plain_network_serve_where_timm_names_its_stages_otherwise(
+    dataset: Path, tmp_path: Path
+) -> None:
+    listing = open_listing(str(dataset))
+    for name in ("test_convnext", "pvt_v2_b0"):
+        torch.manual_seed(0)
+        plain, file = timm.create_model(name).state_dict(), str(tmp_path / f"{name}.safetensors")
+        save_file(plain, file)
+        expected = {key.replace(".", "_"): tensor for key, tensor in plain.items()}
+        started = [new_mask_classifier(name, file, "tiny", 0, listing, say=lambda text: None)]
+        if name == "test_convnext":
+            network = Network(name, file, decoder_channels=16)
+            started.append(new_segmenter(network, listing, say=lambda text: None))  # type: ignore[arg-type]
+        for network in started:
+            own = network.encoder.get_submodule("model").state_dict()
+            assert not own.keys() <= plain.keys()
+            for key, tensor in own.items():
+                assert torch.equal(tensor, expected[key.replace(".", "_")]), (name, key)
+
+
+def test_weights_that_could_be_either_of_two_are_refused(tmp_path: Path) -> None:
+    plain = timm.create_model("test_convnext").state_dict()
+    save_file({**plain, "stem.0_weight": torch.zeros(1)}, tmp_path / "two.safetensors")
+    with pytest.raises(DataError, match=r"lack 'stem_0\.weight' \(1 of 97\) of test_convnext"):
+        new_encoder("test_convnext", str(tmp_path / "two.safetensors"), output_stride=16, say=lambda text: None)
+
+
+def test_pictures_are_normalised_as_the_weights_of_a_tag_want_them(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, listing = timm.create_model, open_listing(str(dataset))
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **given: create(name, **given))
+    name, init = "mobilenetv3_large_100", "timm:mobilenetv3_large_100.miil_in21k"  # its pictures are from 0 to 1
+    network = Network(name, init, decoder_channels=16)
+    for made in (
+        new_segmenter(network, listing, say=lambda text: None),
+        new_compact_segmenter(network, None, listing, "lr-aspp", channels=8, repeats=1),
+        new_mask_classifier(name, init, "tiny", 0, listing, say=lambda text: None),
+        new_encoder(name, init, output_stride=16, say=lambda text: None),
+    ):
+        assert (made.spec.mean, made.spec.std) == ((0.0,) * 3, (1.0,) * 3), made.kind
+    assert start_statistics("timm:", name, 3)[0] == (0.485, 0.456, 0.406)
+    assert start_statistics("timm:vit_base_patch16_224.mae", "vit_base_patch16_224", 3)[0] == (0.485, 0.456, 0.406)
+    assert start_statistics("auto", "vit_base_patch16_224", 3)[0] == (0.5, 0.5, 0.5)
+
+
+def test_pictures_are_normalised_as_the_model_that_is_gone_on_from_had_them(tmp_path: Path) -> None:
+    encoder = Encoder(EncoderSpec("test_efficientnet", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    save_model(encoder, tmp_path / "model", method="x", metrics={})
+    assert start_statistics(str(tmp_path), "test_efficientnet", 3) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert start_statistics(str(tmp_path), "test_efficientnet", 2)[0] == pytest.approx((0.2, 0.2))
 
 
 def test_three_band_weights_serve_other_bands(model: Segmenter) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from segue.config import Network, did_you_mean
 from segue.data.listing import Listing
 from segue.disk import write_atomically
 from segue.errors import DataError
-from segue.models.compact import CompactSegmenter, CompactSpec
+from segue.models.compact import CompactSegmenter, CompactSpec, feature_encoder
 from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
-from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics
+from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, of_bands
 from segue.records import MISREAD, read_yaml
 
 FORMAT = 1
@@ -220,7 +221,7 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
     if init.startswith("timm:"):
         import timm
 
-        tag = init.removeprefix("timm:") or encoder
+        tag = _published(init, encoder)
         if not timm.is_model(tag):
             raise DataError(f"--init {init}: timm has no model {tag!r}{did_you_mean(tag, timm.list_models())}")
         try:
@@ -243,6 +244,24 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
     if not Path(init).is_file():
         raise DataError(f"--init {init}: no such file or folder; give auto, random, timm:, hf:owner/name, or a path")
     return _tensors(Path(init), init), init
+
+
+def start_statistics(init: str, encoder: str, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pictures that the weights of ``init`` were trained on, white at 1, for each band.
+
+    Args:
+        init, encoder: as of `encoder_weights`, which has found them; of a file nothing is known but its encoder.
+        bands: of the input.
+    """
+    if init.startswith("hf:") or (init not in ("auto", "random") and Path(init).is_dir()):
+        spec = describe(init)["spec"]
+        return of_bands(spec["mean"], bands), of_bands(spec["std"], bands)
+    return encoder_statistics(_published(init, encoder), bands)
+
+
+def _published(init: str, encoder: str) -> str:
+    """The timm model that ``timm:TAG`` names; the encoder for any other ``init``."""
+    return (init.removeprefix("timm:") if init.startswith("timm:") else "") or encoder
 
 
 def _tensors(path: Path, init: str) -> dict[str, Tensor]:
@@ -294,6 +313,7 @@ def fill_encoder(encoder: nn.Module, state: Mapping[str, Tensor], name: str, *, 
     from timm.models import adapt_input_conv
 
     own = encoder.state_dict()
+    state = _by_names_of(own, state)
     wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
     missing = [tensor for tensor in wanted if tensor not in state]
     if missing:
@@ -305,6 +325,21 @@ def fill_encoder(encoder: nn.Module, state: Mapping[str, Tensor], name: str, *, 
         if fitted[key].shape != own[key].shape:
             raise DataError(f"the weights' {key!r} is {tuple(tensor.shape)}, the encoder's {tuple(own[key].shape)}")
     encoder.load_state_dict(fitted, strict=False)
+
+
+def _by_names_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` by the names in ``own``: where timm gives feature maps, ``stages.0`` of the model is ``stages_0``.
+
+    A name goes over to the other only where no third is the same with its dots as underscores.
+    """
+
+    def joined(name: str) -> str:
+        return name.replace(".", "_")
+
+    lacking, left = own.keys() - state.keys(), state.keys() - own.keys()
+    alike = Counter(map(joined, (*lacking, *left)))
+    theirs = {joined(name): name for name in left if alike[joined(name)] == 2}
+    return {**state, **{name: state[theirs[joined(name)]] for name in lacking if joined(name) in theirs}}
 
 
 def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3) -> Segmenter:
@@ -319,7 +354,8 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
     Raises:
         DataError: unknown encoder, or no such weights.
     """
-    mean, std = encoder_statistics(network.encoder, bands)
+    state, origin = encoder_weights(network.init, network.encoder)
+    mean, std = start_statistics(network.init, network.encoder, bands)
     spec = SegmenterSpec(
         encoder=network.encoder,
         classes=listing.classes,
@@ -331,7 +367,6 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
         decoder_channels=network.decoder_channels,
         tones=listing.tones,
     )
-    state, origin = encoder_weights(network.init, network.encoder)
     try:
         segmenter = Segmenter(spec)
     except ValueError as error:
@@ -343,26 +378,47 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
     return segmenter
 
 
+def new_compact_encoder(encoder: str, state: Mapping[str, Tensor] | None) -> nn.Module:
+    """The encoder of a compact segmenter, started from ``state`` where there is one; see `feature_encoder`.
+
+    Raises:
+        DataError: unknown encoder, one that the decoder cannot use, or weights that do not fit.
+    """
+    try:
+        found = feature_encoder(encoder)
+    except ValueError as error:
+        raise DataError(f"--encoder: {error}") from None
+    if state is not None:
+        fill_encoder(found, state, encoder, bands=3)
+    return found
+
+
 def new_compact_segmenter(
-    encoder: str, state: Mapping[str, Tensor] | None, listing: Listing, genotype: str, *, channels: int, repeats: int
+    network: Network,
+    state: Mapping[str, Tensor] | None,
+    listing: Listing,
+    genotype: str,
+    *,
+    channels: int,
+    repeats: int,
 ) -> CompactSegmenter:
     """A compact segmenter for the classes of ``listing``, its encoder started from ``state`` where there is one.
 
     Args:
-        encoder: name of a timm model.
-        state: its weights, as `encoder_weights` gives them.
+        network: its encoder and what that starts from.
+        state: the encoder's weights, as `encoder_weights` gives them.
         listing: gives classes, colours, and the rule for images deeper than 8 bits.
         genotype: of the decoder, in its text form.
         channels, repeats: as of `segue.models.compact.CompactSpec`.
     """
-    mean, std = encoder_statistics(encoder, 3)
+    mean, std = start_statistics(network.init, network.encoder, 3)
     sizes = {"channels": channels, "repeats": repeats}
     spec = CompactSpec(
-        encoder, listing.classes, listing.colors, genotype, mean=mean, std=std, tones=listing.tones, **sizes
+        network.encoder, listing.classes, listing.colors, genotype, mean=mean, std=std, tones=listing.tones, **sizes
     )  # fmt: skip
     model = CompactSegmenter(spec)
     if state is not None:
-        fill_encoder(model.encoder, state, encoder, bands=3)
+        fill_encoder(model.encoder, state, network.encoder, bands=3)
     return model
 
 
@@ -384,9 +440,9 @@ def new_mask_classifier(
     """
     if size not in SIZES:
         raise DataError(f"--size {size}: give {', '.join(SIZES)}")
-    mean, std = encoder_statistics(encoder, 3)
     numbers: dict[str, Any] = {**SIZES[size], **({"queries": queries} if queries else {})}
     state, origin = encoder_weights(init, encoder)
+    mean, std = start_statistics(init, encoder, 3)
     try:
         spec = MaskClassifierSpec(
             encoder, listing.classes, listing.colors, listing.things, mean=mean, std=std, tones=listing.tones, **numbers
@@ -409,7 +465,7 @@ def new_encoder(encoder: str, init: str, *, output_stride: int, say: Callable[[s
     """
     state, origin = encoder_weights(init, encoder)
     try:
-        mean, std = encoder_statistics(encoder, 3)
+        mean, std = start_statistics(init, encoder, 3)
         found = Encoder(EncoderSpec(encoder, mean=mean, std=std, output_stride=output_stride))
     except ValueError as error:
         raise DataError(f"--encoder: {error}") from None

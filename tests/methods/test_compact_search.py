@@ -251,11 +251,12 @@ def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Re
     whole = search(config, run, cache, recipe, Cost())
     part = Run(tmp_path / "part", quiet=True)
     part.open()
-    identity = repr((config.search, recipe, cache.encoder, cache.source, config.teacher))
+    identity = repr((config.search, recipe, cache.encoder, cache.source))
     ledger = Trials(part.out / "trials.sqlite", identity)
     for trial in (whole[0], whole[2], whole[5]):  # what two processes may leave behind
         ledger.add(trial)
-    again = search(config, part, cache, recipe, Cost())
+    typed = replace(config, teacher=f"{config.teacher}/")  # the same weights
+    again = search(typed, part, cache, recipe, Cost())
     assert [(t.trial, t.genotype, t.reward1, t.reward2) for t in again] == [
         (t.trial, t.genotype, t.reward1, t.reward2) for t in whole
     ]
@@ -266,8 +267,8 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
     prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _, cache, recipe = prepared
-    limited = replace(config, teacher="", search=replace(config.search, minutes=1.0))
-    identity = repr((limited.search, recipe, cache.encoder, cache.source, ""))
+    limited = replace(config, search=replace(config.search, minutes=1.0))
+    identity = repr((limited.search, recipe, cache.encoder, cache.source))
     done: list[int] = []
 
     def tries(jobs: list[Job], *_: Any, **__: Any) -> Iterator[Trial]:
@@ -451,6 +452,11 @@ def test_what_cannot_be_searched_is_one_line(
         return errors.splitlines()[-1]
 
     assert "comes below" in refused("--target", "0.1ms@512x512")
+    assert "--encoder: timm has no encoder 'mobilenetv2_10O'; near it: mobilenetv2_" in refused(
+        "--encoder", "mobilenetv2_10O"
+    )
+    assert "--encoder: the encoder 'convnext_atto' gives no feature maps" in refused("--encoder", "convnext_atto")
+    assert "no such file or folder" in refused("--init", "gone.safetensors")
     assert "is no genotype" in refused("--genotype", "[[1]]")
     dead = f"[[2,[1,0,{ZERO},{ZERO}],[0,1,{ZERO},{ZERO}],[2,0,{ZERO},{ZERO}]],[[2,3],[3,1]]]".replace(
         "[[2,", f"[[{ZERO},", 1

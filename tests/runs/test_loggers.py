@@ -193,5 +193,9 @@ def test_mlflow_has_the_log_and_the_run_goes_on_as_the_same(
     assert (run.info.status, run.data.params["steps"], run.data.params["method"]) == ("FINISHED", "4", "supervised")
     again = loggers.MLflow(out, {}, number)
     again.write("supervised", 5, {"loss": 1.0})
+    for name in ("car (parked)", "wall; partition", "sand, soil", "n/a", "road/", ".."):
+        again.write("supervised", 5, {f"val/iou/{name}": 0.5})
     again.close()
+    named = {name.removeprefix("supervised/val/iou/") for name in client.get_run(number).data.metrics}
+    assert named >= {"car _parked_", "wall_ partition", "sand_ soil", "n/a", "road/_", "_"}
     assert len(client.get_metric_history(number, "supervised/loss")) == len(history) + 1

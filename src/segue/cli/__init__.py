@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
             raise
-        told = (
-            "free some, and the same command goes on from its last checkpoint; or begin with a lower --batch"
-        )
+        told = "free some, and the same command goes on from its last checkpoint; or begin with a lower --batch"
         print(f"error: the GPU's memory is full ({str(error).splitlines()[0]}): {told}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
     except KeyboardInterrupt:  # of commands that end at once; see RESUMED

@@ -40,9 +40,8 @@ from segue.data.transforms import ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
-from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged, feature_encoder
+from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged
 from segue.models.pixels import Normalise
-from segue.models.segmenter import encoder_statistics
 from segue.processes.cluster import connect
 from segue.processes.signals import Preempted, Signals
 from segue.search.cache import Cache, build_cache
@@ -57,7 +56,7 @@ from segue.search.pool import tried
 from segue.search.report import tell, tell_candidate
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials, is_beyond
-from segue.weights import encoder_weights, fill_encoder, new_compact_segmenter
+from segue.weights import encoder_weights, new_compact_encoder, new_compact_segmenter, start_statistics
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
@@ -189,10 +188,8 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
     crop, decoder = config.search.search_crop, data.training.decoder
     train = RandomViews(kept, decoder, crop, config.views.scale, paste=data.training.paste, tells_inside=True)
     val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
-    encoder = feature_encoder(config.network.encoder)
-    if state is not None:
-        fill_encoder(encoder, state, config.network.encoder, bands=3)
-    mean, std = encoder_statistics(config.network.encoder, 3)
+    encoder = new_compact_encoder(config.network.encoder, state)
+    mean, std = start_statistics(config.network.init, config.network.encoder, 3)
     return build_cache(
         run.out / "cache",
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
@@ -207,7 +204,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
     same = replace(config.search, parallel=1, ray="")  # wherever and however many at once, the trials are the same
     about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
-    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source, config.teacher)), about)
+    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source)), about)
     known, settings = ledger.all(), config.search
     found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
     run.rewind("search", settings.candidates)
@@ -290,10 +287,7 @@ class Distilled(Method):
             full(decoder.classify(blocks)), told, labels, batch["inside"], mode=config.distill,
             weight=config.distill_weight, objective=config.objective, background=self.background,
         )  # fmt: skip
-        extra = [
-            segmentation_loss(full(logits), labels, config.objective, self.background)
-            for logits in self.auxiliary(blocks)
-        ]
+        extra = [segmentation_loss(full(x), labels, config.objective, self.background) for x in self.auxiliary(blocks)]
         return {"distilled": loss, "auxiliary": self.aux_weight * sum(extra, torch.zeros((), device=pixels.device))}
 
 
@@ -335,8 +329,10 @@ def refuse(config: Config) -> None:
 
     Raises:
         UsageError: the first of them.
+        DataError: an encoder that cannot be used.
     """
     Target.parse(config.search.target)
+    new_compact_encoder(config.network.encoder, None)
     if config.distill == "kl" and config.distill_weight > 1:
         raise UsageError(f"--distill_weight {config.distill_weight:g}: with kl it is a share, from 0 to 1")
     if config.genotype and config.controls:
@@ -352,9 +348,9 @@ def refuse(config: Config) -> None:
 
 def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     """The found network, trained."""
-    run.open()
     torch.manual_seed(run.seed)
     state, origin = encoder_weights(config.network.init, config.network.encoder)
+    run.open()
     run.say(f"encoder: {config.network.encoder} from {origin}")
     count, seeds, settings = config.finalists, config.finalist_seeds, config.search
     if not data.training.val and (count, seeds) != (1, 1):
@@ -370,7 +366,7 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     def train_one(entry: Entry, part: Run) -> CompactSegmenter:
         torch.manual_seed(mix(part.seed, "model"))
         network = new_compact_segmenter(
-            config.network.encoder, state, data.training.listing, entry.genotype,
+            config.network, state, data.training.listing, entry.genotype,
             channels=config.channels, repeats=config.repeats,
         )  # fmt: skip
         return train_model(config, part, data, network)

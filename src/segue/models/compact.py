@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.models.pixels import Normalise
+from segue.models.segmenter import no_such_encoder
 
 MAPS = 4  # encoder outputs
 LAYERS = 3  # of a cell
@@ -387,7 +388,7 @@ def feature_encoder(name: str, bands: int = 3) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise ValueError(f"timm has no encoder {name!r}")
+        raise ValueError(no_such_encoder(name))
     try:
         encoder: nn.Module = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), in_chans=bands

@@ -66,10 +66,7 @@ class Segmenter(nn.Module):
         import timm
 
         if not timm.is_model(spec.encoder):
-            close = timm.list_models(f"*{spec.encoder.split('_')[0]}*")[:3]
-            raise ValueError(
-                f"timm has no encoder {spec.encoder!r}" + (f"; near it: {', '.join(close)}" if close else "")
-            )
+            raise ValueError(no_such_encoder(spec.encoder))
         if spec.output_stride not in (8, 16):
             raise ValueError(f"output stride {spec.output_stride} is not possible; give 8 or 16")
         try:
@@ -100,6 +97,14 @@ class Segmenter(nn.Module):
         """Logits (B, K, H, W) at the size of the image."""
         logits = self.head(self.features(image))
         return upsample(logits, image.shape[-2], image.shape[-1])
+
+
+def no_such_encoder(name: str) -> str:
+    """That timm has no encoder of that name, and which come near it."""
+    import timm
+
+    close = timm.list_models(f"*{name.partition('_')[0]}*")[:3]
+    return f"timm has no encoder {name!r}" + (f"; near it: {', '.join(close)}" if close else "")
 
 
 def grown_segmenter(model: Segmenter, classes: Sequence[str], colors: Sequence[Color], tones: Tones = ()) -> Segmenter:
@@ -145,12 +150,17 @@ def upsample(logits: Tensor, height: int, width: int) -> Tensor:
 def encoder_statistics(encoder: str, bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the pictures an encoder's published weights were trained on, white at 1, for each band.
 
-    More or fewer than three bands get the average of the three.
+    Args:
+        encoder: name of a timm model; one with a tag, as ``vit_small_patch16_224.dino``, names the weights.
+        bands: of the input; see `of_bands`.
     """
     import timm
 
     known = timm.get_pretrained_cfg(encoder)
     mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    if bands == len(mean):
-        return tuple(mean), tuple(std)
-    return (sum(mean) / len(mean),) * bands, (sum(std) / len(std),) * bands
+    return of_bands(mean, bands), of_bands(std, bands)
+
+
+def of_bands(values: Sequence[float], bands: int) -> tuple[float, ...]:
+    """One value for each band: ``values``, or their average where there are more or fewer bands than values."""
+    return tuple(values) if bands == len(values) else (sum(values) / len(values),) * bands

@@ -7,6 +7,7 @@ numbers and steps of its own. A writer that fails is said once and left out: a t
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from segue.extras import require
 from segue.records import read_json
 
 IDENTITIES = "loggers.json"  # in the run folder: what MLflow and W&B call this run
+REFUSED = re.compile(r"[^\w\-. :/]|(?<![^/])\.{0,2}(?![^/])")  # by MLflow in a name: also a part "", "." or ".."
 PROJECT = "segue"  # where W&B and MLflow put it, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
 
 
@@ -118,7 +120,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of the MLflow server or database that ``MLFLOW_TRACKING_URI`` names, which goes on when this one does."""
+    """A run of the MLflow server or folder that ``MLFLOW_TRACKING_URI`` names, which goes on when this one does."""
 
     def __init__(self, out: Path, config: Mapping[str, Any], run: str = "") -> None:
         require("mlflow", "loggers")
@@ -149,11 +151,11 @@ class MLflow:
         """Nothing: MLflow keeps the last value of a step that comes again."""
 
     def write(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers as ``stage/name``."""
+        """Numbers as ``stage/name``, with "_" for what MLflow takes in no name, as the comma of a class."""
         import time
 
         now = int(1000 * time.time())
-        found = [self.metric(f"{stage}/{name}", value, now, step) for name, value in numbers.items()]
+        found = [self.metric(REFUSED.sub("_", f"{stage}/{name}"), value, now, step) for name, value in numbers.items()]
         self.client.log_batch(self.run, metrics=found)
 
     def close(self) -> None:
