@@ -145,6 +145,7 @@ WRONG: list[tuple[list[object], str]] = [
     (["train", "SET", "--out", "OUT", "--scale", "2,1"], "--scale [2.0, 1.0]"),
     (["train", "SET", "--out", "OUT", "--labels", "40"], "--labels 40 asks for 40 of 6"),
     (["train", "SET", "--out", "OUT", "--encoder", "mobilenet_v9"], "mobilenet_v9"),
+    (["train", "SET", "--out", "OUT", "--encoder", "resnet18.badtag"], "badtag"),
     (["train", "SET", "--out", "OUT", "--init", "gone.safetensors"], "gone.safetensors"),
     (["train", "SET", "--out", "OUT", "--device", "cuda:7"], "cuda:7"),
     (["train", "--unlabeled", "rest", "SET", "--out", "OUT"], "write --unlabeled=rest"),

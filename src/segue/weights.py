@@ -252,11 +252,18 @@ def start_statistics(init: str, encoder: str, bands: int) -> tuple[tuple[float, 
     Args:
         init, encoder: as of `encoder_weights`, which has found them; of a file nothing is known but its encoder.
         bands: of the input.
+
+    Raises:
+        DataError: timm knows no weights of that tag.
     """
     if init.startswith("hf:") or (init not in ("auto", "random") and Path(init).is_dir()):
         spec = describe(init)["spec"]
         return of_bands(spec["mean"], bands), of_bands(spec["std"], bands)
-    return encoder_statistics(_published(init, encoder), bands)
+    published = _published(init, encoder)
+    try:
+        return encoder_statistics(published, bands)
+    except RuntimeError as error:
+        raise DataError(f"--encoder {published}: {error} Leave the tag out, or name another") from None
 
 
 def _published(init: str, encoder: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segue.data.sample import Color, Tones
 from segue.data.tones import joined_tones
 from segue.models.pixels import Normalise, padded_side
+from segue.models.segmenter import no_such_encoder
 
 STRIDES = (4, 8, 16, 32)  # of the encoder's maps
 SMALLEST = 64  # pixels of a side: one feature cell at stride 32 has nothing to be normalised with
@@ -93,8 +94,7 @@ class Encoder(nn.Module):
         import timm
 
         if not timm.is_model(name):
-            close = timm.list_models(f"*{name.partition('_')[0]}*")[:3]
-            raise ValueError(f"timm has no encoder {name!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+            raise ValueError(no_such_encoder(name))
         sizes: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
         try:
             self.model: nn.Module = timm.create_model(name, features_only=True, in_chans=in_channels, **sizes)
