@@ -1,6 +1,7 @@
 """``segue export`` from a model folder to the files, and from the files to class maps."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,11 @@ def test_from_a_run_to_class_maps_without_segue(segue: Segue, source: Path, data
     with Image.open(tmp_path / "new.classes.png") as image:
         assert (np.asarray(image) == expected).mean() > 0.999
         assert image.getpalette()[:9] == [value for color in COLORS for value in color]  # type: ignore[index]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(new, tmp_path / folder / "x.png")
+    subprocess.run([sys.executable, out / "infer.py", "a/x.png", "./b/x.png"], check=True, cwd=tmp_path)
+    assert all((tmp_path / f"{folder}_x.png.classes.png").is_file() for folder in ("a", "b"))
 
 
 def segue_says(model: Path, picture: Path) -> np.ndarray:

@@ -95,6 +95,9 @@ def test_a_task_for_cvat_is_made_of_a_finished_folder_and_scenes_are_refused(
     status, output, _ = segue(*call, "--cvat", "--json")
     assert (status, json.loads(output)["there"]) == (0, 10)
     assert (tmp_path / "out" / "cvat" / "annotations.xml").read_text().count("<image ") == 10
+    shutil.copy(next((dataset / "images").iterdir()), tmp_path / "later.png")
+    assert segue("predict", source, tmp_path / "later.png", "--out", tmp_path / "out", "--cvat")[0] == 0
+    assert (tmp_path / "out" / "cvat" / "annotations.xml").read_text().count("<image ") == 11  # none of them is lost
     Image.fromarray(np.zeros((3000, 1500, 3), np.uint8)).save(tmp_path / "large.tif")
     for option in ("--labelme", "--cvat"):
         status, _, errors = segue("predict", source, tmp_path / "large.tif", "--out", tmp_path / "other", option)

@@ -179,6 +179,13 @@ def _state(picture: Path) -> list[object]:
     return [str(picture.absolute()), *((known.st_size, known.st_mtime_ns) if known else (0, 0))]
 
 
+def known_pairs(pictures: dict[str, list[object]]) -> "list[Pair]":
+    """Every picture of a folder of predictions, those of earlier calls before those of this one."""
+    from segue.data.listing import Pair
+
+    return [Pair(name, Path(str(state[0]))) for name, state in pictures.items()]
+
+
 def write_records(out: Path, record: dict[str, object], pictures: dict[str, list[object]]) -> None:
     """Writes what `claim` looks for the next time."""
     write_atomically(out / "predict.json", json.dumps(record, indent=1).encode())
@@ -281,7 +288,7 @@ def _predict_panoptic(
     with alone_in(out):
         write_records(out, identity, pictures)
         account = _write(model, pairs, work, arguments)
-        write_coco(pairs, out, model.spec)
+        write_coco(known_pairs(pictures), out, model.spec)
     return account
 
 
@@ -330,7 +337,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         write_records(out, record, pictures)
         account = _write(model, pairs, replace(work, how=how), arguments)
         if arguments.cvat:
-            write_cvat_task(pairs, out, model.spec.classes)
+            write_cvat_task(known_pairs(pictures), out, model.spec.classes)
     return account
 
 

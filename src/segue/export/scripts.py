@@ -24,6 +24,13 @@ def pixels(path):
         picture = Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
     return np.asarray(picture.convert("RGB"))
 
+
+def stem(path):
+    """Begins the name of what is written of a picture: where this is run, not beside the picture in its data set."""
+    names = [os.path.splitext(os.path.basename(path))[0] for path in sys.argv[1:]]
+    name = os.path.splitext(os.path.basename(path))[0]
+    return name if names.count(name) == 1 else os.path.normpath(path).lstrip("./").replace(os.sep, "_")
+
 '''
 
 CLASSES = (
@@ -34,7 +41,7 @@ colors = json.loads(said["colors"])
 for path in sys.argv[1:]:
     result = Image.fromarray(session.run(None, {"image": pixels(path)[None]})[0][0])
     result.putpalette([value for color in colors for value in color])
-    target = os.path.splitext(os.path.basename(path))[0] + ".classes.png"  # not beside it: that may be a data set
+    target = stem(path) + ".classes.png"
     result.save(target)
     print(path + ": " + target)
 """
@@ -46,13 +53,12 @@ SEGMENTS = (
     + """
 names = json.loads(said["classes"])
 for path in sys.argv[1:]:
-    stem = os.path.splitext(os.path.basename(path))[0]  # not beside it: that may be a data set
     (ids,), labels, scores = session.run(None, {"image": pixels(path)[None]})
     colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)  # as COCO does
-    Image.fromarray(colors).save(stem + ".panoptic.png")
+    Image.fromarray(colors).save(stem(path) + ".panoptic.png")
     found = [{"id": i + 1, "class": names[k], "score": float(p)} for i, (k, p) in enumerate(zip(labels, scores))]
-    json.dump(found, open(stem + ".panoptic.json", "w"))
-    print(path + ": " + stem + ".panoptic.png")
+    json.dump(found, open(stem(path) + ".panoptic.json", "w"))
+    print(path + ": " + stem(path) + ".panoptic.png")
 """
 )
 
