@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from segue.data.packed import content
 from segue.errors import DataError
@@ -119,8 +119,11 @@ def orientation(header: Image.Image) -> int:
 
 def upright_size(header: Image.Image) -> tuple[int, int]:
     """(width, height) of the upright picture of an image that is opened and not decoded yet."""
-    is_swapped = header.format != "TIFF" and orientation(header) >= 5  # of a TIFF Pillow gives the upright size
-    return header.size[::-1] if is_swapped else header.size
+    if orientation(header) < 5:
+        return header.size
+    if isinstance(header, TiffImagePlugin.TiffImageFile):  # of which versions of Pillow give one size or the other
+        return int(header.tag_v2[TiffImagePlugin.IMAGELENGTH]), int(header.tag_v2[TiffImagePlugin.IMAGEWIDTH])
+    return header.size[::-1]
 
 
 def picture_size(path: Path) -> tuple[int, int]:
