@@ -113,7 +113,8 @@ def test_a_full_gpu_is_a_line(segue: Segue, run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("segue.using.evaluate", full)
     status, _, errors = segue("evaluate", run)
     assert (status, errors.count("\n")) == (1, 1)
-    assert "the GPU's memory is full (CUDA out of memory. Tried to allocate 2 GiB.): free some" in errors
+    told = "(CUDA out of memory. Tried to allocate 2 GiB.): free some, or take --device cpu\n"
+    assert errors == f"error: the GPU's memory is full {told}"
 
 
 def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segue, run: Path, dataset: Path) -> None:

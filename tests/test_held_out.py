@@ -145,6 +145,26 @@ def test_stored_values_are_mapped_afterwards_as_they_were_in_training(
     assert segue(*words, "--out", tmp_path / "good", "--map", "77:ignore")[0] == 0
 
 
+def test_a_converted_copy_is_not_mapped_twice(undivided: tuple[Path, Path], tmp_path: Path, segue: Segue) -> None:
+    """Its images are those that the run held back, and its masks hold the class ids already."""
+    data, run = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(undivided[0], data)
+    for path in (data / "labels").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray(np.array(mask) + np.uint8(1)).save(path)
+    mapped = ("--map", "1-3:0")
+    words = ("train", data, "--out", run, "--method", "supervised", "--device", "cpu", *options(steps=1), *mapped)
+    assert segue(*words)[0] == 0
+    assert segue("data", "convert", data, tmp_path / "converted", *mapped)[0] == 0
+    shutil.copytree(data, tmp_path / "copy")
+    scores = [
+        json.loads(segue("evaluate", run, "--json", *asked)[1])
+        for asked in ([], ["--data", tmp_path / "converted"], ["--data", tmp_path / "copy"])
+    ]
+    assert scores[0]["scores"] == scores[1]["scores"] == scores[2]["scores"]
+    assert len(scores[1]["images"]) == 2
+
+
 def test_a_set_in_any_layout_is_verified_with_its_masks(undivided: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = undivided
     voc = tmp_path / "voc"

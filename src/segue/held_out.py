@@ -23,6 +23,7 @@ class _Own(NamedTuple):
         part: the split that the images are of.
         names: of these images, in the run's order.
         digest: of the first of them, see `digest_of`; empty in older records.
+        masks: the same of their masks.
     """
 
     root: Path | None = None
@@ -32,6 +33,7 @@ class _Own(NamedTuple):
     part: str = ""
     names: tuple[str, ...] = ()
     digest: str = ""
+    masks: str = ""
 
     @classmethod
     def of(cls, source: str) -> "_Own":
@@ -48,8 +50,9 @@ class _Own(NamedTuple):
             by_region = bool(record["identity"]["config"].get("by_region", False))
             names = tuple(map(str, record["data"].get("validation_names", ())))
             root = split_address(address_of(at))[0]
-            layout, mapping, split, digest = (str(at.get(key, "")) for key in ("layout", "map", "split", "digest"))
-            return cls(root, layout, mapping, by_region, split, names, digest)
+            layout, mapping, split = (str(at[key]) for key in ("layout", "map", "split"))
+            digest, masks = (str(at.get(key, "")) for key in ("digest", "masks"))
+            return cls(root, layout, mapping, by_region, split, names, digest, masks)
 
     def is_at(self, root: Path) -> bool:
         """Whether it is the set in ``root``."""
@@ -59,9 +62,21 @@ class _Own(NamedTuple):
         """Whether it is this set: in its place, or moved or copied with the images that the run validated on."""
         if self.is_at(listing.root):
             return True
-        there = {pair.name: pair for pair in listing.splits.get(self.part, ())}
-        first = [there[name] for name in self.names[:DIGESTED] if name in there]
+        first = self._first(listing)
         return bool(self.digest and first) and digest_of(first) == self.digest
+
+    def is_read_alike(self, listing: Listing) -> bool:
+        """Whether it is this set with the masks that the run read too: a converted copy has the same images alone."""
+        if self.is_at(listing.root):
+            return True
+        return (
+            self.is_listed(listing) and bool(self.masks) and digest_of(self._first(listing), masks=True) == self.masks
+        )
+
+    def _first(self, listing: Listing) -> list[Pair]:
+        """The images that were digested, of those that are there."""
+        there = {pair.name: pair for pair in listing.splits.get(listing.meant(self.part), ())}
+        return [there[name] for name in self.names[:DIGESTED] if name in there]
 
 
 class Opened(NamedTuple):
@@ -103,7 +118,7 @@ def open_to_measure(
     root, part = split_address(address or str(own.root))
     if part and split and part != split:
         raise DataError(f"{address} names the split {part!r}, and {split!r} was asked for; name one of them")
-    is_own = own.is_at(root) or own.is_listed(open_listing(str(root), layout))
+    is_own = own.is_at(root) or own.is_read_alike(open_listing(str(root), layout))
     if is_own:
         layout, mapping = own.layout if layout == "auto" else layout, mapping or own.mapping
     listing = open_listing(str(root), layout)

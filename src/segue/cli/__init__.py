@@ -20,6 +20,12 @@ __all__ = ["main", "parser"]
 RESUMED = ("pretrain", "train", "adapt", "compress", "extend", "demo", "predict")  # the same command goes on
 
 
+ADVICE = {
+    **dict.fromkeys(RESUMED, "free some, and the same command goes on from its last checkpoint; or lower --batch"),
+    "predict": "free some, take a smaller --tile, or --device cpu",
+}  # for a GPU whose memory is full
+
+
 def parser() -> Parser:
     """Every command with its options; the fields of a method are added by the commands that train."""
     top = Parser(
@@ -67,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name
             raise
-        told = "free some, and the same command goes on from its last checkpoint; or begin with a lower --batch"
+        told = ADVICE.get(known.command, "free some, or take --device cpu")
         print(f"error: the GPU's memory is full ({str(error).splitlines()[0]}): {told}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
     except KeyboardInterrupt:  # of commands that end at once; see RESUMED

@@ -284,8 +284,13 @@ def _predict_panoptic(
     overlays = not arguments.no_overlays
     identity: dict[str, object] = {"model": model_fingerprint(arguments.model), "panoptic": True, "overlays": overlays}
     work = Work(arguments.model, out, Outputs(overlays=overlays))
-    pictures = claim(out, identity, pairs, lambda pair: target(model, pair, work))
+
+    def made(pair: "Pair") -> Path:
+        return target(model, pair, work)
+
+    claim(out, identity, pairs, made)
     with alone_in(out):
+        pictures = claim(out, identity, pairs, made)  # again: another command may have been there meanwhile
         write_records(out, identity, pictures)
         account = _write(model, pairs, work, arguments)
         write_coco(known_pairs(pictures), out, model.spec)
@@ -321,7 +326,11 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         "calibrate": arguments.calibrate, "map": arguments.map, "outputs": asdict(outputs),
     }  # fmt: skip
     work = Work(arguments.model, out, outputs, how)
-    pictures = claim(out, identity, pairs, lambda pair: target(model, pair, work))
+
+    def made(pair: "Pair") -> Path:
+        return target(model, pair, work)
+
+    claim(out, identity, pairs, made)
     record: dict[str, object] = dict(identity)
     if arguments.calibrate:
         masks = open_check(arguments.calibrate, model, arguments.model, limit=200, mapping=arguments.map)
@@ -334,6 +343,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
             file=sys.stderr,
         )
     with alone_in(out):
+        pictures = claim(out, identity, pairs, made)  # again: another command may have been there meanwhile
         write_records(out, record, pictures)
         account = _write(model, pairs, replace(work, how=how), arguments)
         if arguments.cvat:

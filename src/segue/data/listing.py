@@ -18,6 +18,9 @@ from segue.errors import DataError
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
 
 
+OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}  # of splits
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """An image and the label map that belongs to it.
@@ -81,11 +84,16 @@ class Listing:
         Raises:
             DataError: there is no such split.
         """
+        name = self.meant(name)
         if name not in self.splits:
             close = difflib.get_close_matches(name, self.splits, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise DataError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
+
+    def meant(self, name: str) -> str:
+        """The split that a name stands for: its own, or the one that the name is another word for."""
+        return name if name in self.splits else OTHER_NAMES.get(name, name)
 
     def instance_path(self, pair: Pair) -> Path | None:
         """The file that numbers the objects of ``pair``, if there is one."""
@@ -173,16 +181,19 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
 
 
 def _files_below(folder: Path, closed: list[str], links: list[str]) -> list[list[str]]:
-    """Every file below ``folder`` as the parts of its path from there, sorted.
+    """Every file below ``folder``, but in hidden folders, as the parts of its path from there, sorted.
 
     Folders of runs are no part of a set, though they hold pictures: a run may lie beside the images it learns from.
-    ``closed`` takes folders that are kept shut, ``links`` links to folders, unless they are hidden: none is followed.
+    ``closed`` takes folders that are kept shut, ``links`` links to folders: none is followed.
     """
     found: list[list[str]] = []
     for place, below, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
-        below[:] = [name for name in below if not os.path.isfile(os.path.join(place, name, "run.json"))]
-        paths = [os.path.join(place, name) for name in below if not name.startswith(".")]
-        links += filter(os.path.islink, paths)
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".") and not os.path.isfile(os.path.join(place, name, "run.json"))
+        ]
+        links += filter(os.path.islink, (os.path.join(place, name) for name in below))
         inner = list(Path(place).relative_to(folder).parts)
         found += [[*inner, name] for name in names]
     return sorted(found)

@@ -142,7 +142,7 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         dropped["of the validation split without a mask"] = unmasked
     if split_off:
         dropped["of the training split kept for validation"] = split_off
-    wanted = "val" if config.val == "auto" else config.val  # a share is one of the training split
+    wanted = "val" if config.val == "auto" else listing.meant(config.val)  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = validation_at(config.data, config.layout, config.map, split, val)
     decoder = Decoder.of(listing)
@@ -258,7 +258,7 @@ def _validation(
     wanted = config.val
     if wanted == "none":
         return masked, (), 0, 0
-    name = "val" if wanted == "auto" else wanted
+    name = "val" if wanted == "auto" else listing.meant(wanted)
     if name in listing.splits:
         val = tuple(pair for pair in listing.splits[name] if pair.mask is not None)
         if not val:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segue.data.check import check
 from segue.data.finding import Finding
-from segue.data.layouts import layout_of, open_images, open_listing, split_address
+from segue.data.layouts import LAYOUTS, layout_of, open_images, split_address
 from segue.data.listing import Listing, Pair, toned
 from segue.errors import DataError
 
@@ -96,11 +96,13 @@ def apart_from_held_out(address: str, pairs: tuple[Pair, ...]) -> tuple[tuple[Pa
         DataError: the set cannot be read, or has no other images.
     """
     root, split = split_address(address)
-    if split is not None or layout_of(root) is None:
+    layout = layout_of(root)
+    if split is not None or layout is None:
         return pairs, 0
-    splits = open_listing(address).splits
-    held = {pair.image for name in HELD_OUT for pair in splits.get(name, ())}
+    splits = LAYOUTS[layout].read(root).splits
+    there = [name for name in HELD_OUT if splits.get(name)]
+    held = {pair.image for name in there for pair in splits[name]}
     kept = tuple(pair for pair in pairs if pair.image not in held)
     if not kept:
-        raise DataError(f"{root}: every image is of the splits {', '.join(HELD_OUT)}; name one as {root}:val")
+        raise DataError(f"{root}: every image is of {' and '.join(there)}, to measure on; name it as {root}:{there[0]}")
     return kept, len(pairs) - len(kept)

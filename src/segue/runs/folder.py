@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from segue.disk import alone_in, write_atomically
-from segue.errors import DataError
+from segue.errors import DataError, UsageError
 from segue.processes.ranks import only_first, rank_and_world
 from segue.records import MISREAD
 from segue.runs.loggers import Loggers
@@ -59,6 +59,7 @@ class Run:
         self.parent = parent
         self.loggers = loggers
         self.records = dict(records or {})
+        self.is_new = False  # whether nothing was there when `alone` began
         self.locks: contextlib.ExitStack | None = None  # where `alone` waits for the folder to be there
         self.damaged: set[Path] = set()  # checkpoints that must not take the place of the good ones before them
         self.seed = seed
@@ -99,6 +100,8 @@ class Run:
         if self.locks is not None and rank_and_world()[0] == 0:
             locks, self.locks = self.locks, None
             locks.enter_context(alone_in(self.out))
+            if self.is_new and (self.out / "run.json").is_file():
+                raise UsageError(f"--out {self.out}: another run began there meanwhile; name another folder")
         self.out.mkdir(parents=True, exist_ok=True)
         while self.records and rank_and_world()[0] == 0:
             name, content = self.records.popitem()
@@ -113,6 +116,7 @@ class Run:
         Raises:
             UsageError: another command writes to it.
         """
+        self.is_new = not (self.out / "run.json").is_file()
         with contextlib.ExitStack() as self.locks:
             only_first(lambda: self.open() if (self.out / "run.json").is_file() else None)
             yield

@@ -13,7 +13,7 @@ import numpy as np
 from segue.data.check import check, domains
 from segue.data.check.facts import Facts
 from segue.data.finding import Finding, merged, printable
-from segue.data.layouts import open_images, open_listing
+from segue.data.layouts import layout_of, open_images, open_listing
 from segue.data.listing import Listing
 from segue.data.stored_values import parse_map
 from segue.errors import DataError
@@ -149,6 +149,7 @@ def open_any(address: str, layout: str = "auto") -> Listing:
     except DataError:
         root = Path(address)
         labelled = not root.is_dir() or layout != "auto" or any((root / name).exists() for name in ("labels", "masks"))
+        labelled = labelled or layout_of(root) is not None
         if labelled or (root / "images").is_dir() or (root / "dataset.json").exists():
             raise
         pairs = open_images(address)

@@ -78,12 +78,15 @@ def validation_at(data: str, layout: str, mapping: str, split: str, pairs: Seque
     """What a run notes of the set that it validates on: for `address_of`, where relative paths hold from where it
     began; and what `digest_of` says, so that the set is known again where it was moved or copied to."""
     at = {"data": data, "layout": layout, "map": mapping, "split": split, "from": str(Path.cwd())}
-    return {**at, "digest": digest_of(pairs)}
+    return {**at, "digest": digest_of(pairs), "masks": digest_of(pairs, masks=True)}
 
 
-def digest_of(pairs: Sequence[Pair]) -> str:
-    """A sha256 of names and bytes of the first `DIGESTED` images."""
-    return fingerprint((pair.name, (pair.image,)) for pair in pairs[:DIGESTED])
+def digest_of(pairs: Sequence[Pair], *, masks: bool = False) -> str:
+    """A sha256 of names and bytes of the first `DIGESTED` images, or of their masks; empty where any is no file."""
+    files = [(pair.name, pair.mask if masks else pair.image) for pair in pairs[:DIGESTED]]
+    if not all(path is not None and path.is_file() for _, path in files):
+        return ""
+    return fingerprint((name, (path,)) for name, path in files)
 
 
 def address_of(at: Mapping[str, Any]) -> str:
@@ -160,7 +163,6 @@ def open_images(address: str) -> tuple[Pair, ...]:
 def _mask_test(root: Path) -> Callable[[Path], bool]:
     """Tells masks from images below ``root``, if it is a data set whose masks are pictures too."""
     name = layout_of(root)
-    _refuse_second_list(root, name)
     if name is None or name in OUTLINES:
         return lambda path: False
     pairs = [pair for split in LAYOUTS[name].read(root).splits.values() for pair in split]

@@ -19,12 +19,11 @@ from typing import Any
 from PIL import Image
 
 from segue.data.finding import Finding
-from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
+from segue.data.listing import OTHER_NAMES, Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color
 from segue.errors import DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
-OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}  # of splits
 CLASS_LISTS = ("dataset.json", "classes.txt", "labelmap.txt")
 Classes = tuple[tuple[str, ...], list[Color] | None]
 
