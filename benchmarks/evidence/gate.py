@@ -6,7 +6,7 @@
 A strategy is told the reward of the short training, and the gate's draw is of (seed, trial): with every rule the same
 genotypes are proposed and have the same rewards. A rule decides who is trained end to end, and by that how many can be
 tried. So one search that trains all of them end to end holds what each rule would have found, in any budget below its
-own.
+own; a + behind the candidates says that a rule had seconds left when those of a search were all replayed.
 
 The pick of a search is the best of those that were trained end to end, or of all where none was. What it is worth is
 its reward after training end to end, its time considered, which the pick of ``never`` was not chosen by; *best* is
@@ -82,6 +82,11 @@ class Search:
                 rewards += [] if trial.reward1 is None else [trial.reward1]
         return list(known.values())
 
+    def is_short(self, found: Sequence[Trial], seconds: float) -> bool:
+        """Whether ``found`` are all that there are, and a search would have gone on."""
+        known = {trial.trial: trial for trial in found}
+        return len(known) == len(self.trials) < self.planned and not is_beyond(known, seconds / 60, len(self.trials))
+
     def _gated(self, trial: Trial, rule: Rule, before: Sequence[float]) -> Trial:
         """A candidate as it would have come out under ``rule``."""
         if trial.reward1 is None:
@@ -108,10 +113,12 @@ def table(searches: Sequence[Search], budgets: Sequence[int]) -> str:
             for rule in RULES
         }
         for rule in RULES:
+            tried = f"{mean(map(len, found[rule])):.0f}"
+            is_short = any(s.is_short(trials, seconds) for s, trials in zip(searches, found[rule], strict=True))
             ended = mean(sum(trial.state == "done" for trial in trials) for trials in found[rule])
             gains = [1000 * (own - other) for own, other in zip(picks[rule], picks["always"], strict=True)]
             lines.append(
-                f"| {seconds} | {rule} | {mean(map(len, found[rule])):.0f} | {ended:.0f} | {mean(picks[rule]):.3f} "
+                f"| {seconds} | {rule} | {tried}{'+' if is_short else ''} | {ended:.0f} | {mean(picks[rule]):.3f} "
                 f"| {difference(gains) if rule != 'always' else ''} | {best:.3f} |"
             )
     return "\n".join(lines)
