@@ -36,7 +36,7 @@ TRAINERS = methods.names("train")
 OPENERS: dict[str, Callable[[Any, int], Any]] = {
     "train": lambda config, seed: open_training(config.data, seed=seed),
     "adapt": lambda config, seed: open_domains(config.domains, crop=config.views.crop),
-    "pretrain": lambda config, seed: open_image_set(config.data),
+    "pretrain": lambda config, seed: open_image_set(f"{config.data}/images"),  # those of val and test with them
     "extend": lambda config, seed: open_extension(
         config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
         by_region=config.by_region, seed=seed,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, write_set
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +36,12 @@ from segue.weights import load_encoder, new_encoder
 
 SMALL = {"encoder": "test_efficientnet", "init": "random", "crop": 32, "batch": 4, "steps": 6, "refresh": 4}
 Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Ten pictures without splits."""
+    return write_set(tmp_path / "set", splits=False)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -352,9 +358,11 @@ def test_every_choice_trains(changes: dict[str, Any], dataset: Path, tmp_path: P
     assert all(math.isfinite(line["loss"]) for line in run.read_log() if "loss" in line)
 
 
-def test_masks_may_lie_beside_the_images_and_tiny_settings_are_fields(dataset: Path) -> None:
+def test_masks_may_lie_beside_the_images_and_tiny_settings_are_fields(dataset: Path, tmp_path: Path) -> None:
     assert {"encoder", "init", "crop", "batch", "steps"} <= set(leaves(Config)) & set(TINY)
-    assert len(open_image_set(f"{dataset}:train").images) == 6
+    divided = write_set(tmp_path / "divided")
+    sizes = [len(open_image_set(f"{divided}{split}").images) for split in ("", ":train", ":test", "/images")]
+    assert sizes == [6, 6, 2, 10]  # val and test are there to be measured on
     with Image.open(open_image_set(str(dataset)).images[0].image) as image:
         assert image.mode == "RGB"
 

@@ -51,7 +51,7 @@ def words(name: str, dataset: Path, **changes: object) -> list[str]:
     own: dict[str, list[str]] = {
         "train": ["train", f"{dataset}", f"--method={name}"],
         "adapt": ["adapt", "--source", f"{dataset}:train", "--target", f"{dataset}:test", "--val", f"{dataset}:val"],
-        "pretrain": ["pretrain", f"{dataset}"],
+        "pretrain": ["pretrain", f"{dataset}/images"],
         "extend": ["extend", f"{model}", "--new", f"{dataset}", "--task", kind],
     }
     return [*own[methods.verb_of(name)], "--device=cpu", "--precision=fp32", "--json", *fields]
