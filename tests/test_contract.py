@@ -36,7 +36,7 @@ TRAINERS = methods.names("train")
 OPENERS: dict[str, Callable[[Any, int], Any]] = {
     "train": lambda config, seed: open_training(config.data, seed=seed),
     "adapt": lambda config, seed: open_domains(config.domains, crop=config.views.crop),
-    "pretrain": lambda config, seed: open_image_set(f"{config.data}/images"),  # those of val and test with them
+    "pretrain": lambda config, seed: open_image_set(every_image(config.data)),
     "extend": lambda config, seed: open_extension(
         config.model, config.data, keep_val=config.keep_val, new_classes=config.new_classes,
         by_region=config.by_region, seed=seed,
@@ -124,6 +124,12 @@ def outputs(model: torch.nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     """What a model says of a picture, as tensors."""
     found = model(image)
     return [found] if isinstance(found, torch.Tensor) else list(vars(found).values())
+
+
+def every_image(data: str) -> str:
+    """The address of all images of a set, those of val and test among them."""
+    images = Path(data) / "images"
+    return str(images if images.is_dir() else data)
 
 
 def test_every_verb_has_an_opener_here() -> None:

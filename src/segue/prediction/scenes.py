@@ -123,8 +123,8 @@ def write_scene(
     grid: Grid,
     *,
     bands: int,
-    tones: Tones,
     colors: tuple[Color, ...],
+    tones: Tones = (),
 ) -> tuple[int, int]:
     """Predicts the scene at ``path`` and writes ``targets``, each whole or not at all, with its georeference.
 
@@ -134,8 +134,8 @@ def write_scene(
         probabilities: of a window.
         grid: of the tiles.
         bands: that the model takes; the first ones of the scene.
-        tones: the model's rules for deep pixels.
         colors: of the classes.
+        tones: the model's rules for deep pixels.
 
     Returns:
         (width, height) of the scene.

@@ -235,7 +235,7 @@ def train_end_to_end(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> R
 def end_decay(steps: int) -> float:
     """Decay of the average over an end-to-end training of so few steps: the source's 0.99, which looks 100 steps back,
     but at most a quarter of the training: 40 steps at 0.99 would leave two thirds of the first."""
-    return min(0.99, max(0.0, 1 - 4 / steps))
+    return min(0.99, max(0.0, 1 - 4 / max(1, steps)))
 
 
 def _averaged(module: nn.Module, decay: float) -> AveragedModel:
