@@ -155,6 +155,15 @@ def coverage(points: Array, chosen: Sequence[int]) -> tuple[float, float]:
     return float(nearest.max()), float(nearest.mean())
 
 
+def _refuse_count(images: ImageSet, known: int, count: int) -> None:
+    """Refuses to choose ``count`` where fewer are left."""
+    left = len(images.images) - known
+    if not left:
+        raise DataError(f"{images.root}: the model learnt from all of its {known} images; name others to choose from")
+    if not 1 <= count <= left:
+        raise DataError(f"--n {count}: {images.root} holds {left} images without labels; give 1 to {left}")
+
+
 def choose(
     images: ImageSet,
     encoder: Encoder,
@@ -182,13 +191,7 @@ def choose(
         DataError: not so many images are left, they are all alike, or the model gives no numbers.
     """
     known = [i for i, pair in enumerate(images.images) if pair.name in set(labelled)]
-    left = len(images.images) - len(known)
-    if not left:
-        raise DataError(
-            f"{images.root}: the model learnt from all of its {len(known)} images; name others to choose from"
-        )
-    if not 1 <= count <= left:
-        raise DataError(f"--n {count}: {images.root} holds {left} images without labels; give 1 to {left}")
+    _refuse_count(images, len(known), count)
     device = next(encoder.parameters()).device
     points = centred(
         embed_images(lambda x: encoder(x).mean((2, 3)), images.images, side=SIDE, batch=16, device=device, tick=tick)

@@ -319,8 +319,7 @@ def test_reliability_is_measured_once_a_run_and_by_short_trainings_alone(
         return Trial(job.trial, job.genotype, "stopped", reward1=0.1 * len(tries))
 
     monkeypatch.setattr("segue.search.candidates.try_candidate", tried_once)
-    kept = run.out / "reliability.json"
-    first, again = (measured_once(kept, cache, recipe, config.search.blocks, run.say) for _ in range(2))
+    first, again = (measured_once(run.out, cache, recipe, config.search.blocks, run.say) for _ in range(2))
     assert first == again
     assert tries == ["never"] * 9
 

@@ -394,8 +394,7 @@ def searched(
         blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
-    kept = run.out / "reliability.json"
-    share = measured_once(kept, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
+    share = measured_once(run.out, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
     trials = search(config, run, cache, recipe, cost)
     best = best_trials(trials, cost, count)
     tell(run, trials, best[0], share, cost)

@@ -283,8 +283,9 @@ def reliability(values: Sequence[Sequence[float]]) -> float:
     return between / (between + within) if between + within > 0 else 0.0
 
 
-def measured_once(path: Path, known: Cache, recipe: Recipe, blocks: int, say: Callable[[str], None]) -> float:
-    """`measured_reliability`, which a run measures once and keeps in ``path``."""
+def measured_once(out: Path, known: Cache, recipe: Recipe, blocks: int, say: Callable[[str], None]) -> float:
+    """`measured_reliability`, which a run measures once and keeps in its folder."""
+    path = out / "reliability.json"
     if not path.is_file():
         share = measured_reliability(known, recipe, blocks, say)
         write_atomically(path, json.dumps({"genotype": share}).encode())
