@@ -51,6 +51,7 @@ def test_a_network_without_such_layers_is_not_copied() -> None:
     assert with_padding_known(network) is network
 
 
+@pytest.mark.slow
 def test_the_file_pads_as_the_network_does_and_is_soon_written(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     network, path = Small(), tmp_path / "model.onnx"

@@ -228,6 +228,7 @@ def presses(job: Job) -> Trial:
     return Trial(job.trial, job.genotype, "done", reward1=0.5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_left_to_the_process_that_searches(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     _, _, cache, recipe = prepared
     found = list(pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in range(2)], 2, presses))

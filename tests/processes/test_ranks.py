@@ -152,6 +152,7 @@ def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(lost: in
         assert torch.equal(state(folder)[name], value), name
 
 
+@pytest.mark.slow
 def test_processes_agree_on_the_step_at_a_signal_to_one_of_them(tmp_path: Path) -> None:
     """It comes twice, as from SLURM and from ``torchrun``: that is one wish to stop."""
     folder = tmp_path / "run"
