@@ -66,12 +66,9 @@ class _Own(NamedTuple):
         return bool(self.digest and first) and digest_of(first) == self.digest
 
     def is_read_alike(self, listing: Listing) -> bool:
-        """Whether it is this set with the masks that the run read too: a converted copy has the same images alone."""
-        if self.is_at(listing.root):
-            return True
-        return (
-            self.is_listed(listing) and bool(self.masks) and digest_of(self._first(listing), masks=True) == self.masks
-        )
+        """Whether a set elsewhere has the masks that the run read too: a converted copy has the same images alone."""
+        is_known = self.is_listed(listing) and bool(self.masks)
+        return is_known and digest_of(self._first(listing), masks=True) == self.masks
 
     def _first(self, listing: Listing) -> list[Pair]:
         """The images that were digested, of those that are there."""
@@ -118,10 +115,12 @@ def open_to_measure(
     root, part = split_address(address or str(own.root))
     if part and split and part != split:
         raise DataError(f"{address} names the split {part!r}, and {split!r} was asked for; name one of them")
-    is_own = own.is_at(root) or own.is_read_alike(open_listing(str(root), layout))
+    listing = None if own.is_at(root) else open_listing(str(root), layout)
+    is_own = listing is None or own.is_read_alike(listing)
     if is_own:
         layout, mapping = own.layout if layout == "auto" else layout, mapping or own.mapping
-    listing = open_listing(str(root), layout)
+    if listing is None or is_own:
+        listing = open_listing(str(root), layout)  # as the run did
     listing = listing.extended(parse_map(mapping, listing)).toned(tones)
     return Opened(listing, *part_for(listing, source, split or part or ""), is_own and own.by_region)
 

@@ -10,8 +10,8 @@ from segue.errors import UsageError
 FAILED_EXIT = 1  # training did not converge, or the disk is full
 USAGE_EXIT = 2
 GATE_EXIT = 3  # the run is finished, and what it gave is not for release
-STOPPED_EXIT = 130  # by Ctrl-C, as a shell has it
 PARITY_EXIT = 4  # an exported file is not the model that was evaluated
+STOPPED_EXIT = 130  # by Ctrl-C, as a shell has it
 
 
 class Parser(argparse.ArgumentParser):
