@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segue.data.check import flat_png
-from segue.data.check.flat_png import flat_histogram, histogram
+from segue.data.check.flat_png import flat_histogram, histogram, palette_at_head
 from segue.data.sample import Array, write_label_map
 
 COLORS = [(0, 0, 0), (200, 40, 40), (40, 40, 200)]
@@ -106,3 +107,27 @@ def test_a_changed_file_is_counted_as_pillow_reads_it_or_left_to_pillow(
         size, pixels = by_pillow(bytes(content))
         assert found[0] == size
         assert found[1].tolist() == pixels
+
+
+def test_the_palette_is_pillows_or_left_to_it(tmp_path: Path) -> None:
+    path, ids = tmp_path / "mask.png", np.zeros((4, 4), np.uint8)
+    colors = [(7 * i % 256, i, 255 - i) for i in range(256)]
+    for count in (1, 3, 256):
+        image = Image.fromarray(ids)
+        image.putpalette([part for color in colors[:count] for part in color])
+        image.save(path)
+        with Image.open(path) as saved:
+            assert palette_at_head(path) == bytes(saved.getpalette() or ()), count
+    Image.fromarray(ids).save(path)
+    assert palette_at_head(path) == b""
+    image.save(path, pnginfo=long_text())
+    assert palette_at_head(path) is None  # it lies further on
+    image.save(tmp_path / "mask.tif")
+    assert palette_at_head(tmp_path / "mask.tif") is None
+
+
+def long_text() -> PngInfo:
+    """A chunk before the palette that is longer than what is read."""
+    info = PngInfo()
+    info.add(b"tEXt", b"Comment\0" + bytes(4000))
+    return info

@@ -14,6 +14,7 @@ from segue.data.sample import Array
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST = 1 << 26  # pixels and bytes; larger masks are Pillow's, which knows the limit
+HEAD = 1024  # bytes that a palette of 256 colours ends within, where nothing large stands before it
 PASSED = {b"PLTE", b"tRNS", b"gAMA", b"sRGB", b"pHYs", b"cHRM", b"sBIT", b"bKGD"}  # chunks that change no index
 FIRST = 16  # rows that are looked at before all of them: a mask with filters has one among them
 COLOR_TYPES = (0, 3)  # grey, palette
@@ -59,6 +60,21 @@ def flat_histogram(path: Path, size: int) -> tuple[tuple[int, int], Array] | Non
     counts = histogram(rows)
     counts[0] -= height
     return (width, height), counts
+
+
+def palette_at_head(path: Path) -> bytes | None:
+    """The palette of the PNG at ``path``, three bytes an index; empty of one without; None where Pillow has to look."""
+    with path.open("rb") as file:
+        data = file.read(HEAD)
+    if data[:8] != SIGNATURE or len(data) < 33:
+        return None
+    place = 33 if data[25] == 3 else len(data)
+    while place + 8 <= len(data):
+        kind, end = data[place + 4 : place + 8], place + 8 + int.from_bytes(data[place : place + 4], "big")
+        if kind == b"PLTE":
+            return data[place + 8 : end] if end <= len(data) else None
+        place = end + 4
+    return None if data[25] == 3 else b""
 
 
 def _packed(data: bytes, *, has_palette: bool) -> bytes | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segue.data.check.flat_png import flat_histogram, histogram
+from segue.data.check.flat_png import flat_histogram, histogram, palette_at_head
 from segue.data.decoder import Decoder, mask_image, unknown_values
 from segue.data.finding import Finding
 from segue.data.listing import Pair
@@ -164,11 +164,12 @@ class Inspector:
 
     def _palette(self, seen: Seen, path: Path) -> None:
         """E104 where a palette gives an index that occurs the colour of a class that is not its own."""
-        with Image.open(content(path), formats=FORMATS) as mask:
-            if mask.mode != "P" or mask.palette is None:
-                return
-            kind, data = mask.palette.getdata()  # of a PNG without its pixels
-            flat = list(data if kind == "RGB" else mask.getpalette() or ())
+        flat = palette_at_head(path)
+        if flat is None:
+            with Image.open(content(path), formats=FORMATS) as mask:
+                flat = bytes(mask.getpalette() or ()) if mask.mode == "P" else b""
+        if not flat:
+            return
         colors = self.decoder.colors
         names: dict[tuple[int, ...], str] = dict(zip(colors, self.classes, strict=True))
         for value in seen.values:
