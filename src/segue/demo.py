@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from segue.data import synthetic
+from segue.data.finding import argument
 from segue.data.layouts import open_listing
 from segue.disk import write_atomically
 from segue.errors import UsageError
@@ -96,7 +97,7 @@ def _tell(out: Path, console: Console) -> dict[str, float]:
         f"on {TEST} test scenes: plain training mIoU {100 * scores['supervised']:.1f}, "
         f"pixel contrast and pseudo-labels {100 * scores['pixel_contrast']:.1f} (same steps, one seed)\n"
         f"look at: {out / 'run' / 'report.html'}, {out / 'predictions'}\n"
-        f"next: segue predict {out / 'run'} YOUR_IMAGES --out OUT, or segue train YOUR_DATA --out RUN",
+        f"next: segue predict {argument(out / 'run')} YOUR_IMAGES --out OUT, or segue train YOUR_DATA --out RUN",
         markup=False,
     )
     return scores

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segue.config import Network, did_you_mean
+from segue.data.finding import argument
 from segue.data.listing import Listing
 from segue.disk import write_atomically
 from segue.errors import DataError
@@ -157,7 +158,7 @@ def load_any(source: str, *, device: str = "cpu") -> AnyModel:
         advice = (
             "no decoder takes a vision transformer, it serves segue suggest and load_encoder of segue.weights"
             if is_transformer(name)
-            else f"train on it first: segue train DATA --init {source} --encoder {name} --out RUN"
+            else f"train on it first: segue train DATA --init {argument(source)} --encoder {name} --out RUN"
         )
         raise DataError(f"{source} holds an encoder, which labels no pixel; {advice}")
     return model

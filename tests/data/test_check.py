@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -35,7 +36,7 @@ SIZE = 48
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Six training and two validation pictures."""
-    root = write_set(tmp_path / "set", train=6, val=2, test=0, size=SIZE)
+    root = write_set(tmp_path / "my set", train=6, val=2, test=0, size=SIZE)
     described(root, lambda told: told["splits"].pop("test"))
     return root
 
@@ -306,8 +307,8 @@ def printed_commands(finding: Finding, root: Path, out: Path) -> list[tuple[Any,
     commands: list[tuple[Any, ...]] = []
     for option, value in re.findall(r"(--map|--allow-missing|--skip-bad)( [0-9][^ .;)]*)?", finding.fix):
         commands.append(("check", root, option, value.strip()) if value else ("check", root, option))
-    for address in re.findall(r"segue check (\S+) --fix OUT", finding.fix):
-        commands.append(("check", address, "--fix", out))
+    for address in re.findall(r"segue check (.+?) --fix OUT", finding.fix):
+        commands.append(("check", *shlex.split(address), "--fix", out))
     return commands
 
 
@@ -548,7 +549,7 @@ def test_a_model_of_other_classes_is_named(dataset: Path, tmp_path: Path, segue:
     (model / "model.yaml").write_text(json.dumps({**spec, "spec": {"classes": ["ground", "bar"]}}))
     status, output, _ = segue("check", dataset, "--model", model)
     assert status == 2
-    assert f"To teach it disc: segue extend {model} --new {dataset} --out RUN" in output
+    assert f"To teach it disc: segue extend {model} --new {shlex.quote(str(dataset))} --out RUN" in output
 
 
 def test_the_docs_name_every_code_and_every_layout() -> None:

@@ -139,6 +139,7 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     from segue.data.check.audit import audit
     from segue.data.check.mend import mended, reader
     from segue.data.convert import convert
+    from segue.data.finding import argument
     from segue.progress import track
 
     if not found.listing.classes:
@@ -156,9 +157,8 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     lines += left_out_lines(out)
     dropped = sum(map(len, mend.dropped.values()))
     lines.append(f"{written['written']} pairs written to {out}, {dropped + written['left_out']} files left out")
-    lines += (
-        again.lines() if again.stops else [f"the copy has no fault that stops training: segue train {out} --out RUN"]
-    )
+    sound = f"the copy has no fault that stops training: segue train {argument(out)} --out RUN"
+    lines += again.lines() if again.stops else [sound]
     print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
     return USAGE_EXIT if again.stops else 0
 

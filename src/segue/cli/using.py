@@ -355,6 +355,7 @@ def suggest_command(arguments: argparse.Namespace) -> int:
     """``segue suggest``."""
     from dataclasses import asdict
 
+    from segue.data.finding import argument
     from segue.data.layouts import split_address
     from segue.data.layouts.shards import RECORD
     from segue.suggestion import write_suggestion
@@ -364,7 +365,7 @@ def suggest_command(arguments: argparse.Namespace) -> int:
     if (split_address(arguments.images)[0] / RECORD).is_file():
         raise UsageError(
             f"segue suggest: {arguments.images} is a set in shards, whose pictures cannot be handed out one by one; "
-            f"name the folder it was packed from, or bring it back: segue data convert {arguments.images} DST"
+            f"name the folder it was packed from, or bring it back: segue data convert {argument(arguments.images)} DST"
         )
     found = suggest(
         arguments.images, arguments.model, n=arguments.n, skip_bad=arguments.skip_bad, seed=arguments.seed,

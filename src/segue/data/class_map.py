@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segue.data.finding import argument
 from segue.data.sample import IGNORE
 from segue.errors import DataError
 
@@ -83,7 +84,7 @@ def _parsed(path: Path) -> "yaml.Node | None":
 
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file; segue check --source A --target B --maps {path} writes one to start from"
+            f"{path}: no such file; segue check --source A --target B --maps {argument(path)} writes one to start from"
         )
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -1,5 +1,6 @@
 """One kind of fault of a data set, with every place it was found in; and paths that can be printed."""
 
+import shlex
 from dataclasses import dataclass
 
 SHOWN = 3  # example paths in a message
@@ -37,6 +38,21 @@ def printable(text: str) -> str:
     """``text`` on one line and in characters that every terminal and file takes: names on disk need not be UTF-8."""
     sound = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in sound)
+
+
+def argument(path: object) -> str:
+    """A path as a shell takes it, for a command that is shown."""
+    return shlex.quote(str(path))
+
+
+def fixing(root: object) -> str:
+    """The command that writes a mended copy of the set at ``root``."""
+    return f"segue check {argument(root)} --fix OUT"
+
+
+def proposing(source: object, target: object) -> str:
+    """The command that proposes which class of one set is which of the other's."""
+    return f"segue check --source {argument(source)} --target {argument(target)} --maps maps.yaml"
 
 
 def merged(findings: list[Finding]) -> list[Finding]:

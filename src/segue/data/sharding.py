@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.data.archive import check_path
+from segue.data.finding import argument
 from segue.data.layouts.shards import FORMAT, RECORD
 from segue.data.listing import Listing, Pair
 from segue.disk import write_atomically
@@ -92,7 +93,7 @@ def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path) -> tuple
         where = "instance ids of Cityscapes" if drawn is None else f"the labels of {drawn.name}"
         raise DataError(
             f"{where} are more than a picture of classes: bring the set into the canonical folder first, "
-            f"segue data convert {listing.root} DST, and pack that"
+            f"segue data convert {argument(listing.root)} DST, and pack that"
         )
     pairs |= {pair.image: pair for pair in (*listing.unnamed, *further) if pair.image not in pairs}
     if not pairs:

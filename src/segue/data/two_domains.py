@@ -15,7 +15,7 @@ from segue.data.check import check
 from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
 from segue.data.decoder import Decoder
-from segue.data.finding import Finding, printable
+from segue.data.finding import Finding, printable, proposing
 from segue.data.layouts import open_images, open_listing, split_address, validation_at
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
@@ -360,8 +360,8 @@ def _matched(source: Listing, known: Listing, origin: str, map_file: str, notes:
     ours, theirs = set(source.classes) - set(known.classes), set(known.classes) - set(source.classes)
     raise DataError(
         f"E125 the classes of --source {source.root} and of {origin} differ (only there: {_some(ours)}; only here: "
-        f"{_some(theirs)}); say which is which: segue check --source {source.root} --target {known.root} "
-        "--maps maps.yaml writes a proposal, --map maps.yaml takes it"
+        f"{_some(theirs)}); say which is which: {proposing(source.root, known.root)} "
+        "writes a proposal, --map maps.yaml takes it"
     )
 
 

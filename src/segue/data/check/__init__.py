@@ -19,7 +19,7 @@ from segue.data.check import leaks
 from segue.data.check.facts import BAD_FILES, Facts
 from segue.data.check.inspection import MANY_VALUES, Inspector
 from segue.data.decoder import Decoder
-from segue.data.finding import Finding, merged
+from segue.data.finding import Finding, fixing, merged
 from segue.data.listing import Listing, Pair
 from segue.data.sample import IGNORE, Tones
 from segue.data.tones import drops_bands
@@ -153,7 +153,7 @@ def _chunk(start: int) -> tuple[int, list[Finding], Facts]:
 def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:
     """Faults of single masks that are one fault of the whole set: 0/255, ids from 1 on, instance ids, no label."""
     count, root = len(listing.classes), str(listing.root)
-    mended = f"A mended copy: segue check {root} --fix OUT"
+    mended = f"A mended copy: {fixing(root)}"
 
     def replaced(whole: Finding, *codes: str) -> list[Finding]:
         return [whole, *(found for found in findings if found.code not in codes)]
@@ -198,7 +198,7 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
     labelled = [split for split in listing.splits.values() if any(pair.mask for pair in split)]
     bare = [str(pair.image) for split in labelled for pair in split if pair.mask is None]
     renamed = likely_names(pairs, listing.stray)
-    mend = f"A copy with the names put right: segue check {root} --fix OUT"
+    mend = f"A copy with the names put right: {fixing(root)}"
     if pairs and not labelled and listing.classes:
         guess = f"{mend}. " if renamed else ""
         found.append(
@@ -228,7 +228,7 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
         found.append(
             Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",
                     (f"{root}:{name}",), "There is nothing to train on or to measure.",
-                    f"Take the split out, and one is made by seed; or a copy: segue check {root} --fix OUT")
+                    f"Take the split out, and one is made by seed; or a copy: {fixing(root)}")
         )  # fmt: skip
     return found
 
@@ -335,7 +335,7 @@ def _modes(facts: Facts, root: str) -> list[Finding]:
             Finding("W114", f"{kind} images hold more than 8 bits (percentiles 0, 1, 50, 99, 100: {bands})",
                     (f"{root} ({facts.modes[kind]} images)",),
                     f"All of them are read with {black:g} black and {white:g} white; the model keeps the rule.",
-                    f"Nothing to do, if that is meant. A copy in 8 bits: segue check {root} --fix OUT")
+                    f"Nothing to do, if that is meant. A copy in 8 bits: {fixing(root)}")
         )  # fmt: skip
     if facts.turned:
         found.append(

@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.data.check import check, domains
 from segue.data.check.facts import Facts
-from segue.data.finding import Finding, merged, printable
+from segue.data.finding import Finding, argument, merged, printable
 from segue.data.layouts import layout_of, open_images, open_listing
 from segue.data.listing import Listing
 from segue.data.stored_values import parse_map
@@ -95,10 +95,12 @@ class Audit:
             notes = _counted(len(self.findings) - stops, "note")
             lines.append(f"STOP: {_counted(stops, 'kind')} of fault that must be mended before training, {notes}")
         elif not self.listing.classes:
-            learnt = f"segue pretrain {self.address} --out RUN"
-            lines.append(f"no labels found. Next: {learnt}, or segue train LABELLED --unlabeled {self.address}")
+            images = argument(self.address)
+            learnt = f"segue pretrain {images} --out RUN, or segue train LABELLED --unlabeled {images}"
+            lines.append(f"no labels found. Next: {learnt}")
         else:
-            lines.append(f"sound: {_counted(len(self.findings), 'note')}. Next: segue train {self.address} --out RUN")
+            notes = _counted(len(self.findings), "note")
+            lines.append(f"sound: {notes}. Next: segue train {argument(self.address)} --out RUN")
         return [printable(line) for line in lines]
 
 

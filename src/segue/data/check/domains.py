@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segue.data.check.facts import Facts
-from segue.data.finding import Finding
+from segue.data.finding import Finding, argument, proposing
 from segue.data.listing import Listing
 
 SURE, LIKELY = 0.9, 0.6  # similarity of two names from which on they are taken to be one class, or perhaps one
@@ -83,7 +83,7 @@ def domain_faults(source: Listing, target: Listing, source_facts: Facts, target_
             Finding("E125", f"source has {len(source.classes)} classes, target {len(target.classes)} others", (pair,),
                     "A class would be learnt as another.",
                     f"Look at the proposed map, mend it, and give it: segue adapt --map FILE "
-                    f"(segue check --source {source.root} --target {target.root} --maps maps.yaml writes it)")
+                    f"({proposing(source.root, target.root)} writes it)")
         ]  # fmt: skip
     found = []
     if source_facts.pixels.any() and target_facts.pixels.any():
@@ -120,7 +120,7 @@ def model_faults(listing: Listing, model: Path | str, classes: Sequence[str], ki
     extra = [name for name in classes if name not in listing.classes]
     mend = "Name the classes as the model does, in its order, or train a model for this set."
     if missing and kind in EXTENDED:
-        words = f"segue extend {model} --new {listing.root} --out RUN{EXTENDED[kind]}"
+        words = f"segue extend {argument(model)} --new {argument(listing.root)} --out RUN{EXTENDED[kind]}"
         mend = f"{mend} To teach it {', '.join(missing)}: {words}"
     what = f"only the set has {', '.join(missing) or 'none'}; only the model has {', '.join(extra) or 'none'}"
     return [

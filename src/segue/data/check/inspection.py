@@ -15,7 +15,7 @@ from PIL import Image
 
 from segue.data.check.flat_png import flat_histogram, histogram, palette_at_head
 from segue.data.decoder import Decoder, mask_image, unknown_values
-from segue.data.finding import Finding
+from segue.data.finding import Finding, fixing
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
@@ -151,7 +151,7 @@ class Inspector:
         )  # fmt: skip
 
     def _fix(self, does: str) -> str:
-        return f"A mended copy {does}: segue check {self.root} --fix OUT"
+        return f"A mended copy {does}: {fixing(self.root)}"
 
     def _lossless(self, seen: Seen, mask: Image.Image) -> None:
         """E105 for masks in formats that change pixels."""
@@ -322,7 +322,7 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
     if "permission denied" in lower:
         return _unreachable(path, "no permission to read the file")
     reason = reason.replace(f"{path} ", "").replace(f"{path}: ", "")
-    mend = f"Export it again, or go on without it: --skip-bad (or a copy: segue check {root} --fix OUT)"
+    mend = f"Export it again, or go on without it: --skip-bad (or a copy: {fixing(root)})"
     if "decompression bomb" in lower:
         # fmt: off
         return Finding("E112", "image is larger than the limit of pixels", (f"{path} ({reason})",),

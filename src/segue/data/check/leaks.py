@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from segue.data.finding import Finding
+from segue.data.finding import Finding, fixing
 from segue.data.listing import Pair
 from segue.data.sample import Array
 
@@ -30,7 +30,7 @@ def equal_images(digests: Mapping[str, bytes], split_of: Mapping[str, str], root
     if across:
         found.append(
             Finding("W119", "the same image is in two splits", tuple(across), "Scores on it say nothing.",
-                    f"A mended copy takes it out of the training split: segue check {root} --fix OUT")
+                    f"A mended copy takes it out of the training split: {fixing(root)}")
         )  # fmt: skip
     if within:
         found.append(
