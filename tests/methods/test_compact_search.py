@@ -1,10 +1,14 @@
 """Search under distillation: losses by hand, candidates, and the whole command on drawn pictures."""
 
+import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -24,9 +28,11 @@ import segue
 from segue.batches import mix
 from segue.cli.learning import device_and_threads, minutes
 from segue.config import build
+from segue.data.copy_paste import learn
 from segue.engine import Run
 from segue.errors import DataError, UsageError
-from segue.methods.compact_search import Config, Distilled, cached, recipe_of, search, train
+from segue.launch.claim import claim_folder
+from segue.methods.compact_search import ANYHOW, Config, Distilled, cached, recipe_of, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
     OPERATIONS,
@@ -36,17 +42,18 @@ from segue.models.compact import (
     CompactSegmenter,
     CompactSpec,
     Genotype,
+    enlarged,
     operation,
 )
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.search import pool
 from segue.search.cache import Cache
 from segue.search.candidates import Job, Recipe, measured_once, measured_reliability, opened, reliability, try_candidate
-from segue.search.data import open_compression
+from segue.search.data import divided, open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
-from segue.search.runtime import part_runner
+from segue.search.runtime import enlarging_runner, on_cores, part_runner
 from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import save_model
@@ -201,6 +208,22 @@ def test_a_candidate_that_fails_has_an_error_and_no_reward(
     trial = try_candidate(Job(cache.folder, recipe, 0, ARCH1))
     assert (trial.state, trial.reward1, trial.error) == ("failed", None, "OutOfMemoryError: no room")
     assert (trial.error_type, trial.verdict) == ("OutOfMemoryError", "")
+    assert trial.seconds1 > 0  # a search that is limited in time ends, even if all its candidates fail
+
+
+def test_what_the_short_training_came_to_is_kept_where_the_second_fails(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, cache, recipe = prepared
+
+    def diverges(*_: Any, **__: Any) -> None:
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr("segue.search.candidates.train_end_to_end", diverges)
+    trial = try_candidate(Job(cache.folder, replace(recipe, gate="always"), 0, ARCH1))
+    assert (trial.state, trial.reward2, trial.error_type) == ("failed", None, "FloatingPointError")
+    assert trial.reward1 is not None
+    assert trial.seconds2 > 0
 
 
 @pytest.mark.slow
@@ -208,9 +231,14 @@ def test_the_same_candidates_with_one_process_and_with_two(prepared: tuple[Confi
     _, _, cache, recipe = prepared
     jobs = [Job(cache.folder, recipe, n, ARCH1.replace("[[2,", f"[[{n},", 1)) for n in range(3)]
     alone, together = (
-        {t.trial: (t.reward1, t.reward2, t.state) for t in pool.tried(jobs, parallel)} for parallel in (1, 2)
+        {t.trial: (t.reward1, t.reward2, t.state) for t in all_tried(jobs, parallel)} for parallel in (1, 2)
     )
     assert alone == together
+
+
+def all_tried(jobs: list[Job], parallel: int, work: Callable[[Job], Trial] = try_candidate) -> list[Trial]:
+    with pool.Workers(parallel, work) as workers:
+        return list(workers.tried(jobs))
 
 
 def dies(job: Job) -> Trial:
@@ -229,9 +257,42 @@ def presses(job: Job) -> Trial:
 
 
 @pytest.mark.slow
+def test_a_search_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from segue.search import pool\n"
+        "from segue.search.candidates import Job\n"
+        "if __name__ == '__main__':\n"
+        "    with pool.Workers(2, pool.died) as workers:\n"
+        "        list(workers.tried([Job(None, None, n, '') for n in range(2)]))\n"
+        "        print(*workers._pool._processes, flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        workers = [int(word) for word in driver.stdout.readline().split()]
+        assert workers
+        assert all(map(alive, workers))
+        driver.kill()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
+def alive(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"  # one that nobody waited for is not alive
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_left_to_the_process_that_searches(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     _, _, cache, recipe = prepared
-    found = list(pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in range(2)], 2, presses))
+    found = all_tried([Job(cache.folder, recipe, n, ARCH1) for n in range(2)], 2, presses)
     assert [trial.state for trial in found] == ["done", "done"]
 
 
@@ -241,7 +302,7 @@ def test_a_process_that_dies_costs_its_candidate_alone(
     prepared: tuple[Config, Run, Cache, Recipe], order: tuple[int, ...]
 ) -> None:
     _, _, cache, recipe = prepared
-    found = {t.trial: t for t in pool.tried([Job(cache.folder, recipe, n, ARCH1) for n in order], 2, dies)}
+    found = {t.trial: t for t in all_tried([Job(cache.folder, recipe, n, ARCH1) for n in order], 2, dies)}
     assert [found[n].state for n in range(4)] == ["done", "failed", "done", "done"]
     assert found[1].error.startswith("ProcessDied")
     assert found[1].reward1 is None
@@ -272,13 +333,13 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
     identity = repr((limited.search, recipe, cache.encoder, cache.source))
     done: list[int] = []
 
-    def tries(jobs: list[Job], *_: Any, **__: Any) -> Iterator[Trial]:
+    def tries(_: pool.Workers, jobs: list[Job]) -> Iterator[Trial]:
         """Candidates of 15 s each, one after the other."""
         for job in jobs:
             done.append(job.trial)
             yield Trial(job.trial, job.genotype, "done", reward1=0.5, seconds1=10.0, seconds2=5.0)
 
-    monkeypatch.setattr("segue.methods.compact_search.tried", tries)
+    monkeypatch.setattr(pool.Workers, "tried", tries)
     run = Run(tmp_path / "uncut", quiet=True)
     run.open()
     whole = search(limited, run, cache, recipe, Cost())
@@ -296,6 +357,55 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         again = search(limited, part, cache, recipe, Cost())
         assert [(t.trial, t.genotype) for t in again] == [(t.trial, t.genotype) for t in whole], name
         assert done == [number for number in range(5) if number not in there], name
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    identity = {"verb": "compress", "seed": 0, "config": {"parallel": 8, "ray": "", "blocks": 2}}
+    (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))
+    config = identity["config"]
+    assert isinstance(config, dict)
+    claim_folder(tmp_path, {**identity, "config": {**config, "parallel": 1, "ray": "auto"}}, ANYHOW)
+    with pytest.raises(UsageError, match="blocks: 2 there, 3 here"):
+        claim_folder(tmp_path, {**identity, "config": {**config, "blocks": 3}}, ANYHOW)
+    fields = {field.name for field in dataclasses.fields(config_for(tmp_path).search)}
+    assert set(ANYHOW) <= fields
+
+
+def test_what_is_pasted_in_a_search_is_of_images_that_it_trains_on(dataset: Path) -> None:
+    config = config_for(dataset, copy_paste="disc")
+    data = open_compression(config.teacher, config.data, seed=0)
+    kept, held, paste = divided(data.training, "disc", 0, 4000)
+    assert paste is not None
+    assert not {pair.name for pair in kept} & {pair.name for pair in held}
+    decoder, classes = data.training.decoder, data.training.classes
+    alone, _ = learn(kept, decoder, classes, "disc", seed=0)
+    of_all, _ = learn(data.training.labelled, decoder, classes, "disc", seed=0)
+    sizes = [sum(map(len, found.cutouts.values())) for found in (paste, alone, of_all)]
+    assert sizes[0] == sizes[1] < sizes[2]
+    assert [len(part) for part in divided(data.training, "", 0, 5)[:2]] == [4, 1]
+
+
+def test_room_for_a_cache_is_taken_at_once(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, cache, _ = prepared
+    shutil.rmtree(cache.folder)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        cached(config, run, open_compression(config.teacher, config.data, seed=0), None)
+    assert [path.name for path in run.out.iterdir() if "cache" in path.name] == []
+
+
+def test_the_cache_is_found_from_another_folder(
+    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, cache, _ = prepared
+    monkeypatch.chdir(cache.folder.parent)
+    assert Cache.open(Path("cache")).folder == cache.folder.resolve()
 
 
 def test_a_cache_made_anew_in_its_folder_is_the_one_that_candidates_see(
@@ -333,10 +443,12 @@ def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Re
 
 
 def test_slower_candidates_are_worth_less() -> None:
-    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (2.0,) * 4)
+    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (8.0, 0.25, 0.125, 8.0), (9.0, 2.0, 9.0, 9.0))
     cost = Cost(table, target=20.0, power=1.0)
-    # 10 + two blocks of two cells of (7 + 0.5) + one map out: 10 + 30 + 2 x 2 (both blocks are loose)
-    assert cost.latency(ARCH1) == pytest.approx(44.0)
+    # 10 + two blocks of two cells of (7 + 0.5); block 4 of maps 2 and 3 brings one to 2, block 5 of 3 and 1 one to 1;
+    # both are loose: two projections at 1, block 4 is brought there, and one classifier at 1
+    assert cost.latency(ARCH1) == pytest.approx(10 + 30 + 0.125 + 0.25 + 2 * 0.5 + 0.25 + 2.0)
+    assert table.fastest(2) == pytest.approx(10 + 30 + 0.5 + 2.0)
     trial = Trial(0, ARCH1, "stopped", reward1=0.6, latency=40.0)
     assert cost.worth(trial) == pytest.approx(0.3)
     assert Cost().worth(Trial(0, ARCH1, "done", reward1=0.6, reward2=0.7)) == 0.7
@@ -353,6 +465,24 @@ def test_a_part_as_it_is_timed_computes_what_it_computes(index: int) -> None:
     (found,) = part_runner(part, x, 1, adds=True)()  # type: ignore[misc]
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(found), part(x) + x, atol=1e-5, rtol=1e-5)
+
+
+def test_the_end_of_a_model_as_it_is_timed_computes_what_it_computes() -> None:
+    pytest.importorskip("onnxruntime")
+    x = torch.rand(1, 5, 4, 6)
+    large = enlarged(x, (16, 24))
+    (found,) = enlarging_runner(x, (16, 24), 1)()  # type: ignore[misc]
+    torch.testing.assert_close(torch.from_numpy(found), large, atol=1e-5, rtol=1e-5)
+    (picked,) = enlarging_runner(x, (16, 24), 1, picks=True)()  # type: ignore[misc]
+    assert (torch.from_numpy(picked) == large.argmax(1)).float().mean() > 0.99  # rounding decides a tie
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no thread")
+def test_a_time_is_taken_on_as_many_cores_as_were_asked_for() -> None:
+    before = os.sched_getaffinity(0)
+    with on_cores(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("text", ["25@512x512", "0ms@512x512", "25ms", "25ms@8x512", "ms@1x1"])

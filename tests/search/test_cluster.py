@@ -77,11 +77,12 @@ def test_over_a_cluster_as_in_one_process_and_a_dead_worker_costs_its_candidate_
     cache, recipe = cached(config, run, data, None), recipe_of(config, data.training.classes, 0)
     jobs = [Job(cache.folder, recipe, n, ARCH1.replace("[[2,", f"[[{n},", 1)) for n in range(4)]
     alone, spread = (
-        {t.trial: (t.reward1, t.reward2, t.state) for t in pool.tried(jobs[:2], 1, ray=ray)} for ray in ("", "auto")
+        {t.trial: (t.reward1, t.reward2, t.state) for t in pool.Workers(1, ray=ray).tried(jobs[:2])}
+        for ray in ("", "auto")
     )
     assert alone == spread
-    found = {trial.trial: trial for trial in pool.tried(jobs, 1, dies, ray="auto")}
+    found = {trial.trial: trial for trial in pool.Workers(1, dies, ray="auto").tried(jobs)}
     assert [found[n].state for n in range(4)] == ["done", "failed", "done", "done"]
     assert (found[1].reward1, found[1].error_type) == (None, "ProcessDied")
     with pytest.raises(DataError, match="does not see"):
-        list(pool.tried([Job(tmp_path / "elsewhere", recipe, 0, ARCH1)], 1, ray="auto"))
+        list(pool.Workers(1, ray="auto").tried([Job(tmp_path / "elsewhere", recipe, 0, ARCH1)]))

@@ -19,7 +19,7 @@ from segue.models.compact import Genotype, choices_of
 from segue.search.controller import Controller, Feedback, Policy, clipped
 from segue.search.gate import chance, decide, statistics, temperature
 from segue.search.strategies import Evolution, Name, Strategy, strategy
-from segue.search.trials import Trial, Trials
+from segue.search.trials import DIED, Trial, Trials
 
 SOUND = "[[0, [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], [[0, 1], [2, 3]]]"
 
@@ -154,9 +154,18 @@ def test_acceptance_has_the_frequency_of_the_rule_within_binomial_error() -> Non
     for z in (-0.5, -1.0, -2.0):
         expected = chance(z, temperature(40, 60))
         found = [
-            decide("metropolis", mu + z * s, before, trial=trial, planned=60, seed=1).accepted for trial in range(2000)
+            decide("metropolis", mu + z * s, before, trial=39, planned=60, seed=seed).accepted for seed in range(2000)
         ]
         assert sum(found) / 2000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
+
+
+def test_ten_candidates_are_free_however_few_rewards_a_generation_was_told_of() -> None:
+    before = [0.5 + 0.01 * (-1) ** k for k in range(8)]  # the ninth to sixteenth are asked for when eight are known
+    found = [
+        [decide("metropolis", 0.0, before, trial=trial, planned=60, seed=seed).accepted for seed in range(20)]
+        for trial in range(8, 16)
+    ]
+    assert [all(passed) for passed in found] == [True, True, *[False] * 6]
 
 
 def test_the_published_rule_lets_nearly_all_pass_at_budgets_people_have() -> None:
@@ -180,6 +189,17 @@ def test_what_is_written_is_read_and_a_second_write_changes_nothing(tmp_path: Pa
     ledger.add(trial)
     ledger.add(Trial(0, SOUND, "failed", error="OutOfMemoryError: no"))
     assert Trials(tmp_path / "trials.sqlite", "a").all() == {0: trial}
+
+
+def test_a_process_that_died_is_tried_again_while_nothing_was_asked_for_since(tmp_path: Path) -> None:
+    ledger = Trials(tmp_path / "trials.sqlite", "a search")
+    for number in range(11):
+        died = number in (3, 9)
+        state = {"state": "failed", "error_type": DIED} if died else {"state": "done", "reward1": 0.5}
+        ledger.add(Trial(number, SOUND, **state))
+    assert set(ledger.resumed(8)) == {*range(9), 10}
+    assert ledger.all()[3].error_type == DIED  # later candidates were proposed without it
+    assert 9 not in ledger.all()
 
 
 def test_a_ledger_of_another_search_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def launch(
     identity = {
         "verb": verb, "method": method, "seed": around.seed, "precision": around.precision, "config": flat(config),
     }  # fmt: skip
-    run, data = _begin(out, identity, around, open_data)
+    run, data = _begin(out, identity, around, open_data, getattr(methods.load(method), "ANYHOW", ()))
     told = f"{config.steps} steps, seed {around.seed}, on {around.device} in {around.precision}"
     run.say(f"{verb}: {method}, {told}, into {out}")
     names = around.log_to if rank_and_world()[0] == 0 else ()
@@ -131,10 +131,12 @@ def launch(
     return out
 
 
-def _begin(out: Path, identity: dict[str, Any], around: Surroundings, open_data: Callable[[], D]) -> tuple[Run, D]:
+def _begin(
+    out: Path, identity: dict[str, Any], around: Surroundings, open_data: Callable[[], D], anyhow: Sequence[str]
+) -> tuple[Run, D]:
     """Claims the folder and opens the data: the run, which has written nothing yet, and what it learns from."""
     tuned = tune(around.device)
-    only_first(lambda: claim_folder(out, identity))
+    only_first(lambda: claim_folder(out, identity, anyhow))
     data = open_data()
     records = describe_run(identity, data, around.command, tuned, around.device)
     only_first(lambda: refuse_changed(out, records["run.json"], data.account()["root"]))

@@ -30,8 +30,8 @@ class MethodData(Protocol):
         """(name, files) of everything trained or validated on."""
 
 
-def claim_folder(out: Path, identity: dict[str, Any]) -> None:
-    """Makes sure that ``out`` is free or holds this very run.
+def claim_folder(out: Path, identity: dict[str, Any], anyhow: Sequence[str] = ()) -> None:
+    """Makes sure that ``out`` is free or holds this very run, whatever the fields ``anyhow``, which change no result.
 
     Raises:
         UsageError: it holds something else; the message says what differs.
@@ -50,7 +50,7 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> None:
         is_sound = False
     if not is_sound:
         raise UsageError(f"{record} is damaged; name another folder for --out") from None
-    pairs = [(key, before, now) for key, before, now in _pairs(known, identity) if not _same(before, now)]
+    pairs = [pair for pair in _pairs(known, identity) if pair[0] not in anyhow and not _same(*pair[1:])]
     differs = sorted(f"{key}: {before!r} there, {now!r} here" for key, before, now in pairs)
     if differs:
         raise UsageError(f"--out {out} holds another run ({'; '.join(differs[:3])}); name another folder")

@@ -47,21 +47,22 @@ from segue.processes.signals import Preempted, Signals
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_once
 from segue.search.controller import Feedback
-from segue.search.data import Compression
+from segue.search.data import Compression, divided
 from segue.search.finalists import Entry, best_trials, contest, entries, of_its_size
 from segue.search.gate import Rule
 from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
-from segue.search.pool import tried
-from segue.search.report import tell, tell_candidate
+from segue.search.pool import Workers
+from segue.search.report import Teller, tell
 from segue.search.strategies import Name, strategy
 from segue.search.trials import Trial, Trials, is_beyond
 from segue.weights import encoder_weights, new_compact_encoder, new_compact_segmenter, start_statistics
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
+ANYHOW = ("parallel", "ray")  # where and how many at once: the trials are the same, and a run may go on with others
 BOUNDS = {
-    **dict.fromkeys(("candidates", "blocks", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
+    **dict.fromkeys(("candidates", "blocks", "images", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
     **dict.fromkeys(("parallel", "threads", "finalists", "finalist_seeds", "channels", "repeats"), AT_LEAST_1),
     **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "aux_weight", "controls"), AT_LEAST_0),
     **dict.fromkeys(("decoder_batch", "end_batch"), BATCH),
@@ -86,7 +87,8 @@ class Search:
         blocks: B of the decoder.
         gate: rule of eq. 3: ``metropolis``, ``published``, ``always``, ``never``.
         search_crop: side of the cached crops, in pixels; a multiple of 32.
-        draws: crops kept of each training image.
+        images: labelled images that the search looks at, at most; 4,000 in the source.
+        draws: crops kept of each of them.
         search_channels: C in the search.
         decoder_steps: of eq. 2.
         decoder_batch: crops a step of eq. 2; 64 in the source, with far more images.
@@ -95,7 +97,7 @@ class Search:
         end_batch: crops a step of eq. 4.
         end_lr: of SGD for the encoder in eq. 4.
         aux_weight: of eq. 2.
-        parallel: candidates tried at once, each in a process with one thread.
+        parallel: candidates tried at once, at most 8, each in a process with one thread.
         ray: address of a Ray cluster whose CPUs try the candidates, or ``auto``; then ``parallel`` says nothing.
         reliable: first measure how much of the reward is the genotype's and not chance's, by 3 genotypes x 3 seeds.
     """
@@ -110,6 +112,7 @@ class Search:
     blocks: int = 2
     gate: Rule = "metropolis"
     search_crop: int = 128
+    images: int = 4000
     draws: int = 2
     search_channels: int = 48
     decoder_steps: int = 100
@@ -181,22 +184,19 @@ def recipe_of(config: Config, classes: tuple[str, ...], seed: int) -> Recipe:
 
 def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None) -> Cache:
     """Everything that candidates share: 90 % of the labelled images to train on, the rest for the reward."""
-    pairs = data.training.labelled
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(mix(run.seed, "meta"))).tolist()
-    cut = max(1, round(0.1 * len(pairs)))
-    held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
+    kept, held, paste = divided(data.training, config.data.copy_paste, run.seed, config.search.images)
     crop, decoder = config.search.search_crop, data.training.decoder
-    train = RandomViews(kept, decoder, crop, config.views.scale, paste=data.training.paste, tells_inside=True)
+    train = RandomViews(kept, decoder, crop, config.views.scale, paste=paste, tells_inside=True)
     val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
     encoder = new_compact_encoder(config.network.encoder, state)
-    mean, std = start_statistics(config.network.init, config.network.encoder, 3)
+    statistics = start_statistics(config.network.init, config.network.encoder, 3)
     return build_cache(
         run.out / "cache",
         {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
-        encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=(mean, std),
-        normalise=Normalise(mean, std, 255.0, 32).to(run.device), seed=run.seed,
+        encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=statistics,
+        normalise=Normalise(*statistics, 255.0, 32).to(run.device), seed=run.seed,
         teacher=None if config.distill == "none" else data.teacher, classes=len(data.training.classes),
-        device=run.device, source=fingerprint(data.files()),
+        device=run.device, source=fingerprint(data.files()), quiet=run.console.quiet,
     )  # fmt: skip
 
 
@@ -205,14 +205,14 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     same = replace(config.search, parallel=1, ray="")  # wherever and however many at once, the trials are the same
     about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
     ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source)), about)
-    known, settings = ledger.all(), config.search
+    settings, known = config.search, ledger.resumed(GENERATION)
     found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
-    run.rewind("search", settings.candidates)
-    logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
     rewards: list[float] = []
     counted: list[Trial] = []
     is_spent = partial(is_beyond, known, settings.minutes)
-    with Signals() as signals:
+    at_once = GENERATION if settings.ray else min(settings.parallel, GENERATION)
+    teller = Teller(run, cost, planned=settings.candidates, minutes=settings.minutes, at_once=at_once)
+    with Signals() as signals, Workers(settings.parallel, ray=settings.ray) as workers:
         for start in range(0, settings.candidates, GENERATION):
             proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
             jobs = [
@@ -220,7 +220,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 for n, p in proposals.items()
                 if n not in known and not is_spent(n)
             ]
-            for trial in tried(jobs, settings.parallel, ray=settings.ray):
+            for trial in workers.tried(jobs):
                 trial = replace(trial, latency=cost.latency(trial.genotype))
                 ledger.add(trial)
                 known[trial.trial] = trial
@@ -238,8 +238,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 if trial.reward1 is not None:
                     found.tell(proposal, cost.of(trial, trial.reward1))
                     rewards.append(trial.reward1)
-                if number + 1 not in logged:
-                    tell_candidate(trial, known, settings.candidates, run, cost)
+                teller.tell(trial, known)
                 counted.append(trial)
             if is_spent(len(counted)):
                 run.say(f"search: {settings.minutes:g} minutes of computing are spent after {len(counted)} candidates")
@@ -390,8 +389,8 @@ def searched(
     recipe = recipe_of(config, data.training.classes, run.seed)
     cache = cached(config, run, data, state)
     cost = Cost.made(
-        run.out / "latency.json", cache.new_encoder()[0], target=settings.target, power=settings.cost,
-        blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
+        run.out / "latency.json", nn.Sequential(*reversed(cache.new_encoder())), target=settings.target,
+        power=settings.cost, blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
     share = measured_once(run.out, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan

@@ -25,6 +25,7 @@ from segue.data.sample import Array
 from segue.errors import DataError
 from segue.models.compact import MAPS, feature_encoder
 from segue.models.pixels import Normalise
+from segue.progress import track
 from segue.records import expecting, read_json
 
 LABEL_STRIDE = 4  # labels and logits are kept at a quarter of the crop
@@ -79,6 +80,7 @@ class Cache:
             FileNotFoundError: there is none.
             DataError: it is damaged.
         """
+        folder = folder.resolve()  # workers of a cluster start in other folders
         if not (folder / "cache.json").exists():
             raise FileNotFoundError(folder / "cache.json")
         with expecting(folder, "a cache of a search: remove the folder, and it is made again"):
@@ -133,6 +135,7 @@ def build_cache(
     device: torch.device,
     source: str = "",
     batch: int = 8,
+    quiet: bool = True,
 ) -> Cache:
     """Makes the cache in ``folder``, whole or not at all; one that is there is taken.
 
@@ -150,29 +153,37 @@ def build_cache(
         device: where networks run.
         source: changes with the data and the teacher.
         batch: crops at a time.
+        quiet: shows no progress.
 
     Raises:
         DataError: the cache that is there is of another ``source``.
+        OSError: the disk has no room.
     """
     if (folder / "cache.json").is_file():
         return _taken(folder, source)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for name, (data, draws) in parts.items():
-        (partial / name).mkdir(parents=True)
-        order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
-        arrays: dict[str, Array] = {}
-        for start in range(0, len(order), batch):
-            samples = [drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
-            found = _computed(samples, encoder, normalise, teacher if name == "train" else None, device)
-            for key, value in found.items():
-                if key not in arrays:
-                    shape = (len(order), *value.shape[1:])
-                    path = partial / name / f"{key}.npy"
-                    arrays[key] = np.lib.format.open_memmap(path, mode="w+", dtype=value.dtype, shape=shape)
-                arrays[key][start : start + len(value)] = value
-        for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]
+    counts = [len(data) * draws for data, draws in parts.values()]  # type: ignore[arg-type]
+    total = sum(-(-count // batch) for count in counts)
+    try:
+        with track("cache", total, quiet=quiet) as tick:
+            for name, (data, draws) in parts.items():
+                (partial / name).mkdir(parents=True)
+                order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
+                arrays: dict[str, Array] = {}
+                for start in range(0, len(order), batch):
+                    samples = [drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
+                    found = _computed(samples, encoder, normalise, teacher if name == "train" else None, device)
+                    for key, value in found.items():
+                        if key not in arrays:
+                            arrays[key] = _reserved(partial / name / f"{key}.npy", value, len(order))
+                        arrays[key][start : start + len(value)] = value
+                    tick()
+                for array in arrays.values():
+                    array.flush()  # type: ignore[attr-defined]
+    except OSError:  # a full disk: what was begun is of no use, and takes room
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(state, partial / "encoder.safetensors")
     mean, std = statistics
@@ -180,6 +191,19 @@ def build_cache(
     (partial / "cache.json").write_text(json.dumps(described), encoding="utf-8")
     os.replace(partial, folder)
     return Cache.open(folder)
+
+
+def _reserved(path: Path, first: Array, count: int) -> Array:
+    """An array of ``count`` rows like those of ``first`` in a file whose room on the disk is taken at once.
+
+    Raises:
+        OSError: there is not so much. A page that finds no room when it is written would end the process.
+    """
+    array: Array = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=(count, *first.shape[1:]))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _taken(folder: Path, source: str) -> Cache:

@@ -113,6 +113,7 @@ def try_candidate(job: Job) -> Trial:
     # One thread: the same numbers however many candidates are tried at once.
     with threads_of_torch(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
+        started = Clock()
         try:
             genotype = Genotype.parse(job.genotype)
             found = replace(found, tokens=genotype.tokens())
@@ -143,7 +144,9 @@ def try_candidate(job: Job) -> Trial:
         except (RuntimeError, ValueError, MemoryError, FloatingPointError) as error:
             first_line = str(error).splitlines()[0] if str(error) else ""
             kind = type(error).__name__
-            found = replace(found, state="failed", error=f"{kind}: {first_line}", error_type=kind, reward1=None)
+            spent = ("seconds1", "cpu1") if found.reward1 is None else ("seconds2", "cpu2")  # of what it failed in
+            taken = dict(zip(spent, (started.seconds(), started.cpu()), strict=True))
+            found = replace(found, state="failed", error=f"{kind}: {first_line}", error_type=kind, **taken)  # type: ignore[arg-type]
     return replace(found, finished=time.time())
 
 
@@ -302,7 +305,12 @@ def measured_reliability(known: Cache, recipe: Recipe, blocks: int, say: Callabl
         for i, text in enumerate(genotypes)
     ]
     values = [[reward for reward in row if reward is not None] for row in rewards]
-    if any(len(row) < 3 for row in values):
+    failed = sum(3 - len(row) for row in values)
+    if failed:
+        say(
+            f"warning: {failed} of 9 trainings failed, so it is not known how much of the reward is the genotype's; "
+            "the candidates' errors will say why"
+        )
         return math.nan
     found = reliability(values)
     told = f"reward: {100 * found:.0f} % of its variance is the genotype's (3 genotypes x 3 seeds)"

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from segue.batches import mix
 from segue.config import Data
+from segue.data.copy_paste import CopyPaste, learn
+from segue.data.listing import Pair
 from segue.data.training import TrainingData, open_training
 from segue.errors import DataError, UsageError
 from segue.weights import Model, load_model, model_folder
@@ -39,6 +44,25 @@ class Compression:
         yield "teacher", (model_folder(self.source) / "model.safetensors",)
 
 
+def divided(
+    training: TrainingData, copy_paste: str, seed: int, most: int
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...], CopyPaste | None]:
+    """What a search trains on, what it rewards by, and what it pastes, which comes of the former alone.
+
+    Args:
+        training: a set with at least 2 labelled images.
+        copy_paste: classes whose objects are pasted; empty for none.
+        seed: of which images are which.
+        most: images of both parts together.
+    """
+    pairs = training.labelled
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(mix(seed, "meta"))).tolist()[:most]
+    cut = max(1, round(0.1 * len(order)))
+    held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
+    paste = learn(kept, training.decoder, training.classes, copy_paste, seed=seed)[0] if copy_paste else None
+    return kept, held, paste
+
+
 def open_compression(teacher: str, config: Data, *, seed: int) -> Compression:
     """Opens both.
 
@@ -51,7 +75,7 @@ def open_compression(teacher: str, config: Data, *, seed: int) -> Compression:
     model = load_model(teacher)
     if model.kind == "mask_classifier":
         raise DataError(f"{teacher} is a panoptic model; segue compress takes a semantic one as teacher")
-    training = open_training(config, seed=seed)
+    training = open_training(config, seed=seed, tones=model.spec.tones)
     if model.spec.classes != training.classes:
         raise DataError(
             f"{teacher} knows the classes {', '.join(model.spec.classes)}; {config.data} has "

@@ -1,7 +1,7 @@
 """Gate A: whether a candidate goes on from the short training of its decoder to training end to end.
 
-r_k is the reward of candidate k after the short training, mu and s mean and deviation of those before it, exponentially
-weighted with bias correction.
+r_k is the reward of candidate k after the short training, mu and s mean and deviation of those known when it was asked
+for, exponentially weighted with bias correction.
 
     (1)  z  =  (r - mu) / s
     (2)  T_k  =  T_0 (T_1 / T_0)^{min(k, K) / K},      T = 1 / ln(1 / p):  T_0 for p = 0.9, T_1 for p = 0.1
@@ -56,7 +56,7 @@ def statistics(rewards: Sequence[float]) -> tuple[float, float]:
 
 
 def temperature(k: int, planned: int, *, start: float = 0.9, end: float = 0.1) -> float:
-    """Eq. 2 after k of ``planned`` candidates; one deviation below the mean passes with ``start``, at last ``end``."""
+    """Eq. 2 for candidate k of ``planned``, from 1; one deviation below passes with ``start``, at last ``end``."""
     first, last = 1 / math.log(1 / start), 1 / math.log(1 / end)
     return float(first * (last / first) ** (min(k, planned) / max(planned, 1)))
 
@@ -78,12 +78,12 @@ def decide(rule: Rule, reward: float, before: Sequence[float], *, trial: int, pl
         seed: of the run.
     """
     mu, s = statistics(before)
-    t = temperature(len(before), planned)
+    t = temperature(trial + 1, planned)
     u = mix(seed, "gate", trial) / 2**63
     if rule == "published":
         passed = u < _published(reward, before)
     elif rule == "metropolis":
-        passed = len(before) <= FREE or u < chance((reward - mu) / s, t)
+        passed = trial < FREE or not before or u < chance((reward - mu) / s, t)
     else:
         passed = rule == "always"
     return Verdict(passed, mu, s, t, u)

@@ -10,7 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from segue.disk import write_atomically
 from segue.errors import UsageError
 from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
 from segue.records import expecting
-from segue.search.runtime import maps_runner, model_runner, part_runner
+from segue.search.runtime import enlarging_runner, maps_runner, model_runner, on_cores, part_runner
 from segue.search.trials import Trial
 
 STRIDES = (4, 8, 16, 32)
@@ -85,8 +85,9 @@ class Speed(NamedTuple):
 
 def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> Speed:
     """Time and memory of a model for one picture, on so many threads of this CPU."""
-    work, memory = model_runner(model, height, width, threads)
-    times = sorted(measured(work, runs=runs, seconds=10.0))
+    with on_cores(threads):
+        work, memory = model_runner(model, height, width, threads)
+        times = sorted(measured(work, runs=runs, seconds=10.0))
     return Speed(statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))], memory)
 
 
@@ -95,15 +96,18 @@ class Table:
     """Milliseconds of the parts of a compact model at one size of picture, each the least of some runs.
 
     Args:
-        encoder: of the encoder, with the adaptation of its four maps.
+        encoder: of normalisation and encoder, with the adaptation of its four maps.
         operations: (4, 11), of each operation at each stride.
-        projection: (4,), of the 1 x 1 convolution and the sum behind a cell.
-        output: (4,), of joining one map and classifying at each stride.
+        projection: (4,), of a 1 x 1 convolution and a sum: behind a cell, and for each map that the output is made of.
+        enlarging: (4,), of bringing a coarser map to each stride.
+        output: (4,), of the classifier at each stride, and of its logits at the picture's size with the class of each
+            pixel.
     """
 
     encoder: float
     operations: tuple[tuple[float, ...], ...]
     projection: tuple[float, ...]
+    enlarging: tuple[float, ...]
     output: tuple[float, ...]
 
     @classmethod
@@ -123,7 +127,7 @@ class Table:
 
         Args:
             path: of the JSON file.
-            encoder: pictures (1, 3, H, W) in float -> four maps.
+            encoder: pictures uint8 (1, 3, H, W) -> four maps.
             height: of the pictures.
             width: of the pictures.
             channels: C of the decoder.
@@ -132,16 +136,19 @@ class Table:
             threads: of the CPU.
         """
         if not path.is_file():
-            table = _measure(encoder, height, width, channels, repeats, classes, threads)
-            write_atomically(path, json.dumps(table).encode())
+            with on_cores(threads):
+                table = _measure(encoder, height, width, channels, repeats, classes, threads)
+            write_atomically(path, json.dumps(asdict(table)).encode())
         return cls.read(path)
 
     @classmethod
     def read(cls, path: Path) -> "Table":
         """The table in ``path``."""
         with expecting(path, "a table of times: remove it, and it is made again"):
-            encoded, operations, projection, output = json.loads(path.read_text(encoding="utf-8"))
-            return cls(encoded, tuple(map(tuple, operations)), tuple(projection), tuple(output))
+            columns = json.loads(path.read_text(encoding="utf-8"))
+            encoder, operations = columns.pop("encoder"), columns.pop("operations")
+            rest = {name: tuple(column) for name, column in columns.items()}
+            return cls(encoder, tuple(map(tuple, operations)), **rest)
 
     def estimate(self, genotype: Genotype) -> float:
         """Milliseconds of a genotype's model."""
@@ -152,14 +159,17 @@ class Table:
                 chosen = (genotype.first, *(index for layer in genotype.layers for index in layer[2:]))
                 total += sum(self.operations[level][index] for index in chosen) + self.projection[level]
             levels.append(min(levels[i], levels[j]))
+            total += self.enlarging[levels[-1]] * (levels[i] != levels[j])
         loose = [levels[MAPS + b] for b in genotype.loose()]
-        return total + len(loose) * self.output[min(loose)]
+        finest = min(loose)
+        joined = sum(self.projection[finest] + self.enlarging[finest] * (level != finest) for level in loose)
+        return total + joined + self.output[finest]
 
     def fastest(self, blocks: int) -> float:
         """Milliseconds below which no genotype of so many blocks can come, by the table."""
         cheapest = [min(row) for row in self.operations]
         block = min(2 * (7 * cheap + cost) for cheap, cost in zip(cheapest, self.projection, strict=True))
-        return self.encoder + blocks * block + min(self.output)
+        return self.encoder + blocks * block + min(map(sum, zip(self.projection, self.output, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -227,25 +237,32 @@ class Cost:
 @torch.no_grad()
 def _measure(
     encoder: nn.Module, height: int, width: int, channels: int, repeats: int, classes: int, threads: int
-) -> tuple[float, list[list[float]], list[float], list[float]]:
-    """The four columns of a table."""
+) -> Table:
+    """A table; arguments as of `Table.made`."""
 
     def least(part: nn.Module, x: Tensor, *, adds: bool = False) -> float:
         part = part.to(memory_format=torch.channels_last).eval()
         return min(measured(part_runner(part, x, threads, adds=adds), seconds=0.5))  # other work only adds to it
 
-    pictures = torch.rand(1, 3, height + -height % 32, width + -width % 32).to(memory_format=torch.channels_last)
+    def least_enlarged(x: Tensor, size: tuple[int, int], *, picks: bool = False) -> float:
+        return min(measured(enlarging_runner(x, size, threads, picks=picks), seconds=0.5))
+
+    size = (height + -height % 32, width + -width % 32)
+    pictures = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     encoder = encoder.eval()
     encoded = min(measured(maps_runner(encoder, pictures, threads), runs=15))
     encoded += sum(least(conv_bn_relu(feature.shape[1], channels), feature) for feature in encoder(pictures))
-    operations, projection, output = [], [], []
+    operations, projection, enlarging, output = [], [], [], []
     head, join = nn.Conv2d(channels, classes, 3, padding=1), conv_bn_relu(channels, channels)
     for stride in STRIDES:
-        x = torch.rand(1, channels, -(-height // stride), -(-width // stride)).to(memory_format=torch.channels_last)
-        operations.append([
+        here = (size[0] // stride, size[1] // stride)
+        x = torch.rand(1, channels, *here).to(memory_format=torch.channels_last)
+        operations.append(tuple(
             0.0 if index in (SKIP, ZERO) else least(operation(index, channels, repeats), x)
             for index in range(len(OPERATIONS))
-        ])  # fmt: skip
+        ))  # fmt: skip
         projection.append(least(join, x, adds=True))
-        output.append(least(nn.Sequential(*join, head), x))
-    return encoded, operations, projection, output
+        coarser = torch.rand(1, channels, -(-here[0] // 2), -(-here[1] // 2)).to(memory_format=torch.channels_last)
+        enlarging.append(least_enlarged(coarser, here))
+        output.append(least(head, x) + least_enlarged(torch.rand(1, classes, *here), size, picks=True))
+    return Table(encoded, tuple(operations), tuple(projection), tuple(enlarging), tuple(output))

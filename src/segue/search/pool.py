@@ -1,8 +1,10 @@
 """Candidates in this process, in several, or over a Ray cluster: the same results, in the order they finish."""
 
-import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,51 +14,89 @@ from typing import Any
 from segue.errors import DataError
 from segue.processes.cluster import connect
 from segue.search.candidates import Job, try_candidate
-from segue.search.trials import Trial
+from segue.search.trials import DIED, Trial
 
+WHY = (
+    "killed by the system, most often for want of memory (a smaller --parallel needs less), or started by a script "
+    "without `if __name__ == '__main__':`"
+)
 TRIES = 3  # how often a candidate is tried whose process dies
 
 
-def tried(
-    jobs: Sequence[Job], parallel: int, work: Callable[[Job], Trial] = try_candidate, *, ray: str = ""
-) -> Iterator[Trial]:
-    """Every candidate, tried; one whose process dies is tried again, and fails the third time.
+class Workers:
+    """Who tries candidates: this process, several that live as long as the search, or the CPUs of a cluster.
 
     Args:
-        jobs: what to try.
         parallel: processes; 1 takes this one.
         work: tries one.
         ray: address of a Ray cluster, which then takes the place of processes; see `segue.processes.cluster.connect`.
-
-    Raises:
-        DataError: a machine of the cluster does not see the cache, or has no Segue.
-        UsageError: no cluster answers.
     """
-    if ray:
-        yield from _over_cluster(jobs, connect(ray), work)
-        return
-    if parallel == 1:
-        yield from map(work, jobs)
-        return
-    left = {job.trial: job for job in jobs}
-    with _processes(parallel) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
+
+    def __init__(self, parallel: int, work: Callable[[Job], Trial] = try_candidate, *, ray: str = "") -> None:
+        self._parallel, self._work, self._ray = parallel, work, ray
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dismiss()
+
+    def tried(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        """Every candidate, tried; one whose process dies is tried again, and fails the third time.
+
+        Raises:
+            DataError: a machine of the cluster does not see the cache, or has no Segue.
+            UsageError: no cluster answers.
+        """
+        if self._ray:
+            yield from _over_cluster(jobs, connect(self._ray), self._work)
+        elif self._parallel == 1:
+            yield from map(self._work, jobs)
+        else:
+            yield from self._in_processes(jobs)
+
+    def _in_processes(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        left = {job.trial: job for job in jobs}
+        self._pool = self._pool or _processes(self._parallel)
+        futures = [self._pool.submit(self._work, job) for job in jobs]
         try:
-            with contextlib.suppress(BrokenProcessPool):
-                for future in as_completed(futures):
-                    trial = future.result()
-                    del left[trial.trial]
-                    yield trial
-        finally:
-            pool.shutdown(cancel_futures=True)  # who asks no further does not wait for what has not begun
-    for job in left.values():  # a process died, and took with it what waited
-        yield _alone(job, work)
+            for future in as_completed(futures):
+                trial = future.result()
+                del left[trial.trial]
+                yield trial
+        except BrokenProcessPool:
+            self._dismiss()
+        finally:  # who asks no further does not wait for what has not begun
+            for future in futures:
+                future.cancel()
+        for job in left.values():  # a process died, and took with it what waited
+            yield _alone(job, self._work)
+
+    def _dismiss(self) -> None:
+        """Ends the processes; what has not begun is not tried."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
 
 
 def _processes(count: int) -> ProcessPoolExecutor:
-    """Processes that leave Ctrl-C, which a terminal sends to all, to the one that started them."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    """Processes of their own for candidates."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
+
+
+def _begin() -> None:
+    """Leaves Ctrl-C, which a terminal sends to all, to the process that started this one; ends when that one does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """Ends this process as soon as the other has: one that was killed leaves nothing behind."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _alone(job: Job, work: Callable[[Job], Trial]) -> Trial:
@@ -95,6 +135,6 @@ def _over_cluster(jobs: Sequence[Job], ray: Any, work: Callable[[Job], Trial]) -
 def died(job: Job) -> Trial:
     """A candidate whose process died every time."""
     return Trial(
-        job.trial, job.genotype, "failed", job.log_probability, error="ProcessDied: killed by the system",
-        error_type="ProcessDied", policy_version=len(job.before), finished=time.time(),
+        job.trial, job.genotype, "failed", job.log_probability, error=f"{DIED}: {WHY}", error_type=DIED,
+        policy_version=len(job.before), finished=time.time(),
     )  # fmt: skip

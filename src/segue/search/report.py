@@ -14,11 +14,11 @@ from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
-from segue.search.finalists import Outcome, by_name, read_outcomes
+from segue.search.finalists import Outcome, best_trials, by_name, read_outcomes
 from segue.search.latency import Cost, Table, Target, of_model
 from segue.search.picture import picture
 from segue.search.runtime import runtime
-from segue.search.trials import Trial
+from segue.search.trials import Trial, seconds_of
 from segue.weights import load_model
 
 SHOWN = 10
@@ -28,7 +28,7 @@ TOLD = 8  # candidates between two lines of progress
 def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cost: Cost) -> None:
     """Section ``20_search``: rewards over candidates, the best ones, what the gate did, what failed."""
     run.say(f"found: candidate {best.trial}, {best.genotype}, reward {cost.worth(best):.3f}")
-    done = [t for t in trials if t.reward1 is not None]
+    done = [t for t in trials if t.state != "failed"]
     states = {state: sum(t.state == state for t in trials) for state in ("done", "stopped", "failed")}
     first, second = (sum(getattr(t, name) for t in trials) / 60 for name in ("seconds1", "seconds2"))
     summary = (
@@ -44,10 +44,8 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
             if reliability >= RELIABLE
             else {"warning": f"{told} Below {100 * RELIABLE:.0f} % it ranks chance."}
         )
-    best_so_far, running = [], 0.0
-    for trial in done:
-        running = max(running, trial.reward2 or 0.0)
-        best_so_far.append([trial.trial + 1, running])
+    ended = [(t.trial + 1, t.reward2) for t in done if t.reward2 is not None]
+    best_so_far = [[number, max(reward for _, reward in ended[: i + 1])] for i, (number, reward) in enumerate(ended)]
     blocks.append({
         "lines": {
             "title": "Rewards", "x": "candidate", "y": "reward",
@@ -57,13 +55,14 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
             },
         }
     })  # fmt: skip
-    ranked = sorted(done, key=lambda t: (t.reward2 is not None, t.reward2 or t.reward1 or 0.0), reverse=True)
     rows = [
         [str(t.trial), t.genotype, f"{t.reward1:.3f}", "–" if t.reward2 is None else f"{t.reward2:.3f}",
-         f"{t.parameters / 1e6:.2f}", f"{t.macs / 1e6:.0f}"]
-        for t in ranked[:SHOWN]
+         f"{cost.worth(t):.3f}", "–" if t.latency is None else f"{t.latency:.0f}", f"{t.parameters / 1e6:.2f}",
+         f"{t.macs / 1e6:.0f}"]
+        for t in best_trials(done, cost, SHOWN)
     ]  # fmt: skip
-    head = ["Candidate", "Genotype", "Short reward", "Reward end to end", "Decoder, M parameters", "MMAC a crop"]
+    head = ["Candidate", "Genotype", "Short reward", "Reward end to end", "with its time", "ms, estimated"]
+    head += ["Decoder, M parameters", "MMAC a crop"]
     blocks.append({"table": {"head": head, "rows": rows}})
     failed = [t for t in trials if t.state == "failed"]
     if failed:
@@ -72,19 +71,45 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
     write_section(run, "20_search", f"Search: candidate {best.trial} of {len(trials)}", blocks)
 
 
-def tell_candidate(trial: Trial, known: Mapping[int, Trial], planned: int, run: Run, cost: Cost) -> None:
-    """Log and progress line of a candidate."""
-    best = cost.best(known[n] for n in sorted(known) if n <= trial.trial)
-    values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": cost.worth(best) if best else None}
-    numbers = {name: value for name, value in values.items() if value is not None}
-    run.log("search", trial.trial + 1, numbers)
-    spent = sum(t.seconds1 + t.seconds2 for t in known.values()) / len(known)
-    done = trial.trial + 1
-    told = trial.error or f"reward {trial.reward1:.3f}" + (f", then {trial.reward2:.3f}" if trial.reward2 else "")
-    left = f"{spent * (planned - done) / 60:.1f} min left at {spent:.1f} s each"
-    if done % TOLD == 0 or done == planned or trial.error:
-        so_far = f"best so far {cost.worth(best):.3f} of candidate {best.trial}" if best else "none so far"
-        run.say(f"search {done}/{planned}: {told}; {so_far}; {left}")
+class Teller:
+    """Log and progress lines of a search, each once.
+
+    Args:
+        run: of the search.
+        cost: what a candidate is worth.
+        planned: candidates.
+        minutes: of computing that they may take; 0 for no limit.
+        at_once: how many are tried side by side.
+    """
+
+    def __init__(self, run: Run, cost: Cost, *, planned: int, minutes: float, at_once: int) -> None:
+        self._run, self._cost, self._planned, self._minutes, self._at_once = run, cost, planned, minutes, at_once
+        run.rewind("search", planned)
+        self._logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
+        run.say(f"search: candidates are tried on CPUs, one thread each, {at_once} at once")
+
+    def tell(self, trial: Trial, known: Mapping[int, Trial]) -> None:
+        """A candidate, of all that are known."""
+        done = trial.trial + 1
+        if done in self._logged:
+            return
+        best = self._cost.best(known[n] for n in sorted(known) if n <= trial.trial)
+        values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": self._cost.worth(best) if best else None}
+        self._run.log("search", done, {name: value for name, value in values.items() if value is not None})
+        if done % TOLD == 0 or done == self._planned or trial.error:
+            then = "" if trial.reward2 is None else f", then {trial.reward2:.3f}"
+            told = trial.error or f"reward {trial.reward1:.3f}{then}"
+            so_far = f"best so far {self._cost.worth(best):.3f} of candidate {best.trial}" if best else "none so far"
+            self._run.say(f"search {done}/{self._planned}: {told}; {so_far}; {self._left(done, known)}")
+
+    def _left(self, done: int, known: Mapping[int, Trial]) -> str:
+        """How long the rest takes."""
+        spent = seconds_of(known.values())
+        each = spent / len(known)
+        rest = each * (self._planned - done)
+        if self._minutes:
+            rest = min(rest, max(0.0, 60 * self._minutes - spent))
+        return f"{rest / self._at_once / 60:.1f} min left at {each:.1f} s each"
 
 
 def conclude_compression(run: Run, data: Compression, target: str, threads: int) -> None:

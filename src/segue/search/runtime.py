@@ -2,6 +2,7 @@
 torch. What a search aims at is measured here."""
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.models.compact import GlobalAverage, Zero
+from segue.models.compact import GlobalAverage, Zero, enlarged
 
 OPSET = 18
 
@@ -33,6 +34,20 @@ def threads_of_torch(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """This thread, and those it starts meanwhile, on so many cores and no others, where the system can say so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def part_runner(part: nn.Module, example: Tensor, threads: int, *, adds: bool = False) -> Callable[[], object]:
@@ -57,7 +72,7 @@ def part_runner(part: nn.Module, example: Tensor, threads: int, *, adds: bool = 
 
 def chain(part: nn.Module, shape: tuple[int, ...], *, adds: bool = False) -> bytes:
     """A part as ONNX, batch norms left out: a runtime folds them into the convolutions before them."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     nodes: list[Any] = []
     weights: list[Any] = []
@@ -85,15 +100,54 @@ def chain(part: nn.Module, shape: tuple[int, ...], *, adds: bool = False) -> byt
         last = add("Expand", "shape")
     if adds:
         last = add("Add", "x")
+    return _serialised(nodes, weights, shape, last)
+
+
+def _serialised(
+    nodes: list[Any], weights: list[Any], shape: tuple[int, ...], last: str, *, is_float: bool = True
+) -> bytes:
+    """A graph from ``x`` of a shape to the value named ``last``."""
+    from onnx import TensorProto, helper
+
+    kind = TensorProto.FLOAT if is_float else TensorProto.INT64
     graph = helper.make_graph(
         nodes, "part",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(last, kind, None)],
         weights,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     content: bytes = model.SerializeToString()
     return content
+
+
+def enlarging_runner(
+    example: Tensor, size: tuple[int, int], threads: int, *, picks: bool = False
+) -> Callable[[], object]:
+    """Brings ``example`` (1, C, h, w) to (height, width) ``size``, bilinearly.
+
+    Args:
+        example: what is enlarged.
+        size: what it is enlarged to.
+        threads: of the runtime.
+        picks: finds the largest channel of each pixel, too, where a model as it is exported does: in ONNX Runtime.
+    """
+    if runtime() == "torch":
+
+        def in_torch() -> None:
+            with threads_of_torch(threads), torch.inference_mode():
+                enlarged(example, size)
+
+        return in_torch
+    from onnx import helper, numpy_helper
+
+    target = numpy_helper.from_array(torch.tensor([*example.shape[:2], *size]).numpy(), "size")
+    how = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}
+    nodes = [helper.make_node("Resize", ["x", "", "", "size"], ["large"], **how)]
+    if picks:
+        nodes.append(helper.make_node("ArgMax", ["large"], ["class"], axis=1, keepdims=0))
+    content = _serialised(nodes, [target], tuple(example.shape), "class" if picks else "large", is_float=not picks)
+    return _session(content, threads, example)
 
 
 def model_runner(model: nn.Module, height: int, width: int, threads: int) -> tuple[Callable[[], object], float]:

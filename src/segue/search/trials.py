@@ -7,7 +7,7 @@ nothing else. A candidate that failed has an error and no reward: a reward of 0 
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,7 +29,7 @@ class Trial:
         log_probability: by the policy that proposed it; None for strategies without one.
         error: type and message of what made it fail; empty otherwise.
         error_type: its type alone.
-        reward1: after the short training of its decoder; None if that failed.
+        reward1: after the short training of its decoder; None if that failed, and there where the second one did.
         parts1: the parts of that reward, by name.
         mu, s, temperature, u: what the gate decided by.
         verdict: ``accepted`` or ``stopped`` by the gate; empty for one that failed before.
@@ -78,13 +78,19 @@ class Trial:
     finished: float = 0.0
 
 
+DIED = "ProcessDied"  # type of the error of a candidate whose process the system ended
 _COLUMNS = [f.name for f in fields(Trial)]
 _JSON = {"parts1", "parts2", "tokens"}
 
 
+def seconds_of(trials: Iterable[Trial]) -> float:
+    """Of all their trainings."""
+    return sum(t.seconds1 + t.seconds2 for t in trials)
+
+
 def is_beyond(trials: Mapping[int, Trial], minutes: float, number: int) -> bool:
     """Whether ``minutes`` of computing (0: no limit) were spent when candidate ``number`` was to be tried."""
-    seconds = sum(t.seconds1 + t.seconds2 for n, t in trials.items() if n < number)  # not of what ran beside it
+    seconds = seconds_of(t for n, t in trials.items() if n < number)  # not of what ran beside it
     return bool(minutes) and seconds > 60 * minutes
 
 
@@ -157,6 +163,19 @@ class Trials:
                 raise DataError(f"{self.path} is damaged ({error}); name another folder for --out") from None
             found = [Trial(**dict(zip(_COLUMNS, map(_read, _COLUMNS, row), strict=True))) for row in rows]
             return {trial.trial: trial for trial in found}
+
+    def resumed(self, generation: int) -> dict[int, Trial]:
+        """`all`, less those of the last ``generation`` candidates whose process died: they are taken out.
+
+        What the system did says nothing of a genotype, and no other was asked for since.
+        """
+        known = self.all()
+        first = max(known, default=0) // generation * generation
+        for number in [n for n, trial in known.items() if n >= first and trial.error_type == DIED]:
+            with self._open() as ledger:
+                ledger.execute("DELETE FROM trials WHERE trial = ?", (number,))
+            del known[number]
+        return known
 
 
 def _read(name: str, value: Any) -> Any:
