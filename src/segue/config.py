@@ -61,6 +61,8 @@ class Domains:
         translated: folder of the source's images in the target's style, of the same names, instead of a style.
         allow_missing: go on although some source images have no mask, or masks no image.
         skip_bad: go on without pictures and pairs that cannot be read or whose sizes differ.
+        copy_paste: classes of the model whose objects are cut out and put into other pictures of their source;
+            ``auto`` takes the rare ones of each.
         limit: points of mIoU that the whole may lose against source-only; beyond it the run is not for release.
         class_limit: points of IoU that one class may lose.
     """
@@ -73,6 +75,7 @@ class Domains:
     translated: str = ""
     allow_missing: bool = False
     skip_bad: bool = False
+    copy_paste: str = ""
     limit: float = 1.0
     class_limit: float = 5.0
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from conftest import options
 from PIL import Image, ImageDraw
 
-from segue.config import Data
+from segue.config import Data, Domains
 from segue.data import copy_paste
 from segue.data.copy_paste import CopyPaste, Cutout, homography, objects, vanishing_point, warped
 from segue.data.images import RandomViews
 from segue.data.sample import IGNORE
 from segue.data.training import open_training
+from segue.data.two_domains import open_domains
 from segue.errors import DataError
 
 ROAD, SKY, POST, WALL = range(4)
@@ -232,3 +234,19 @@ def test_panoptic_training_refuses_it(segue: Callable[..., tuple[int, str, str]]
     assert status == 2
     assert "--copy-paste: mask_classification makes no use of it" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_objects_are_pasted_within_each_source_by_the_classes_of_the_model(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    for i in range(2):
+        Image.new("RGB", (96, 96), (i, 90, 0)).save(target / f"{i}.png")
+    first, second = (str(write_streets(tmp_path / name)) for name in ("one", "two"))
+    how = Domains(source=(first, second), target=str(target), copy_paste="post")
+    data = open_domains(how, crop=32)
+    post = data.classes.index("post")
+    assert [set(source.paste.cutouts) for source in data.sources if source.paste] == [{post}] * 2
+    assert sum("copy-paste: post" in note for note in data.notes) == 2
+    assert all(source.paste is None for source in open_domains(replace(how, copy_paste=""), crop=32).sources)
+    with pytest.raises(DataError, match="leave one out"):
+        open_domains(replace(how, translated=str(target)), crop=32)

@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> DomainData:
 
 
 def views(data: DomainData, **fields: object) -> DomainViews:
-    sets = tuple((source.pairs, source.decoder) for source in data.sources)
+    sets = tuple(source.labelled(translated=False) for source in data.sources)
     return DomainViews(sets, data.target, 32, **fields)  # type: ignore[arg-type]
 
 

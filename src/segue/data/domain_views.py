@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
 from segue.data.images import labelled_piece, tensor_of
 from segue.data.listing import Pair
@@ -19,6 +20,9 @@ from segue.data.transforms import PLAIN, ColorJitter, Window, cut, draw_window, 
 STRONG = ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, chance=0.8, gray=0.2)
 
 
+Labelled = tuple[tuple[Pair, ...], Decoder, CopyPaste | None]
+
+
 @dataclass(frozen=True)
 class DomainViews(Dataset[Sample]):
     """Random views of the sources, each with one of the target.
@@ -28,7 +32,7 @@ class DomainViews(Dataset[Sample]):
     False where a small picture is padded, ``name``).
 
     Args:
-        sources: labelled pairs with the decoder of their masks, set by set.
+        sources: labelled pairs, the decoder of their masks and what is pasted into them, set by set.
         target: pictures of the other domain; one is drawn for each sample.
         crop: side of the views, in pixels.
         scale: smallest and largest factor the pictures are scaled by.
@@ -39,7 +43,7 @@ class DomainViews(Dataset[Sample]):
         invert: chance that the light of a source picture is inverted before it gets its style.
     """
 
-    sources: tuple[tuple[tuple[Pair, ...], Decoder], ...]
+    sources: tuple[Labelled, ...]
     target: tuple[Pair, ...]
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
@@ -50,11 +54,11 @@ class DomainViews(Dataset[Sample]):
     invert: float = 0.0
 
     def __len__(self) -> int:
-        return sum(len(pairs) for pairs, _ in self.sources)
+        return sum(len(pairs) for pairs, _, _ in self.sources)
 
     def __getitem__(self, index: int) -> Sample:
-        pair, decoder = self.at(index)
-        piece, mask, window = labelled_piece(pair, decoder, self.crop, self.scale)
+        pair, decoder, paste = self.at(index)
+        piece, mask, window = labelled_piece(pair, decoder, self.crop, self.scale, paste)
         if self.invert and float(torch.rand(())) < self.invert:
             piece = inverted(piece, window, self.crop)
         sample: Sample = {}
@@ -67,11 +71,11 @@ class DomainViews(Dataset[Sample]):
         source = {"image": tensor_of(recolored(piece, PLAIN)), "mask": torch.from_numpy(mask), "name": pair.name}
         return {"source": source, **sample}
 
-    def at(self, index: int) -> tuple[Pair, Decoder]:
-        """The pair at a place in the row of all sets, and its decoder."""
-        for pairs, decoder in self.sources:
+    def at(self, index: int) -> tuple[Pair, Decoder, CopyPaste | None]:
+        """The pair at a place in the row of all sets, its decoder and what is pasted."""
+        for pairs, decoder, paste in self.sources:
             if index < len(pairs):
-                return pairs[index], decoder
+                return pairs[index], decoder, paste
             index -= len(pairs)
         raise IndexError(f"sample {index + len(self)} of {len(self)}")
 

@@ -14,6 +14,7 @@ from segue.config import Domains
 from segue.data.check import check
 from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
+from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable, proposing
 from segue.data.layouts import open_images, open_listing, split_address, validation_at
@@ -36,6 +37,7 @@ class Source:
         decoder: from what its masks store to class ids of the model.
         translated: for each pair the same picture in the target's style; empty where there are none.
         ids: class id of the model by that of the set.
+        paste: puts objects of the pairs into them; none where that was not asked for.
     """
 
     root: Path
@@ -43,12 +45,17 @@ class Source:
     decoder: Decoder
     translated: tuple[Path, ...]
     ids: Mapping[int, int]
+    paste: CopyPaste | None = None
 
     def styled(self) -> tuple[Pair, ...]:
         """The pairs, with the translated pictures where there are any."""
         if not self.translated:
             return self.pairs
         return tuple(replace(pair, image=path) for pair, path in zip(self.pairs, self.translated, strict=True))
+
+    def labelled(self, *, translated: bool) -> tuple[tuple[Pair, ...], Decoder, CopyPaste | None]:
+        """What is learnt from: `styled` or the pairs as they are, their decoder, and what is pasted."""
+        return self.styled() if translated else self.pairs, self.decoder, self.paste
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,10 @@ def open_domains(config: Domains, *, crop: int) -> DomainData:
         raise DataError("name both domains: segue adapt --source LABELLED --target IMAGES --out RUN")
     if len(set(config.source)) < len(config.source):
         raise DataError(f"--source names a set twice: {', '.join(config.source)}")
+    if config.copy_paste and config.translated:
+        raise DataError(
+            "--copy-paste: objects would have another style than the pictures of --translated; leave one out"
+        )
     if len(config.map) not in (0, 1, len(config.source)):
         raise DataError(f"--map names {len(config.map)} files for {len(config.source)} sources; give one, or one each")
     _refuse_one_set(config)
@@ -158,7 +169,9 @@ def open_domains(config: Domains, *, crop: int) -> DomainData:
         ids = _matched(listing, known, origin, _map_of(config, number), bookkeeping.notes)
         pairs = _only_split(listing)
         translated = _translated(pairs, config.translated) if config.translated else ()
-        sources.append(Source(listing.root, pairs, Decoder.of(listing).onto(ids), translated, ids))
+        decoder = Decoder.of(listing).onto(ids)
+        paste = bookkeeping.pasted(pairs, decoder, known.classes)
+        sources.append(Source(listing.root, pairs, decoder, translated, ids, paste))
         np.add.at(shares, [i for i in ids.values() if i != IGNORE],
                   bookkeeping.pixels[number][[i for i, other in ids.items() if other != IGNORE]])  # fmt: skip
     if config.translated:
@@ -256,6 +269,14 @@ class _Bookkeeping:
         if listing is not None and any(pair.mask for part in listing.splits.values() for pair in part):
             self.notes.append(f"{root} holds masks: they are left alone; --val FOLDER:split would measure on a split")
         return kept, listing
+
+    def pasted(self, pairs: tuple[Pair, ...], decoder: Decoder, classes: Sequence[str]) -> CopyPaste | None:
+        """What is put into the pictures of a source: objects of its own."""
+        if not self.config.copy_paste:
+            return None
+        paste, told = learn(pairs, decoder, classes, self.config.copy_paste, seed=0)
+        self.notes.append(told)
+        return paste
 
     def never_seen(self, classes: Sequence[str], pixels: Array) -> None:
         """W115 for classes of the model that no source shows."""

@@ -358,7 +358,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     method = MeanTeacher(network.to(memory_format=torch.channels_last), config)
     translated = bool(config.domains.translated)
     views = DomainViews(
-        tuple((source.styled() if translated else source.pairs, source.decoder) for source in data.sources),
+        tuple(source.labelled(translated=translated) for source in data.sources),
         data.target, config.views.crop, config.views.scale, "none" if translated else config.style, config.band,
         config.strong, config.weight > 0, config.invert,
     )  # fmt: skip
@@ -382,7 +382,7 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
         evaluate_every=-(-config.steps // config.looks),
     )
     if config.weight or views.style != "none" or translated:
-        learnt = tuple(pair for pairs, _ in views.sources for pair in pairs)
+        learnt = tuple(pair for pairs, _, _ in views.sources for pair in pairs)
         shown = partial(show_styles, style=views.style, band=views.band, invert=views.invert > 0)
         only_first(lambda: shown(run, data.labelled(), learnt, data.target))
         only_first(lambda: show_target(run, method.result(), method.trusted, data.target))
