@@ -101,6 +101,46 @@ def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
     assert len(opened(root, val="50%").val) == 5
 
 
+def relist(root: Path, splits: dict[str, list[str]]) -> Path:
+    """The set with these splits of its own images."""
+    described = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**described, "splits": splits}))
+    return root
+
+
+def test_a_set_or_address_with_only_val_is_not_validated_on_what_it_learns_from(dataset: Path) -> None:
+    data = opened(Path(f"{dataset}:val"))
+    assert (len(data.labelled), len(data.val)) == (1, 1)
+    assert data.labelled != data.val
+    assert (data.dropped, data.validation_at["split"]) == ({"of the training split kept for validation": 1}, "val")
+    every = sorted(path.stem for path in (dataset / "images").iterdir())
+    assert len(opened(relist(dataset, {"val": every})).val) == 2
+    for name in ("val", "test"):
+        with pytest.raises(DataError, match=f"has no split 'train' but {name}, and 8 images in none; list those"):
+            opened(relist(dataset, {name: every[:2]}))
+    assert len(opened(relist(dataset, {"mine": every[:5]})).val) == 1
+
+
+def test_a_named_split_that_holds_all_there_is_to_train_on_is_refused(dataset: Path) -> None:
+    with pytest.raises(DataError, match=r"--val train: the split 'train' of .* holds all 6 labelled images"):
+        opened(dataset, val="train")
+    described = json.loads((dataset / "dataset.json").read_text())["splits"]
+    relist(dataset, {**described, "trainval": described["train"] + described["val"]})
+    with pytest.raises(DataError, match="--val trainval: the split 'trainval'"):
+        opened(dataset, val="trainval")
+
+
+def test_images_of_both_splits_are_validated_on_alone_and_counted(dataset: Path, tmp_path: Path) -> None:
+    described = json.loads((dataset / "dataset.json").read_text())["splits"]
+    relist(dataset, {**described, "val": described["val"] + described["train"][:2]})
+    data = opened(dataset)
+    assert ([pair.name for pair in data.labelled], len(data.val)) == (described["train"][2:], 4)
+    assert data.dropped == {"of the training split that are of the validation split too": 2}
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(described["train"][1:3]))
+    assert [pair.name for pair in opened(dataset, labels=str(names)).labelled] == described["train"][2:3]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_validation_is_not_taken_from_the_images_that_a_list_names(tmp_path: Path, seed: int) -> None:
     root, names = write_set(tmp_path / "set", splits=False), tmp_path / "names.txt"

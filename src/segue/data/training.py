@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from segue.config import Data
 from segue.data.check import check
@@ -113,10 +114,10 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     masked = tuple(pair for pair in train if pair.mask is not None)
     if not masked:
         raise DataError(f"the training split of {listing.root} has no mask at all")
-    masked, val, split_off, unmasked = _validation(listing, config, masked, seed)
+    masked, val, split_off, shared, unmasked = _validation(listing, config, masked, seed)
     if split_off:
         warnings += tuple(shared_videos({"train": masked, "val": val}))
-    labelled, rest = choose(masked, config.labels, seed, held=val if split_off else ())
+    labelled, rest = choose(masked, config.labels, seed, held=val if split_off or shared else ())
     bare = tuple(pair for pair in train if pair.mask is None)
     dropped: dict[str, int] = {}
     found = len(train) + len(listing.stray) + len(listing.unnamed) + bad
@@ -142,6 +143,8 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
         dropped["of the validation split without a mask"] = unmasked
     if split_off:
         dropped["of the training split kept for validation"] = split_off
+    if shared:
+        dropped["of the training split that are of the validation split too"] = shared
     wanted = "val" if config.val == "auto" else listing.meant(config.val)  # a share is one of the training split
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = validation_at(config.data, config.layout, config.map, split, val)
@@ -240,44 +243,77 @@ def _sound(source: str, pairs: tuple[Pair, ...], tones: Tones, *, skip_bad: bool
 
 
 def _only(listing: Listing) -> tuple[Pair, ...]:
-    """The one split of a set that has no ``train``."""
-    if len(listing.splits) == 1:
-        return next(iter(listing.splits.values()))
-    raise DataError(
-        f"{listing.root} has no split 'train' but {', '.join(listing.splits)}; name one: {listing.root}:SPLIT"
-    )
+    """The one split of a set that has no ``train``; not one to measure on, where images beside it are to be had."""
+    if len(listing.splits) != 1:
+        raise DataError(
+            f"{listing.root} has no split 'train' but {', '.join(listing.splits)}; name one: {listing.root}:SPLIT"
+        )
+    ((name, pairs),) = listing.splits.items()
+    if name in ("val", "test") and listing.unnamed:
+        raise DataError(
+            f"{listing.root} has no split 'train' but {name}, and {len(listing.unnamed)} images in none; list those to "
+            f"train on as the split train, or name {listing.root}:{name} to train on that"
+        )
+    return pairs
 
 
-def _validation(
-    listing: Listing, config: Data, masked: tuple[Pair, ...], seed: int
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...], int, int]:
-    """(pairs left to train on, validation pairs, how many of them the training split gave, how many have no mask).
+class _Division(NamedTuple):
+    """What is trained and what is validated on.
 
-    What a list of labels names is left to train on, unless it names everything.
+    Args:
+        masked: pairs left to train on.
+        val: validation pairs.
+        split_off: how many of these the training split gave by seed.
+        shared: how many pairs of the training split the validation split names too.
+        unmasked: how many pairs of the validation split have no mask.
     """
+
+    masked: tuple[Pair, ...]
+    val: tuple[Pair, ...] = ()
+    split_off: int = 0
+    shared: int = 0
+    unmasked: int = 0
+
+
+def _validation(listing: Listing, config: Data, masked: tuple[Pair, ...], seed: int) -> _Division:
+    """No image is on both sides: of those that both splits name, none is trained on."""
     wanted = config.val
     if wanted == "none":
-        return masked, (), 0, 0
+        return _Division(masked)
     name = "val" if wanted == "auto" else listing.meant(wanted)
-    if name in listing.splits:
-        val = tuple(pair for pair in listing.splits[name] if pair.mask is not None)
-        if not val:
-            raise DataError(f"split {name!r} of {listing.root} has no mask; give --val none, or another split")
-        return masked, val, 0, len(listing.splits[name]) - len(val)
-    if wanted != "auto" and not wanted.endswith("%"):
-        listing.split(wanted)
+    if name not in listing.splits:
+        if wanted != "auto" and not wanted.endswith("%"):
+            listing.split(wanted)
+        return _split_off(listing, config, masked, seed)
+    val = tuple(pair for pair in listing.splits[name] if pair.mask is not None)
+    if not val:
+        raise DataError(f"split {name!r} of {listing.root} has no mask; give --val none, or another split")
+    measured = {pair.image for pair in val}
+    kept = tuple(pair for pair in masked if pair.image not in measured)
+    if not kept and wanted == "auto":
+        return _split_off(listing, config, masked, seed)
+    if not kept:
+        raise DataError(
+            f"--val {wanted}: the split {name!r} of {listing.root} holds all {len(masked)} labelled images to train "
+            "on; name another split, or a share of them to hold out: --val 20%"
+        )
+    return _Division(kept, val, shared=len(masked) - len(kept), unmasked=len(listing.splits[name]) - len(val))
+
+
+def _split_off(listing: Listing, config: Data, masked: tuple[Pair, ...], seed: int) -> _Division:
+    """A share of ``masked`` by seed; what a list of labels names is left to train on, unless it names everything."""
     if len(masked) < 2:
         raise DataError(
             f"{listing.root} has {len(masked)} labelled image; at least 2 are needed, one of them to validate"
         )
     named, others = choose(masked, config.labels, seed) if is_list(config.labels) else ((), masked)
-    pool = others or named
+    pool, wanted = others or named, config.val
     count = amount(wanted if wanted.endswith("%") else "20%", len(masked), "--val")
     val, _ = choose(pool, str(min(count, len(pool))), seed, "--val")
     kept = tuple(pair for pair in masked if pair not in val)
     if not kept:
         raise DataError(f"--val {wanted} of {len(masked)} labelled images leaves none to train on; give a smaller one")
-    return kept, val, len(val), 0
+    return _Division(kept, val, split_off=len(val))
 
 
 def _without(pairs: Sequence[Pair], used: Sequence[Pair]) -> tuple[Pair, ...]:
