@@ -104,6 +104,11 @@ def trained(folder: Path, *, steps: int = 6, batch: int = 4, accumulate: int = 1
     return method
 
 
+def test_the_last_step_is_logged_whatever_their_number(tmp_path: Path) -> None:
+    trained(tmp_path, steps=201)  # a line every second step
+    assert [line["step"] for line in Run(tmp_path).read_log()][-2:] == [200, 201]
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
     large, small = trained(tmp_path / "a", batch=4), trained(tmp_path / "b", batch=2, accumulate=2)
     torch.testing.assert_close(large.layer.weight, small.layer.weight, rtol=1e-6, atol=1e-7)

@@ -370,7 +370,7 @@ class _Loop:
         else:
             self._refuse({**losses, "gradient_norm": norm}, batches)
         self.step += 1
-        if self.step % self.log_every == 0 and self.metered:
+        if (self.step % self.log_every == 0 or self.step == self.steps) and self.metered:
             means = {name: total / self.metered for name, total in self.meter.items()}
             rate = self.optimizer.param_groups[0]["lr"]
             self.run.log(self.stage, self.step, {**means, "lr": rate, "seconds": time.time()})
