@@ -243,6 +243,7 @@ class _Loop:
         if state is not None:
             with self.method.whole():
                 self.method.load_state_dict(state["method"])
+            self.run.clock.go_on(state.get("seconds", 0.0))
             if state["done"]:
                 self._end_shards()
                 self.run.say(f"{self.stage}: finished before, taken from {self.run.out / f'{self.stage}.pt'}")
@@ -463,7 +464,7 @@ class _Loop:
     def _write(self, *, done: bool) -> None:
         state = {
             "step": self.step, "bad": self.bad, "meter": self.meter, "metered": self.metered, "parts": self.parts,
-            "done": done, "world": rank_and_world()[1],
+            "done": done, "world": rank_and_world()[1], "seconds": self.run.clock.seconds(),
         }  # fmt: skip
         state |= {"method": self.method.state_dict(), "optimizer": {} if done else self.optimizer.state_dict()}
         self.run.save(self.stage, self.method.shards.gathered(state) if self.method.shards else state)

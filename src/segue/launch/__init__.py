@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from segue.errors import UsageError
 from segue.launch.claim import MethodData, claim_folder, describe_run, refuse_changed
 from segue.processes.surroundings import Surroundings
 from segue.processes.tuning import tune
+from segue.runs.folder import Clock
 from segue.runs.loggers import opened_loggers, refuse_unknown
 from segue.weights import Saved, save_model
 
@@ -156,9 +156,9 @@ def _train(arm: Arm[Any], run: Run) -> bool:
     if (run.out / "evaluation.json").is_file():
         run.say(f"{arm.name}: finished before")
         return False
-    started = time.monotonic()
+    run.clock = Clock()
     model = methods.load(arm.method).train(arm.config, run, arm.data)
-    only_first(lambda: _finish(arm, model.eval(), run, time.monotonic() - started))
+    only_first(lambda: _finish(arm, model.eval(), run, run.clock.seconds()))
     return True
 
 

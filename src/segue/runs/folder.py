@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,21 @@ from segue.errors import DataError, UsageError
 from segue.processes.ranks import only_first, rank_and_world
 from segue.records import MISREAD
 from segue.runs.loggers import Loggers
+
+
+class Clock:
+    """Time that a training took, over all its starts: checkpoints hold it."""
+
+    def __init__(self) -> None:
+        self.before, self.began = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds of this start and of those before it."""
+        return self.before + time.monotonic() - self.began
+
+    def go_on(self, seconds: float) -> None:
+        """Takes what a checkpoint of an earlier start says; of several the latest."""
+        self.before = max(self.before, seconds)
 
 
 class Run:
@@ -57,6 +73,7 @@ class Run:
     ) -> None:
         self.out = out
         self.parent = parent
+        self.clock: Clock = Clock() if parent is None else parent.clock
         self.loggers = loggers
         self.records = dict(records or {})
         self.is_new = False  # whether nothing was there when `alone` began
