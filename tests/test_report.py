@@ -345,6 +345,12 @@ def test_pseudo_labels_that_taught_nothing_are_said(tmp_path: Path) -> None:
     assert "No pixel was kept: the second round learnt from the labelled images alone" in page_of(out).text
 
 
+def test_the_settings_of_the_plain_arm_are_shown_too(compared: Path) -> None:
+    path = compared / "baseline" / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"lr": 0.0123}}))
+    assert "All settings of supervised lr 0.0123" in page_of(compared).text
+
+
 def test_report_of_what_was_measured_says_the_same_numbers(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", train=1, val=2, test=0, size=32)
     out = write_run(tmp_path / "run", data=data, validation=2)

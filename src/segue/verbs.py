@@ -389,7 +389,14 @@ def run_adaptation(method: str, config: Any, out: Path, around: Surroundings) ->
 
 
 def control(config: Any) -> Any:
-    """The plain training that a method is measured against: same data, network, views, steps and weights of classes."""
+    """The plain training that a method is measured against: same data, network, views, steps and weights of classes,
+    and what was given of its fine-tuning's learning rate and of its weight decay."""
+    plain = methods.load("supervised").Config
     shared = {"data": config.data, "network": config.network, "views": config.views, "steps": config.steps}
     balance = getattr(config, "balance", "none")  # not every method has a loss that classes can be weighted in
-    return methods.load("supervised").Config(**shared, balance=balance, evaluate_every=config.evaluate_every)
+    given = {
+        own: getattr(config, name)
+        for own, name in (("lr", "finetune_lr"), ("weight_decay", "weight_decay"))
+        if getattr(config, name, None) != getattr(type(config), name, None)
+    }
+    return plain(**shared, balance=balance, evaluate_every=config.evaluate_every, **given)

@@ -25,3 +25,5 @@ def test_training_time_is_that_of_all_starts(dataset: Path, tmp_path: Path) -> N
         run.save(stage, {**state, "seconds": 1000.0})  # as after a long first start that ended here
         (folder / "evaluation.json").unlink()
     assert all(1000 < seconds < 1000 + 10 * sum(once) for seconds in seconds_after_a_start())
+    settings = json.loads((out / "baseline" / "evaluation.json").read_text())["settings"]
+    assert (settings["lr"], settings["crop"]) == (0.03, TINY["crop"])

@@ -227,3 +227,10 @@ def test_rare_classes_can_count_more_in_fine_tuning_and_in_its_control(dataset: 
         first[balance] = next(line["cross_entropy"] for line in run.read_log() if line["stage"] == "finetune")
         assert control(config).balance == balance
     assert first["auto"] != pytest.approx(first["none"], rel=1e-3)
+
+
+def test_its_control_takes_the_learning_rate_and_weight_decay_that_were_given() -> None:
+    plain = control(build(Config, {"data": "set"}))
+    assert (plain.lr, plain.weight_decay) == (type(plain).lr, type(plain).weight_decay)
+    given = control(build(Config, {"data": "set", "finetune_lr": 0.004, "weight_decay": 0.01}))
+    assert (given.lr, given.weight_decay) == (0.004, 0.01)

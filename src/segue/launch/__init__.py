@@ -172,6 +172,7 @@ def _finish(arm: Arm[Any], model: Saved, run: Run, seconds: float) -> None:
         "method": arm.name,
         "seconds": seconds,
         "split": "validation",
+        **({"settings": flat(arm.config)} if arm.folder else {}),  # those of the run itself are in run.json
         **(measured.plain() if measured else {}),
     }
     write_metrics(run)
