@@ -24,12 +24,21 @@ SIZES_SHOWN, CLASSES_SHOWN = 4, 30
 
 @dataclass
 class Audit:
-    """One set and all that was found in it."""
+    """One set and all that was found in it.
+
+    Args:
+        address: the set as it was named.
+        listing: the set.
+        findings: what is wrong with it.
+        facts: what else was seen.
+        options: those of the check that training needs too, as a shell takes them.
+    """
 
     address: str
     listing: Listing
     findings: list[Finding]
     facts: Facts
+    options: str = ""
 
     @property
     def stops(self) -> bool:
@@ -96,12 +105,19 @@ class Audit:
             lines.append(f"STOP: {_counted(stops, 'kind')} of fault that must be mended before training, {notes}")
         elif not self.listing.classes:
             images = argument(self.address)
-            learnt = f"segue pretrain {images} --out RUN, or segue train LABELLED --unlabeled {images}"
+            skip = " --skip-bad" if "--skip-bad" in self.options.split() else ""
+            learnt = f"segue pretrain {images} --out RUN{skip}, or segue train LABELLED --unlabeled {images}{skip}"
             lines.append(f"no labels found. Next: {learnt}")
         else:
             notes = _counted(len(self.findings), "note")
-            lines.append(f"sound: {notes}. Next: segue train {argument(self.address)} --out RUN")
+            lines.append(f"sound: {notes}. Next: segue train {argument(self._to_train())} --out RUN{self.options}")
         return [printable(line) for line in lines]
+
+    def _to_train(self) -> str:
+        """The address that training takes: with a split where the set has none that is trained on by itself."""
+        splits = self.listing.splits
+        is_clear = "train" in splits or (len(splits) == 1 and not self.listing.unnamed)
+        return self.address if is_clear else f"{self.address}:{next(iter(splits))}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -141,7 +157,10 @@ def audit(
             listing, allow_missing=allow_missing or not listing.classes, skip_bad=skip_bad, sample=None, hashes=True,
             workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
         )  # fmt: skip
-    return Audit(address, listing.toned(facts.tones), findings, facts)
+    given = {"layout": layout if layout != "auto" else "", "map": mapping}
+    options = "".join(f" --{name} {argument(value)}" for name, value in given.items() if value)
+    options += " --allow-missing" * allow_missing + " --skip-bad" * skip_bad
+    return Audit(address, listing.toned(facts.tones), findings, facts, options)
 
 
 def open_any(address: str, layout: str = "auto") -> Listing:
