@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw, options
+from conftest import CLASSES, COLORS, draw, options, write_set
 from PIL import Image
 
 from segue.data.layouts import open_images, open_listing
@@ -187,6 +187,40 @@ def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     status, _, said = segue("train", dataset, "--out", tmp_path / "again", "--method", "supervised", *again)
     assert status == 0, said
     assert "using 3 labelled" in said
+
+
+def test_images_held_out_of_the_labelled_ones_are_not_suggested_either(segue: Cli, tmp_path: Path) -> None:
+    root, run = write_set(tmp_path / "set", splits=False), tmp_path / "run"
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"train_{i:03d}" for i in range(5)))
+    for i in range(5, 10):  # these are not labelled
+        next((root / "labels").glob(f"*_{i:03d}.png")).unlink()
+    fields = options(allow_missing="true", steps=1)
+    assert segue("train", root, "--out", run, "--method", "supervised", *fields)[0] == 0
+    status, output, said = segue("suggest", root, "--model", run, "--n", 5, "--out", tmp_path / "next", "--json")
+    assert status == 0, said
+    told = json.loads(output)
+    assert (told["labelled"], {one["name"] for one in told["chosen"]} & set(names.read_text().split())) == (5, set())
+
+
+def test_images_of_a_published_layout_count_as_labelled_and_the_list_is_taken(segue: Cli, tmp_path: Path) -> None:
+    root, run, out = tmp_path / "set", tmp_path / "run", tmp_path / "next"
+    for split, numbers in (("train", range(5)), ("val", range(5, 7))):
+        for i in numbers:
+            for folder, picture in zip((split, f"{split}annot"), draw(i), strict=True):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(root / folder / f"{i}.png")
+    fields = options(steps=1)
+    assert segue("train", root, "--out", run, "--method", "supervised", "--labels=2", *fields)[0] == 0
+    learnt = json.loads((run / "run.json").read_text())["data"]
+    assert learnt["layout"] == "camvid"
+    status, output, said = segue("suggest", root, "--model", run, "--n", 3, "--out", out, "--json")
+    assert status == 0, said
+    told = json.loads(output)
+    assert told["labelled"] == 2
+    assert {one["name"] for one in told["chosen"]} == {*"01234"} - set(learnt["labelled_names"])
+    more = ("--labels", out / "chosen.txt", "--val=none", *fields)
+    assert "using 3 labelled" in segue("train", root, "--out", tmp_path / "again", "--method", "supervised", *more)[2]
 
 
 @pytest.mark.parametrize("n", [0, 7, -3])

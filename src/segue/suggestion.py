@@ -159,7 +159,10 @@ def _refuse_count(images: ImageSet, known: int, count: int) -> None:
     """Refuses to choose ``count`` where fewer are left."""
     left = len(images.images) - known
     if not left:
-        raise DataError(f"{images.root}: the model learnt from all of its {known} images; name others to choose from")
+        raise DataError(
+            f"{images.root}: the model learnt from all of its {known} images, or was validated on them; name others to "
+            "choose from"
+        )
     if not 1 <= count <= left:
         raise DataError(f"--n {count}: {images.root} holds {left} images without labels; give 1 to {left}")
 
@@ -291,11 +294,12 @@ def contact_sheet(chosen: Sequence[Chosen], tones: Tones) -> Image.Image:
 
 
 def labelled_names(run: str) -> tuple[tuple[str, ...], str]:
-    """(names of the images that a run's model learnt from with their labels, their set); nothing where it is no run's.
+    """(names of the images whose labels a run learnt from or validated on, their set); nothing where it is no run's.
 
     Raises:
         DataError: the record of the run is damaged.
     """
     data = run_data(run)
     with expecting(Path(run) / "run.json", "the record of a run"):
-        return tuple(map(str, data.get("labelled_names", ()))), str(data.get("root", ""))
+        names = (*data.get("labelled_names", ()), *data.get("validation_names", ()))
+        return tuple(map(str, names)), str(data.get("root", ""))

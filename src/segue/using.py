@@ -121,7 +121,7 @@ def suggest(
         images: their folder, or ``FOLDER:split``; masks in it are left alone, and so are the splits ``val`` and
             ``test`` of a data set, unless they are named.
         model: a run of ``pretrain`` (coverage alone) or ``train`` (coverage and doubt), or ``hf:owner/name``. What the
-            run learnt from with labels counts as labelled.
+            run learnt from with labels or validated on counts as labelled.
         n: how many.
         skip_bad: go on without unreadable images.
         seed: of the random draws that coverage is compared with.

@@ -1,7 +1,7 @@
 """A set of images without labels, opened for training: what is used, what is left out and why."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from segue.data.check import check
@@ -90,7 +90,7 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
 
 def apart_from_held_out(address: str, pairs: tuple[Pair, ...]) -> tuple[tuple[Pair, ...], int]:
     """The images of an address that no model is to be measured on, and how many others there are: of a data set that
-    is named without a split those of `HELD_OUT`.
+    is named without a split those of `HELD_OUT`. They get the names that the set has for them, where these differ.
 
     Raises:
         DataError: the set cannot be read, or has no other images.
@@ -105,4 +105,7 @@ def apart_from_held_out(address: str, pairs: tuple[Pair, ...]) -> tuple[tuple[Pa
     kept = tuple(pair for pair in pairs if pair.image not in held)
     if not kept:
         raise DataError(f"{root}: every image is of {' and '.join(there)}, to measure on; name it as {root}:{there[0]}")
-    return kept, len(pairs) - len(kept)
+    names = {pair.image: pair.name for split in splits.values() for pair in split}
+    named = tuple(replace(pair, name=names.get(pair.image, pair.name)) for pair in kept)
+    is_clear = len({pair.name for pair in named}) == len(named)
+    return named if is_clear else kept, len(pairs) - len(kept)
