@@ -145,16 +145,18 @@ def test_what_cannot_be_meant_is_one_line(
 def test_two_runs_side_by_side(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         call = ("train", dataset, "--out", tmp_path / f"run{seed}", "--method", "supervised", "--seed", seed)
+        call = (*call, "--labels", 3 + seed)
         assert segue(*call, "--device", "cpu", *options(steps=4, evaluate_every=2))[0] == 0
     status, _, errors = segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "page")
     assert status == 0, errors
     page = (tmp_path / "page" / "comparison.html").read_text()
     for text in ("run0", "run1", "iou/disc", "seed", "<svg", "One run each"):
         assert text in page
-    assert "may not be compared" not in page
+    assert "may not be compared" not in page  # other training images, the same to validate on
+    assert "images trained on" in page.partition("What differs")[2]
     assert "http://" not in page.replace("http://www.w3.org", "")
     record = json.loads((tmp_path / "run1" / "run.json").read_text())
-    record["data"]["fingerprint"] = "other"
+    record["data"]["validation_at"]["masks"] = "other"
     (tmp_path / "run1" / "run.json").write_text(json.dumps(record))
     _, output, _ = segue("compare", tmp_path / "run0", tmp_path / "run1", "--out", tmp_path / "other", "--json")
     measured = json.loads((tmp_path / "run1" / "evaluation.json").read_text())

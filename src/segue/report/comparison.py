@@ -53,7 +53,18 @@ def differing(entries: Sequence[Entry]) -> list[tuple[str, list[str]]]:
 def _rest(record: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on beside its config."""
     identity = {name: value for name, value in record["identity"].items() if name != "config"}
-    return {**identity, "data fingerprint": str(record["data"].get("fingerprint", ""))[:12]}
+    data = record["data"]
+    trained = f"{data.get('labelled', '–')} labelled, {data.get('unlabelled', '–')} unlabelled"
+    return {**identity, "images trained on": trained, "data fingerprint": str(data.get("fingerprint", ""))[:12]}
+
+
+def validated_on(record: dict[str, Any]) -> tuple[object, ...]:
+    """What tells apart the images that runs validated on, and their masks; all of its data in records without that."""
+    data = record["data"]
+    at = data.get("validation_at", {})
+    if not at.get("digest"):
+        return (data.get("fingerprint"),)
+    return (*data.get("validation_names", ()), at["digest"], at.get("masks"), at.get("map"))
 
 
 def score_rows(entries: Sequence[Entry]) -> list[tuple[str, list[float | None]]]:
@@ -88,10 +99,10 @@ def _page(entries: Sequence[Entry]) -> str:
         entry.name: [[step, 100 * value] for stage in entry.arm.trace("val/miou") for step, value in stage]
         for entry in entries
     }
+    val = {validated_on(entry.record) for entry in entries}
     rows = [(name, values, best(name, values)) for name, values in score_rows(entries)]
-    fingerprints = {entry.record["data"].get("fingerprint") for entry in entries}
     return page(
         Path(__file__).with_name("comparison.html.j2"),
-        entries=entries, rows=rows, settings=differing(entries), is_same_data=len(fingerprints) == 1,
+        entries=entries, rows=rows, settings=differing(entries), is_same_val=len(val) == 1,
         curves=lines("step", "validation mIoU, %", series) if any(series.values()) else "",
     )  # fmt: skip
