@@ -11,10 +11,11 @@ import torch
 from conftest import CLASSES, TINY
 from torch import Tensor
 
+from segue import verbs
 from segue.config import build
 from segue.data.training import open_training
 from segue.engine import Run
-from segue.errors import DataError
+from segue.errors import DataError, UsageError
 from segue.methods.pixel_contrast import (
     CONTRASTS,
     Config,
@@ -22,6 +23,7 @@ from segue.methods.pixel_contrast import (
     class_thresholds,
     labels_at,
     pseudo_label,
+    refuse,
     train,
     within_image,
 )
@@ -234,3 +236,14 @@ def test_its_control_takes_the_learning_rate_and_weight_decay_that_were_given() 
     assert (plain.lr, plain.weight_decay) == (type(plain).lr, type(plain).weight_decay)
     given = control(build(Config, {"data": "set", "finetune_lr": 0.004, "weight_decay": 0.01}))
     assert (given.lr, given.weight_decay) == (0.004, 0.01)
+
+
+@pytest.mark.parametrize(
+    "given", [{"first_round": 0.4}, {"threshold": 0.9}, {"background_threshold": 0.9}, {"thresholds": "disc:0.9"}]
+)
+def test_settings_of_pseudo_labels_are_refused_where_no_image_gets_any(given: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = given
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: there are no images"):
+        verbs.train("gone", tmp_path / "run", method="pixel_contrast", quiet=True, **given)
+    refuse(build(Config, {"data": "set", "unlabeled": ("rest",), **given}))
+    refuse(build(Config, {"data": "set", **{field: getattr(Config, field) for field in given}}))

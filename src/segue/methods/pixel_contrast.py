@@ -44,7 +44,7 @@ from segue.data.training import TrainingData
 from segue.data.transforms import SIMCLR, ColorJitter
 from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first
-from segue.errors import DataError
+from segue.errors import DataError, UsageError
 from segue.evaluation import pixel_embeddings, semantic
 from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
 from segue.models.heads import projection_head
@@ -305,6 +305,18 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
         run.keep(f"embeddings_after{suffix}", lambda: pixel_embeddings(network, probes, seed=run.seed))
         fine_tune(network, sets, config, run, data, steps - round(steps * config.contrast_share), f"finetune{suffix}")
     return network
+
+
+def refuse(config: Config) -> None:
+    """Refuses what is said of pseudo-labels where no image gets any.
+
+    Raises:
+        UsageError: the first such field.
+    """
+    for name in ("first_round", "threshold", "background_threshold", "thresholds"):
+        if not config.data.unlabeled and getattr(config, name) != getattr(Config, name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: there are no images to give pseudo-labels to; name them: --unlabeled FOLDER")
 
 
 Labels = tuple[tuple[Pair, ...], Decoder, CopyPaste | None]
