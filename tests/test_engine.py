@@ -109,6 +109,13 @@ def test_the_last_step_is_logged_whatever_their_number(tmp_path: Path) -> None:
     assert [line["step"] for line in Run(tmp_path).read_log()][-2:] == [200, 201]
 
 
+def test_scores_that_are_not_finite_are_left_out_of_the_log(tmp_path: Path) -> None:
+    scores = {"miou": 0.5, "iou/absent": float("nan"), "ratio": float("inf")}
+    trained(tmp_path, steps=2, evaluate=lambda: scores)
+    assert Run(tmp_path).read_log()[-1] == {"stage": "train", "step": 2, "val/miou": 0.5}
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
     large, small = trained(tmp_path / "a", batch=4), trained(tmp_path / "b", batch=2, accumulate=2)
     torch.testing.assert_close(large.layer.weight, small.layer.weight, rtol=1e-6, atol=1e-7)

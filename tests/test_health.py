@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from segue.engine import Run
-from segue.health import PANELS, look, verdict, write_health, write_panels
+from segue.health import METERS, PANELS, history, look, verdict, write_health, write_panels
 from segue.metrics import effective_rank, rank_agreement, spread
 from segue.runs.sections import read_headline, read_sections
 
@@ -109,3 +109,13 @@ def test_the_report_says_how_it_went(wrong: bool, tmp_path: Path) -> None:
     assert any("warning" in block for block in blocks) == wrong
     curves = [block["lines"]["series"] for block in blocks if "lines" in block]
     assert curves[0] == {"spread": [[0, 0.8], [5, 0.8], [9, last["spread"]]]}
+
+
+def test_a_look_without_numbers_is_in_the_history(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", quiet=True)
+    run.log("train", 1, {"loss": 0.5, "seconds": 1.0})
+    for step, value in ((2, 0.5), (4, math.nan)):
+        run.log("train", step, {f"val/{name}": value for name in METERS})
+    (_, first), (last, now) = history(run)
+    assert (first, last) == (dict.fromkeys(METERS, 0.5), 4)
+    assert "no numbers any more" in verdict(now, first)[0]

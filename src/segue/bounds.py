@@ -55,12 +55,18 @@ EVERYWHERE = {  # of fields that mean the same in every method
 
 
 def refuse_impossible(module: ModuleType, config: Any) -> None:
-    """Refuses what the method of ``module`` cannot be trained with.
+    """Refuses what the method of ``module`` cannot be trained with, and evaluations of nothing.
 
     Raises:
         UsageError: the first such field.
     """
     refuse_outside(config, {**EVERYWHERE, **getattr(module, "BOUNDS", {})})
+    values = flat(config)
+    if values.get("val") == "none" and values.get("evaluate_every"):
+        raise UsageError(
+            f"--evaluate-every {values['evaluate_every']}: with --val none there is nothing to evaluate on; leave one "
+            "of them out"
+        )
     if hasattr(module, "refuse"):
         module.refuse(config)
 

@@ -19,7 +19,14 @@ from segue.processes.ranks import rank_and_world
 from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
 
-METERS = ("spread", "effective_rank", "agreement", "ranking", "floor", "constant")
+METERS = {
+    "spread": "Spread of the features, 0 to 1",
+    "effective_rank": "Directions they use (effective rank)",
+    "agreement": "Agreement of student and teacher, rank correlation",
+    "ranking": "Ranking loss",
+    "floor": "Ranking loss of a student like the teacher",
+    "constant": "Ranking loss of a student to whom all is alike",
+}
 SHOWN, NEAREST = 3, 4  # images whose neighbours are shown, and how many of them
 PANELS = "panels"
 COLLAPSED = 0.02  # spread below which features are alike, whatever it was at the start
@@ -149,12 +156,9 @@ def _framed(image: Tensor, place: int, places: tuple[int, int]) -> np.ndarray[tu
 
 
 def history(run: Run) -> list[tuple[int, dict[str, float]]]:
-    """(step, meters) of every look that was logged, oldest first."""
-    return [
-        (line["step"], {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")})
-        for line in run.read_log()
-        if "val/spread" in line
-    ]
+    """(step, meters) of every look that was logged, oldest first; NaN for a meter that was not finite."""
+    looks = [line for line in run.read_log() if not line.keys() & {"loss", "refused"}]
+    return [(line["step"], {name: line.get(f"val/{name}", math.nan) for name in METERS}) for line in looks]
 
 
 def write_health(run: Run, count: int) -> None:
@@ -169,18 +173,10 @@ def write_health(run: Run, count: int) -> None:
     else:
         write_headline(run, f"{done}; no sign of collapse. Whether it serves your task only labels can tell.")
     head = ["", "At the start", "At the end"]
-    names = {
-        "spread": "Spread of the features, 0 to 1",
-        "effective_rank": "Directions they use (effective rank)",
-        "agreement": "Agreement of student and teacher, rank correlation",
-        "ranking": "Ranking loss",
-        "floor": "Ranking loss of a student like the teacher",
-        "constant": "Ranking loss of a student to whom all is alike",
-    }
     blocks: list[Block] = [{"warning": text} for text in wrong]
     blocks += [{"warning": f"At step {step}: {text}"} for step, text in once[:1]]
     blocks.append({"text": "Measured on a few of the images as they are, without labels."})
-    rows = [[title, f"{first[name]:.3f}", f"{now[name]:.3f}"] for name, title in names.items()]
+    rows = [[title, f"{first[name]:.3f}", f"{now[name]:.3f}"] for name, title in METERS.items()]
     blocks.append({"table": {"head": head, "rows": rows}})
     for title, chosen in (
         ("feature spread", ["spread"]),

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -139,8 +140,9 @@ class Run:
             yield
 
     def log(self, stage: str, step: int, values: Mapping[str, float | str]) -> None:
-        """Appends one line to ``log.jsonl``."""
+        """Appends one line to ``log.jsonl``, without numbers that are not finite: JSON has none."""
         self.open()
+        values = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
         if rank_and_world()[0] == 0:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
