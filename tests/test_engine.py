@@ -179,6 +179,7 @@ def test_nan_steps_are_not_taken_and_stop_the_run_with_the_samples_named(tmp_pat
     with pytest.raises(FloatingPointError, match=r"sample_\d") as caught:
         trained(tmp_path, steps=20, method=method)
     assert "5 in a row" in str(caught.value)
+    assert str(caught.value).endswith("into another --out")  # this one holds a run of other settings
     torch.testing.assert_close(method.layer.weight, trained(tmp_path / "clean", steps=2).layer.weight)
     assert [line["step"] for line in Run(tmp_path).read_log() if "refused" in line] == [3, 4, 5, 6, 7]
 

@@ -404,7 +404,7 @@ class _Loop:
             raise FloatingPointError(
                 f"{message}; {self.bad} in a row, so the run stops. Samples: {names}. Batch, rates and the norms of "
                 f"gradients are in {self.run.out / f'refused_{self.stage}.pt'}. Lower the learning rate, or train with "
-                "--precision fp32, and run again"
+                "--precision fp32, into another --out"
             )
 
     def is_due(self, every: int) -> bool:
