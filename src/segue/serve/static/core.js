@@ -11,6 +11,9 @@ export const at = (id) => document.getElementById(id);
 export const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
+// A word as a shell takes it, for an option that is shown.
+export const argument = (word) => (/^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
+
 export function say(text) {
   at("message").textContent = text;
   at("message").hidden = !text;

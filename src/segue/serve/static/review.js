@@ -1,5 +1,5 @@
 // The review of pseudo-labels: a gallery, the least certain first; keys; thresholds with what they keep.
-import { ask, askBytes, askJson, at, lazy, make, percent, say } from "./core.js";
+import { argument, ask, askBytes, askJson, at, lazy, make, percent, say } from "./core.js";
 import { chip, colored, paintOf } from "./colors.js";
 import { numbers } from "./maps.js";
 
@@ -176,7 +176,8 @@ document.addEventListener("colors", () => {
 });
 
 const option = () => {
-  at("option").textContent = `--thresholds ${review.classes.map((name, i) => `${name}:${thresholds[i].toFixed(2)}`).join(",")}`;
+  const given = review.classes.map((name, i) => `${name}:${thresholds[i].toFixed(2)}`).join(",");
+  at("option").textContent = `--thresholds ${argument(given)}`;
 };
 
 // Of the pixels taken for a class, the share at or above its threshold; in pictures that training would take.

@@ -1,5 +1,5 @@
 // What segue suggest chose to be labelled next, and why.
-import { ask, askJson, at, lazy, make, percent, say } from "./core.js";
+import { argument, ask, askJson, at, lazy, make, percent, say } from "./core.js";
 
 let found = null;
 
@@ -16,7 +16,7 @@ export async function show() {
   at("coverage").textContent = `${items.length} of ${found.found} images to label next${labelled ? `, beside the ${labelled} that are labelled` : ""}. ` +
     `The farthest image is ${n(c.farthest)} from one of them, the mean ${n(c.mean)}; as many drawn at random: ${n(c.random_farthest)} and ${n(c.random_mean)}.`;
   at("to-label").replaceChildren(...items.map(card));
-  at("to-label-option").textContent = `--labels ${found.names}`;
+  at("to-label-option").textContent = `--labels ${argument(found.names)}`;
   at("to-label-archive").textContent = found.archive;
   document.body.dataset.suggested = String(items.length);
 }
