@@ -4,9 +4,11 @@ import fcntl
 import json
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -88,13 +90,28 @@ def write_model(folder: Path, encoder: str = "test_efficientnet", **changes: Any
     return save_model(untrained(encoder, **changes), folder, method="supervised", metrics={})
 
 
-def turned(pixels: np.ndarray, path: Path) -> Path:
-    """A photo that is stored on its side, as telephones do."""
+def turning(turn: int) -> bytes:
+    """EXIF that says nothing but how a picture is turned."""
     from segue.data.sample import ORIENTATION
 
     exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    Image.fromarray(pixels).save(path, exif=exif)
+    exif[ORIENTATION] = turn
+    return exif.tobytes()
+
+
+def turned(pixels: np.ndarray, path: Path, turn: int = 6) -> Path:
+    """A photo that is stored on its side, as telephones do."""
+    Image.fromarray(pixels).save(path, exif=turning(turn))
+    return path
+
+
+def turned_late(pixels: np.ndarray, path: Path, turn: int = 6) -> Path:
+    """A PNG whose orientation stands behind its pixels."""
+    Image.fromarray(pixels).save(path)
+    body = b"eXIf" + turning(turn).removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12] + chunk + whole[-12:])
     return path
 
 

@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, COLORS, draw, untrained
+from conftest import CLASSES, COLORS, draw, turned, turned_late, untrained
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
 from segue.cli.serving import address_of, names_of
+from segue.data.sample import read_image
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
 from segue.serve.limits import Limits
 from segue.serve.page import STATIC
-from segue.serve.worker import Worker
+from segue.serve.worker import Worker, decode
 from segue.weights import save_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -65,6 +66,15 @@ def test_an_answer_is_what_the_model_says(server: Live, model: Segmenter) -> Non
     np.testing.assert_allclose(shares, np.bincount(classes.flatten(), minlength=3) / classes.numel(), atol=1e-6)
     with Image.open(io.BytesIO(base64.b64decode(str(found["uncertainty_png"])))) as image:
         np.testing.assert_allclose(np.asarray(image) / 255, uncertainty, atol=0.01)
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.tif", turned), ("a.png", turned), ("a.png", turned_late)])
+@pytest.mark.parametrize("turn", [6, 8])
+def test_a_turned_picture_is_read_as_from_the_disk(
+    tmp_path: Path, name: str, write: Callable[..., Path], turn: int
+) -> None:
+    path = write(np.arange(48, dtype=np.uint8).reshape(8, 6), tmp_path / name, turn)
+    np.testing.assert_array_equal(decode(path.read_bytes(), SMALL), read_image(path))
 
 
 def bomb(side: int) -> bytes:

@@ -1,14 +1,12 @@
 """What a mask on disk may look like: palettes of its own, colours that name classes, and orientation."""
 
 import json
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COLORS
+from conftest import COLORS, turned_late, turning
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -145,26 +143,11 @@ def test_a_map_of_values_is_refused_where_masks_hold_colours(colored: Path, segu
 ROWS = np.arange(48, dtype=np.uint8).reshape(8, 6)
 
 
-def turning(turn: int) -> bytes:
-    exif = Image.Exif()
-    exif[ORIENTATION] = turn
-    return exif.tobytes()
-
-
 def save_raw_profile(path: Path, turn: int, *, zipped: bool) -> None:
     """Writes the orientation as ImageMagick does, in a chunk of text before the pixels."""
     told = PngInfo()
     told.add_text("Raw profile type exif", f"\nexif\n{len(turning(turn)):8}\n{turning(turn).hex()}\n", zip=zipped)
     Image.fromarray(ROWS).save(path, pnginfo=told)
-
-
-def save_late(path: Path, turn: int) -> None:
-    """Writes the orientation behind the pixels."""
-    Image.fromarray(ROWS).save(path)
-    body = b"eXIf" + turning(turn).removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-12] + chunk + whole[-12:])
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -183,7 +166,7 @@ def test_an_orientation_in_a_raw_profile_is_seen_by_the_header_too(
 @pytest.mark.parametrize("turn", [3, 6])
 def test_an_orientation_behind_the_pixels_is_passed_over_by_all(tmp_path: Path, turn: int) -> None:
     path = tmp_path / "a.png"
-    save_late(path, turn)
+    turned_late(ROWS, path, turn)
     with Image.open(path) as header:
         assert header.getexif()[ORIENTATION] == turn
     with Image.open(path) as header:

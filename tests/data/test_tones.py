@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import COLORS, draw, options, write_model, write_set
+from conftest import COLORS, draw, options, turning, write_model, write_set
 from PIL import Image
 
 from segue.config import Data
@@ -75,6 +75,12 @@ def test_sixteen_bits_of_a_png_are_read_in_full(tmp_path: Path, bands: int) -> N
     stored = values(bands)
     (tmp_path / "a.png").write_bytes(png16(stored))
     np.testing.assert_array_equal(deep_pixels(tmp_path / "a.png"), stored[..., :3] if bands > 2 else stored[..., 0])
+
+
+def test_an_orientation_behind_the_pixels_of_a_deep_png_turns_neither_byte(tmp_path: Path) -> None:
+    whole, late = png16(values(3)), chunk(b"eXIf", turning(6).removeprefix(b"Exif\0\0"))
+    (tmp_path / "a.png").write_bytes(whole[:-12] + late + whole[-12:])
+    np.testing.assert_array_equal(deep_pixels(tmp_path / "a.png"), values(3))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

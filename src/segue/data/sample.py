@@ -66,12 +66,8 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
     _refuse_special(path)
     try:
         with Image.open(content(path), formats=FORMATS) as image:
-            kind, turn = kind_of(image), orientation(image)
-            if image.format == "TIFF":
-                turn = 1  # Pillow turns it, but confuses width and height of one that it maps into memory by its name
-                image.filename = ""
-            image.load()
-            return image if turn == 1 else image.transpose(TURNS[turn]), kind
+            kind = kind_of(image)
+            return upright(image), kind
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
@@ -80,6 +76,16 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
         size = path.stat().st_size
         what = "is empty (0 bytes)" if size == 0 else f"cannot be read as an image ({error}; {size} bytes)"
         raise DataError(f"{path} {what}; export it again or take it out of the folder") from None
+
+
+def upright(header: ImageFile.ImageFile) -> Image.Image:
+    """An image that is opened and not decoded yet, decoded and turned as its EXIF tag says."""
+    turn = orientation(header)
+    if header.format == "TIFF":
+        turn = 1  # Pillow turns it, but confuses width and height of one that it maps into memory by its name
+        header.filename = ""
+    header.load()
+    return header if turn == 1 else header.transpose(TURNS[turn])
 
 
 def _refuse_special(path: Path) -> None:

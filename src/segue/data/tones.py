@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 
 from segue.data.packed import content
-from segue.data.sample import FORMATS, UNREADABLE, Array, Tones, eight_bit, open_with_kind
+from segue.data.sample import FORMATS, UNREADABLE, Array, Tones, eight_bit, open_with_kind, upright
 from segue.errors import DataError
 
 Ranges = tuple[tuple[float, ...], ...]
@@ -56,10 +56,8 @@ def _lower_bytes(path: Path) -> Array:
     """The image at ``path``, upright, its decoder told to keep the byte of each 16-bit value that it drops."""
     try:
         with Image.open(content(path), formats=FORMATS) as image:
-            if isinstance(image, ImageFile.ImageFile):
-                image.tile = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
-            image.load()
-            return np.asarray(ImageOps.exif_transpose(image))
+            image.tile = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
+            return np.asarray(upright(image))
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read in 16 bits ({error}); export it again") from None
 

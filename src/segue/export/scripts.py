@@ -1,7 +1,9 @@
 """``infer.py``, which stands beside an exported file and needs NumPy, Pillow and ONNX Runtime alone."""
 
+from segue.data.sample import EXIF_KEYS
+
 _OPEN = '''
-import json, os, sys
+import io, json, os, sys
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
@@ -12,12 +14,14 @@ tones = {kind: (black, white) for kind, black, white in json.loads(said["tones"]
 
 def pixels(path):
     """The picture upright, uint8 (height, width, 3); where it is deeper than 8 bits, scaled as in training."""
-    picture = Image.open(path)
+    with open(path, "rb") as file:
+        picture = Image.open(io.BytesIO(file.read()))  # TIFFs that Pillow opens by name may come out turned wrongly
     kind = "I;16" if picture.mode.startswith("I;16") else picture.mode
     is_deep = kind in ("I", "I;16", "F")
     if is_deep and kind not in tones or not is_deep and picture.tile and ";16" in str(picture.tile[0][3]):
         sys.exit(f"{path}: deeper than 8 bits, which the model did not learn from or this script does not read")
-    picture = ImageOps.exif_transpose(picture)
+    if picture.format == "TIFF" or any(key in picture.info for key in {exif_keys}):  # not behind a PNG's pixels
+        picture = ImageOps.exif_transpose(picture)
     if is_deep:
         black, white = tones[kind]
         scaled = (np.asarray(picture, np.float64) - black) / max(white - black, 1e-300)
@@ -65,4 +69,4 @@ for path in sys.argv[1:]:
 
 def infer_script(source: str, file: str) -> str:
     """The script ``source`` for the exported ``file``."""
-    return source.replace("{file}", file)
+    return source.replace("{file}", file).replace("{exif_keys}", repr(EXIF_KEYS))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from segue.data.panoptic_map import PanopticMap
-from segue.data.sample import FORMATS, ORIENTATION, UNREADABLE, Array, Color, kind_of, to_rgb
+from segue.data.sample import FORMATS, UNREADABLE, Array, Color, kind_of, to_rgb, upright
 from segue.data.tones import is_deep
 from segue.errors import DataError
 from segue.models.mask_classifier import MaskClassifier
@@ -53,9 +53,7 @@ def decode(body: bytes, limits: Limits) -> Array:
                 raise DataError(f"too large: {image.width} x {image.height} pixels, {limits.pixels} are allowed")
             if is_deep(kind := kind_of(image)):
                 raise DataError(f"the picture holds {kind} pixels, deeper than 8 bits; send it in 8 bits")
-            image.load()
-            upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-            return np.array(to_rgb(upright, Path("the picture")))
+            return np.array(to_rgb(upright(image), Path("the picture")))
     except DataError:
         raise
     except Image.DecompressionBombError:
