@@ -139,6 +139,20 @@ def test_a_body_without_a_length_is_counted_as_it_comes(server: Live) -> None:
     assert b"413" in raw(server, head, *[chunk] * 4).split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("length", ["Content_Length", "Transfer_Encoding"])
+def test_what_only_asks_may_send_nothing(server: Live, method: str, length: str) -> None:
+    told = {length: "5" if length == "Content_Length" else "chunked"}
+    body = b"hello" if length == "Content_Length" else b"5\r\nhello\r\n0\r\n\r\n"
+    assert b"413" in raw(server, f"{method} /healthz HTTP/1.1\n{headers(server, **told)}\n", body).split(b"\r\n")[0]
+
+
+def test_a_body_for_a_path_that_is_open_to_readers_needs_the_token(server: Live) -> None:
+    assert server.ask("/healthz", Authorization="")[0] == 200
+    assert server.ask("/healthz", bytes(1000), Authorization="")[0] == 401
+    assert server.ask("/healthz", bytes(1000))[0] == 405
+
+
 def test_a_slow_body_is_cut_off(server: Live) -> None:
     head = f"POST /predict HTTP/1.1\n{headers(server, Content_Length='1000')}\n"
     started = time.monotonic()

@@ -12,6 +12,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+BODILESS = ("GET", "HEAD")  # whose requests are one line and headers
+
 # The page loads nothing from anywhere else, and nobody may show it in a frame.
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -49,9 +51,9 @@ class Guard:
 
     Args:
         app: what is guarded.
-        token: asked for in ``Authorization: Bearer`` on every path but ``open_paths``.
+        token: asked for in ``Authorization: Bearer``, but where ``open_paths`` are only read.
         hosts: names with port that a request may come under; upper and lower case are one.
-        open_paths: that need no token.
+        open_paths: that need no token to be read.
         limits: see there.
         told: called with the status of each refusal.
     """
@@ -80,7 +82,7 @@ class Guard:
         if refusal:
             await self.refuse(send, *refusal)
             return
-        has_body = scope["method"] not in ("GET", "HEAD")
+        has_body = scope["method"] not in BODILESS
         if has_body and self.bodies >= self.limits.queue:  # before the body is read: it would be kept in memory
             await self.refuse(send, 429, f"{self.limits.queue} requests are waiting; come again in a second")
             return
@@ -97,14 +99,15 @@ class Guard:
 
     async def read_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the body and hands it on with the request."""
+        most = 0 if scope["method"] in BODILESS else self.limits.body
         try:
             async with asyncio.timeout(self.limits.seconds):
-                body = await self.body(receive)
+                body = await read_body(receive, most)
         except TimeoutError:
             await self.refuse(send, 408, f"the request was not there after {self.limits.seconds:g} s")
             return
         if body is None:
-            await self.refuse(send, 413, f"a request may have {self.limits.body} bytes")
+            await self.refuse(send, 413, f"a {scope['method']} request may have {most} bytes")
             return
         is_given = False
 
@@ -130,25 +133,26 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and origin.partition("://")[2].lower() not in self.hosts:
             return 403, "the request comes from another site; behind a proxy, start segue serve with --names PROXY"
-        if scope["path"] not in self.open_paths:
+        if scope["path"] not in self.open_paths or scope["method"] not in BODILESS:
             given = headers.get(b"authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return 401, "send the token that segue serve printed: Authorization: Bearer TOKEN"
         return None
 
-    async def body(self, receive: Receive) -> bytes | None:
-        """All of the body, counted as it comes; None where it is too long, whatever its head says."""
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b""
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.limits.body:
-                return None
-            if not message.get("more_body"):
-                return b"".join(parts)
+
+async def read_body(receive: Receive, most: int) -> bytes | None:
+    """All of the body, counted as it comes; None where it has more than ``most`` bytes, whatever its head says."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            return None
+        if not message.get("more_body"):
+            return b"".join(parts)
 
 
 async def answer(send: Send, status: int, error: str) -> None:
