@@ -74,13 +74,13 @@ def calibrate(model: Model, data: Samples) -> Fitted:
 def _pixels(model: Model, data: Samples) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (N, K) and labels (N,) of random labelled pixels of each picture, or of its middle: up to `PIXELS`, or
     fewer where those of all pictures would have more logits than `LOGITS`."""
-    device = next(model.parameters()).device
-    pixels = max(1, min(PIXELS, LOGITS // (len(model.spec.classes) * max(1, len(data)))))
+    device, classes = next(model.parameters()).device, len(model.spec.classes)
+    pixels, largest = max(1, min(PIXELS, LOGITS // (classes * max(1, len(data))))), WHOLE.pixels(classes)
     for i in range(len(data)):
         sample = data[i]
         if "mask" not in sample:
             continue
-        image, mask = _middle(sample["image"]), _middle(sample["mask"])
+        image, mask = _middle(sample["image"], largest), _middle(sample["mask"], largest)
         labels = mask.flatten().long()
         places = torch.nonzero(labels != IGNORE)[:, 0].numpy()
         chosen = torch.from_numpy(np.random.default_rng(i).permutation(places)[:pixels])
@@ -88,10 +88,10 @@ def _pixels(model: Model, data: Samples) -> Iterator[tuple[Tensor, Tensor]]:
         yield logits[chosen], labels[chosen]
 
 
-def _middle(values: Tensor) -> Tensor:
-    """The middle of a picture or mask (..., H, W) that is too large for one pass; a smaller one as it is."""
-    side = math.isqrt(WHOLE.largest)
-    if values.shape[-1] * values.shape[-2] <= WHOLE.largest:
+def _middle(values: Tensor, largest: int) -> Tensor:
+    """The middle of a picture or mask (..., H, W) that has more than ``largest`` pixels; a smaller one as it is."""
+    side = math.isqrt(largest)
+    if values.shape[-1] * values.shape[-2] <= largest:
         return values
     top, left = (max(0, (size - side) // 2) for size in values.shape[-2:])
     return values[..., top : top + side, left : left + side]

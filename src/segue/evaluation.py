@@ -128,11 +128,11 @@ def measure(model: Model, data: Samples, classes: Sequence[str], *, batch: int =
         batch: images of one size that go through together, fewer of large ones.
         how: as of `segue.prediction.pictures.predict_image`, so that what is scored is what is predicted.
     """
-    device = next(model.parameters()).device
+    device, largest = next(model.parameters()).device, how.pixels(len(classes))
     measured = Measured(tuple(classes), Confusion(len(classes)), Calibration())
     with evaluating(model):
-        for samples, images in same_size_batches(data, batch, how.largest):
-            if images[0, 0].numel() > how.largest:
+        for samples, images in same_size_batches(data, batch, largest):
+            if images[0, 0].numel() > largest:
                 predictions, probabilities = (part[None] for part in predict_image(model, images[0], how)[:2])
             else:
                 probabilities, predictions = model(images.to(device)).float().softmax(1).max(1)

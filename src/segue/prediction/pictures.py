@@ -93,6 +93,9 @@ def _image_file(path: Path) -> Path:
     return path
 
 
+FEW = 21  # classes whose probabilities take 0.35 GB where 4 MP go through in one pass
+
+
 @dataclass(frozen=True)
 class How:
     """How a picture goes through a model.
@@ -102,7 +105,7 @@ class How:
         scales: sizes it goes through at, and averaged; 1 is its own.
         temperature: divides the logits; see `segue.calibration`.
         grid: of the tiles of pictures that are too large for one pass.
-        largest: pixels that go through in one pass.
+        largest: pixels that go through in one pass, of a model with at most `FEW` classes; see `pixels`.
     """
 
     flips: bool = False
@@ -110,6 +113,10 @@ class How:
     temperature: float = 1.0
     grid: Grid = field(default_factory=Grid)
     largest: int = 1 << 22
+
+    def pixels(self, classes: int) -> int:
+        """Those that go through in one pass: ``largest``, or as many as take the memory of that with `FEW` classes."""
+        return self.largest * FEW // max(FEW, classes)
 
 
 WHOLE = How()
@@ -140,7 +147,7 @@ def probabilities(model: Model, image: Tensor, how: How = WHOLE) -> Tensor:
 def predict_image(model: Model, image: Tensor, how: How = WHOLE) -> tuple[Tensor, Tensor, Tensor]:
     """(class ids, probability of the class, entropy over ln K), each (H, W), of one picture (bands, H, W)."""
     height, width = image.shape[-2:]
-    if height * width <= how.largest:
+    if height * width <= how.pixels(len(model.spec.classes)):
         return _read(probabilities(model, image, how))
     classes = torch.zeros(height, width, dtype=torch.uint8)
     top_probability, uncertainty = torch.zeros(height, width), torch.zeros(height, width)

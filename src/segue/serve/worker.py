@@ -78,7 +78,7 @@ def png(values: Array, colors: tuple[Color, ...] = ()) -> bytes:
 def predict_batch(model: Model, images: list[Array]) -> list[Answer]:
     """Pictures of one size in one pass; one that is too large for a pass goes through in tiles."""
     height, width = images[0].shape[:2]
-    if height * width > WHOLE.largest:
+    if height * width > WHOLE.pixels(len(model.spec.classes)):
         tiled = (predict_image(model, torch.from_numpy(image).permute(2, 0, 1)) for image in images)
         return [Answer(a.numpy(), b.numpy(), c.numpy()) for a, b, c in tiled]
     device = next(model.parameters()).device
@@ -157,7 +157,7 @@ class Worker:
             batch = [held or await self.queue.get()]
             held = None
             height, width = batch[0][0].shape[:2]
-            most = min(self.limits.batch, WHOLE.largest // (height * width))
+            most = min(self.limits.batch, WHOLE.pixels(len(self.model.spec.classes)) // (height * width))
             while len(batch) < most and not self.queue.empty():
                 following = self.queue.get_nowait()
                 if following[0].shape != batch[0][0].shape:
