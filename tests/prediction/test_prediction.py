@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,6 +247,21 @@ def test_an_overlay_of_a_picture_too_wide_for_jpeg_is_smaller(tmp_path: Path) ->
     save_jpeg(np.zeros((16, 66_000, 3), np.uint8), tmp_path / "wide.jpg")
     with Image.open(tmp_path / "wide.jpg") as image:
         assert image.width == 65_500
+
+
+def test_a_scene_without_the_extra_is_refused_before_anything_is_written(
+    segue: Segue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, photos = write_model(tmp_path / "model"), tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(draw(0)[0]).save(photos / "a.png")
+    Image.fromarray(np.zeros((2100, 2000, 3), np.uint8)).save(photos / "b.tif")  # no georeference, but large
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    status, _, errors = segue("predict", source, photos, "--out", tmp_path / "out")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"{photos / 'b.tif'} is a scene" in errors
+    assert "segue[tiles]" in errors
+    assert not (tmp_path / "out").exists()
 
 
 def test_large_tiffs_of_other_kinds_are_pictures(model: Segmenter, tmp_path: Path) -> None:

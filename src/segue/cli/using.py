@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segue.models.mask_classifier import MaskClassifier
     from segue.panoptic.evaluation import PanopticMeasured
     from segue.prediction.bulk import Work
-    from segue.prediction.pictures import Account
+    from segue.prediction.pictures import Account, How
     from segue.weights import AnyModel, Model
 
 
@@ -303,7 +303,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     from segue.export.delivery import open_check
     from segue.extras import require
     from segue.prediction.bulk import Work, target
-    from segue.prediction.pictures import How, Outputs, is_scene, write_cvat_task
+    from segue.prediction.pictures import How, Outputs, write_cvat_task
     from segue.prediction.tiling import Grid
     from segue.weights import model_fingerprint
 
@@ -317,10 +317,7 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         overlays=not arguments.no_overlays, maps=arguments.maps, run_lengths=arguments.run_lengths,
         polygons=arguments.polygons, labelme=arguments.labelme,
     )  # fmt: skip
-    for pair in pairs if arguments.labelme or arguments.cvat else ():
-        if is_scene(pair.image, how.largest):
-            option = "--labelme" if arguments.labelme else "--cvat"
-            raise UsageError(f"{option}: {pair.image} is a scene, which these tools do not open; take --polygons")
+    _refuse_scenes(pairs, how, arguments)
     identity = {
         "model": model_fingerprint(arguments.model), "how": json.loads(json.dumps(asdict(how))),
         "calibrate": arguments.calibrate, "map": arguments.map, "outputs": asdict(outputs),
@@ -349,6 +346,27 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         if arguments.cvat:
             write_cvat_task(known_pairs(pictures), out, model.spec.classes)
     return account
+
+
+def _refuse_scenes(pairs: "Sequence[Pair]", how: "How", arguments: argparse.Namespace) -> None:
+    """Looks for scenes before anything is written.
+
+    Raises:
+        UsageError: there is one, and the extra ``tiles`` is not installed or labelling tools are to open it.
+    """
+    from segue.extras import require
+    from segue.prediction.pictures import is_scene
+
+    scene = next((pair.image for pair in pairs if is_scene(pair.image, how.largest)), None)
+    if scene is None:
+        return
+    if arguments.labelme or arguments.cvat:
+        option = "--labelme" if arguments.labelme else "--cvat"
+        raise UsageError(f"{option}: {scene} is a scene, which these tools do not open; take --polygons")
+    try:
+        require("rasterio", "tiles")
+    except UsageError as error:
+        raise UsageError(f"{scene} is a scene, which is read window by window: {error}") from None
 
 
 def suggest_command(arguments: argparse.Namespace) -> int:
