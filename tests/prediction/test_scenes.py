@@ -22,7 +22,11 @@ from segue.prediction.shapes import run_lengths
 from segue.prediction.tiling import Grid
 from segue.weights import save_model
 
-rasterio = pytest.importorskip("rasterio", reason="the extra tiles is not installed")
+pytest.importorskip("rasterio", reason="the extra tiles is not installed")
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
+
 Segue = Callable[..., tuple[int, str, str]]
 
 
@@ -69,6 +73,46 @@ def test_a_scene_keeps_its_place_and_is_what_one_pass_gives(
         with rasterio.open(tmp_path / "out" / kind / "a.tif") as file:
             np.testing.assert_allclose(file.read(1) / 255, expected, atol=0.503 / 255)
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_scene_that_lies_by_control_points_keeps_them_and_its_polygons_lie_there(
+    segue: Segue, source: Path, tmp_path: Path
+) -> None:
+    """In a system of their own, along an affine map: what the same scene with that map gives."""
+    pixels, corners = picture(70, 90), [(0, 0), (0, 90), (70, 0), (70, 90), (35, 20)]
+    write_geotiff(tmp_path / "mapped.tif", pixels)
+    with rasterio.open(tmp_path / "mapped.tif") as mapped:
+        points = [GroundControlPoint(row, column, *(mapped.transform * (column, row))) for row, column in corners]
+    write_geotiff(tmp_path / "tied.tif", pixels, transform=None, gcps=points)
+    words = ("predict", source, tmp_path / "*.tif", "--out", tmp_path / "out", "--polygons")
+    status, _, errors = segue(*words)
+    assert status == 0, errors
+    with rasterio.open(tmp_path / "out" / "labels" / "tied.tif") as labels:
+        found, crs = labels.gcps
+        assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+        assert crs == "EPSG:32632"
+    expected, placed = (
+        json.loads((tmp_path / "out" / "polygons" / f"{name}.geojson").read_text()) for name in ("mapped", "tied")
+    )
+    assert placed["crs_name"] == expected["crs_name"] == "EPSG:32632"
+    assert len(placed["features"]) == len(expected["features"]) > 1
+    for one, other in zip(placed["features"], expected["features"], strict=True):
+        for ring, true in zip(one["geometry"]["coordinates"], other["geometry"]["coordinates"], strict=True):
+            np.testing.assert_allclose(ring, true, rtol=0, atol=1e-3)  # metres
+
+
+def test_a_scene_that_lies_by_rational_polynomials_keeps_them(segue: Segue, source: Path, tmp_path: Path) -> None:
+    line, unit = [0.0, 1.0, *[0.0] * 18], [1.0, *[0.0] * 19]
+    rpcs = RPC(
+        height_off=0.0, height_scale=1.0, lat_off=50.0, lat_scale=1.0, long_off=8.0, long_scale=1.0, line_off=35.0,
+        line_scale=35.0, samp_off=45.0, samp_scale=45.0, line_num_coeff=line, line_den_coeff=unit, samp_num_coeff=line,
+        samp_den_coeff=unit,
+    )  # fmt: skip
+    write_geotiff(tmp_path / "a.tif", picture(70, 90), crs=None, transform=None, rpcs=rpcs)
+    assert segue("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out")[0] == 0
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as labels, rasterio.open(tmp_path / "a.tif") as scene:
+        assert labels.rpcs == scene.rpcs
+        assert labels.rpcs.lat_off == 50
 
 
 def test_tiles_on_disk_and_in_memory_are_the_same(segue: Segue, source: Path, model: Segmenter, tmp_path: Path) -> None:
@@ -129,18 +173,25 @@ def test_a_scene_in_one_huge_tile_is_refused_before_it_is_read(segue: Segue, sou
 
 
 @pytest.mark.parametrize(
-    ("kind", "bands", "dtype"),
-    [("L", 1, np.uint8), ("I;16", 1, np.uint16), ("RGB;16", 3, np.uint16), ("F", 1, np.float32)],
+    ("kind", "bands", "dtype", "meaning"),
+    [
+        ("L", 1, np.uint8, "minisblack"),
+        ("L", 1, np.uint8, "miniswhite"),
+        ("I;16", 1, np.uint16, "minisblack"),
+        ("I;16", 1, np.uint16, "miniswhite"),
+        ("RGB;16", 3, np.uint16, "rgb"),
+        ("F", 1, np.float32, "minisblack"),
+    ],
 )
 def test_a_scene_of_another_kind_is_read_as_training_reads_such_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bands: int, dtype: type[np.generic]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bands: int, dtype: type[np.generic], meaning: str
 ) -> None:
     """With and without a georeference the same classes come out, by the model's rule for such pixels."""
     rule = () if kind == "L" else ((kind, 300.0, 2500.0),)
     values = picture(70, 90)[:bands].astype(dtype) * (1 if kind == "L" else 10)
     knowing = untrained()
     knowing.spec = replace(knowing.spec, tones=rule)
-    write_geotiff(tmp_path / "a.tif", values, interleave="pixel", photometric="rgb" if bands == 3 else "minisblack")
+    write_geotiff(tmp_path / "a.tif", values, interleave="pixel", photometric=meaning)
     shown = read_rgb(tmp_path / "a.tif", rule)
     expected = predict_image(knowing, torch.from_numpy(np.asarray(shown).transpose(2, 0, 1).copy()))[0].numpy()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # of scenes, no size is too large

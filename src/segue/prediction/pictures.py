@@ -237,7 +237,7 @@ class Account:
 
 
 PLAIN_KINDS = ("RGB", "RGBX", "RGBA")  # whose first three bands are the picture
-GEOREFERENCE = 34735  # the TIFF tag that says where on Earth a picture lies
+GEOREFERENCES = (34735, 50844)  # TIFF tags that say where on Earth a picture lies; the second of them holds RPCs
 
 
 def is_scene(path: Path, largest: int) -> bool:
@@ -254,7 +254,7 @@ def is_scene(path: Path, largest: int) -> bool:
         with header:
             is_plain = kind_of(header) in PLAIN_KINDS and orientation(header) == 1
             is_large = header.width * header.height > largest
-            return (is_large and is_plain) or GEOREFERENCE in header.tag_v2  # type: ignore[attr-defined]
+            return (is_large and is_plain) or any(tag in header.tag_v2 for tag in GEOREFERENCES)  # type: ignore[attr-defined]
     except UNREADABLE:
         return path.is_file() and path.stat().st_size > 0
 

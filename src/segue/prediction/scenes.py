@@ -23,6 +23,7 @@ DRIVER = "GTiff"  # others may open further files or addresses
 CACHE = 16 << 20  # bytes of blocks that GDAL keeps, beside the rows that strips make necessary
 LEVEL = 5  # of deflate; 6 takes twice as long, and class maps are a tenth smaller
 GRAYS = ("L", "LA", "LA;16", "I", "I;16", "F")  # kinds of one band beside alpha
+WHITE_IS_ZERO = 0  # of the TIFF tag that says what values mean
 LARGEST_BLOCK = 256 << 20  # bytes of a block, which is read as a whole; GDAL takes large strips line by line
 Probabilities = Callable[[Array], Array]
 """uint8 (bands, H, W) -> float32 (K, H, W)."""
@@ -35,10 +36,12 @@ class Pixels:
     Args:
         bands: which are read, counted from 1; grey stands for all three.
         range: what is black and what is white; None of bands of 8 bits.
+        is_negative: 0 is white, of 8-bit grey.
     """
 
     bands: tuple[int, ...]
     range: tuple[float, float] | None = None
+    is_negative: bool = False
 
     @classmethod
     def of(cls, path: Path, source: Any, bands: int, tones: Tones) -> "Pixels":
@@ -47,12 +50,12 @@ class Pixels:
         Raises:
             DataError: the model takes no such pixels.
         """
-        kind = _kind(path)
+        kind, is_negative = _kind(path)
         chosen = (1,) * bands if bands == 3 and kind in GRAYS else tuple(range(1, bands + 1))
         ranges = {name: (black, white) for name, black, white in tones}
         if max(chosen) <= source.count:
             if all(source.dtypes[band - 1] == "uint8" for band in chosen) and kind not in ("P", "1", "CMYK"):
-                return cls(chosen)
+                return cls(chosen, is_negative=is_negative)
             if kind in ranges:
                 return cls(chosen, ranges[kind])
         has = f"{source.count} band{'' if source.count == 1 else 's'} of {', '.join(sorted(set(source.dtypes)))}"
@@ -71,7 +74,7 @@ class Pixels:
         except rasterio.errors.RasterioIOError as error:
             raise DataError(f"{source.name} cannot be read to its end ({error}); copy it again") from None
         if self.range is None:
-            return found
+            return 255 - found if self.is_negative else found
         unknown = ~np.isfinite(found)
         if unknown.any() and source.nodata is None:
             raise DataError(f"E113 {source.name} holds pixels that are no number (NaN or infinite); export it again")
@@ -79,13 +82,18 @@ class Pixels:
         return in_eight_bit(found, *self.range)
 
 
-def _kind(path: Path) -> str:
-    """The kind of a scene's pixels, see `kind_of`; empty where Pillow does not know them: no model learnt from such."""
+def _kind(path: Path) -> tuple[str, bool]:
+    """The kind of a scene's pixels, see `kind_of`, and whether they are grey with white 0, which Pillow turns round.
+
+    The kind is empty where Pillow does not know them: no model learnt from such.
+    """
     try:
-        with TiffImagePlugin.TiffImageFile(str(path)) as header:  # which reads no pixels, and counts none
-            return kind_of(header)
+        header = TiffImagePlugin.TiffImageFile(str(path))  # which reads no pixels, and counts none
+        with header:
+            meaning = header.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+            return kind_of(header), header.mode == "L" and meaning == WHITE_IS_ZERO
     except UNREADABLE:
-        return ""
+        return "", False
 
 
 @contextlib.contextmanager
@@ -150,8 +158,8 @@ def write_scene(
             pixels = Pixels.of(path, source, bands, tones)
             profile = {
                 "driver": "GTiff", "dtype": "uint8", "count": 1, "width": source.width, "height": source.height,
-                "crs": source.crs, "transform": source.transform, "tiled": True, "blockxsize": grid.step,
-                "blockysize": grid.step, "compress": "deflate", "zlevel": LEVEL, "BIGTIFF": "IF_SAFER",
+                "tiled": True, "blockxsize": grid.step, "blockysize": grid.step, "compress": "deflate",
+                "zlevel": LEVEL, "BIGTIFF": "IF_SAFER", **_place(source),
             }  # fmt: skip
             writers = {k: stack.enter_context(rasterio.open(p, "w", **profile)) for k, p in partial.items()}
             if "labels" in writers:
@@ -167,6 +175,14 @@ def write_scene(
     finally:
         for left in partial.values():
             left.unlink(missing_ok=True)
+
+
+def _place(source: Any) -> dict[str, Any]:
+    """Where on Earth an open scene lies, as a raster is told when it is written."""
+    points, crs = source.gcps  # ground control points, in a system of their own
+    if points and source.crs is None:
+        return {"gcps": points, "crs": crs, "rpcs": source.rpcs}
+    return {"crs": source.crs, "transform": source.transform, "rpcs": source.rpcs}
 
 
 def read_labels(path: Path) -> Array:

@@ -5,6 +5,7 @@ run through the centres of the outermost pixels: drawn as these tools and Pillow
 pixel by pixel.
 """
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,22 +47,41 @@ def write_run_lengths(path: Path, labels: Array, classes: Sequence[str]) -> None
 def write_polygons(path: Path, source: Path, classes: Sequence[str]) -> None:
     """The regions of the label map at ``source`` as GeoJSON: polygons with holes, in its coordinates or in pixels.
 
+    Where it lies by ground control points, corners are placed by a polynomial through them, as GDAL warps by default.
+
     Raises:
         UsageError: the extra ``tiles`` is not installed.
     """
     rasterio = require("rasterio", "tiles")
     from rasterio.features import shapes
+    from rasterio.transform import GCPTransformer
 
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # then they are in pixels
-    with rasterio.open(source) as raster:
+    with contextlib.ExitStack() as stack:
+        raster = stack.enter_context(rasterio.open(source))
+        points, crs = ([], raster.crs) if raster.crs else raster.gcps
+        ground = stack.enter_context(GCPTransformer(points)) if points and crs else None
         found = [
-            {"type": "Feature", "geometry": outline, "properties": {"class": classes[int(i)], "class_id": int(i)}}
+            {
+                "type": "Feature",
+                "geometry": _placed(outline, ground) if ground else outline,
+                "properties": {"class": classes[int(i)], "class_id": int(i)},
+            }
             for outline, i in shapes(rasterio.band(raster, 1), transform=raster.transform)
             if i != IGNORE
         ]
-        crs = raster.crs.to_string() if raster.crs else "pixels"
-    content = {"type": "FeatureCollection", "crs_name": crs, "features": found}
+    content = {"type": "FeatureCollection", "crs_name": crs.to_string() if crs else "pixels", "features": found}
     write_atomically(path, json.dumps(content).encode())
+
+
+def _placed(outline: dict[str, Any], ground: Any) -> dict[str, Any]:
+    """A polygon in pixels as one on the ground."""
+    rings = []
+    for ring in outline["coordinates"]:
+        columns, rows = zip(*ring, strict=True)
+        x, y = ground.xy(rows, columns, offset="ul")
+        rings.append(np.stack([x, y], 1).tolist())
+    return {**outline, "coordinates": rings}
 
 
 # -- for labelling tools -----------------------------------------------------------------------------------------------
