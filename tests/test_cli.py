@@ -138,7 +138,7 @@ WRONG: list[tuple[list[object], str]] = [
         "unknown method 'pixel_contrats'; did you mean pixel_contrast?",
     ),
     (["train", "SET"], "--out"),
-    (["train", "GONE", "--out", "OUT"], "GONE does not exist"),
+    (["train", "GONE", "--out", "OUT"], "gone does not exist"),
     (["train", "SET", "--out", "OUT", "--steps", "0"], "--steps 0"),
     (["train", "SET", "--out", "OUT", "--steps", "x"], "x"),
     (["train", "SET", "--out", "OUT", "--crop", "50"], "--crop 50"),
@@ -153,10 +153,18 @@ WRONG: list[tuple[list[object], str]] = [
     (["train", "SET", "--out", "OUT", "--ledger", "l.jsonl"], "name them: --unlabeled FOLDER"),
     (["train", "SET", "--out", "OUT", "--precision", "fp8"], "--precision fp8"),
     (["train", "SET", "--out", "OUT", "--seed", "x"], "'x' is no whole number"),
-    (["evaluate", "GONE"], "GONE holds no model"),
+    (["evaluate", "GONE"], "gone holds no model"),
     (["evaluate", "SET"], "holds no model"),
-    (["predict", "GONE", "SET/images", "--out", "OUT"], "GONE holds no model"),
+    (["predict", "GONE", "SET/images", "--out", "OUT"], "gone holds no model"),
     (["predict", "GONE", "SET/gone.png", "--out", "OUT"], "gone.png: no such file"),
+    (["predict", "MODEL", "SET/images", "--out", "OUT", "--map", "7:1"], "--map does nothing without --calibrate;"),
+    (["evaluate", "MODEL", "--data", "SET", "--by-region"], "--by-region: a semantic model"),
+    (["export", "MODEL", "--verify", "SET", "--out", "OUT", "--calibrate", "SET"], "does nothing without --int8;"),
+    (
+        ["export", "MODEL", "--verify", "SET", "--out", "OUT", "--max-drop", 2],
+        "--max-drop does nothing without --int8;",
+    ),
+    (["check", "SET", "--maps", "OUT"], "--maps does nothing without --source and --target;"),
     (["data", "get", "camvidd", "--out", "OUT"], "camvid"),
     (["demo", "--sceed", "1"], "--sceed"),
 ]
@@ -166,8 +174,10 @@ WRONG: list[tuple[list[object], str]] = [
 def test_what_cannot_be_meant_is_said_in_a_line_exits_2_and_writes_nothing(
     segue: Segue, dataset: Path, tmp_path: Path, arguments: list[object], message: str
 ) -> None:
-    places = {"SET": str(dataset), "OUT": str(tmp_path / "out"), "GONE": str(tmp_path / "GONE")}
-    filled = [re.sub(r"^(SET|OUT|GONE)", lambda m: places[m[1]], str(argument)) for argument in arguments]
+    places = {"SET": str(dataset), **{name: str(tmp_path / name.lower()) for name in ("OUT", "GONE", "MODEL")}}
+    if "MODEL" in arguments:
+        write_model(tmp_path / "model")
+    filled = [re.sub(r"^(SET|OUT|GONE|MODEL)", lambda m: places[m[1]], str(argument)) for argument in arguments]
     status, output, errors = segue(*filled)
     assert status == 2
     assert message in errors

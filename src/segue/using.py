@@ -10,7 +10,7 @@ from segue.data.listing import Listing, Pair, toned
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.sample import IGNORE
 from segue.data.unlabelled import open_image_set
-from segue.errors import DataError
+from segue.errors import DataError, UsageError
 from segue.evaluation import Measured, measure
 from segue.held_out import masked, open_to_measure
 from segue.models.mask_classifier import MaskClassifier
@@ -49,10 +49,13 @@ def evaluate(
 
     Raises:
         DataError: no model, no such split, no masks, or classes that the model does not know.
+        UsageError: ``by_region`` of a semantic model.
     """
     device = pick_device(device)
     tune(device)
     network = load_any(str(model), device=device)
+    if by_region and not isinstance(network, MaskClassifier):
+        raise UsageError("--by-region: a semantic model tells no objects apart; leave the option out")
     listing, name, pairs, was_by_region = open_to_measure(
         str(model), data, split=split, layout=layout, mapping=mapping, tones=network.spec.tones
     )

@@ -81,6 +81,7 @@ def test_what_a_panoptic_model_has_no_file_for_is_said_in_a_line(segue: Segue, s
         (("--int8",), "--int8: a panoptic model"),
         (("--openvino",), "--openvino: a panoptic model"),
         (("--calibrate", data), "--calibrate: a panoptic model"),
+        (("--max-drop", 2), "--max-drop: a panoptic model"),
     ):
         status, _, errors = segue("export", source, "--verify", data, *options)
         assert (status, errors.count("\n")) == (2, 1), errors

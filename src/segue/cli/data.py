@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, Parser, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, Parser, refuse_idle, whole_number
 from segue.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     if bool(arguments.source) != bool(arguments.target):
         raise UsageError("segue check: --source and --target are given together")
     domains = [arguments.source, arguments.target] if arguments.source else []
+    if not domains:
+        refuse_idle(arguments, "maps", without="--source and --target")
     addresses = [*arguments.data, *domains]
     if not addresses:
         raise UsageError("segue check: name a data set: segue check DATA, or --source A --target B")

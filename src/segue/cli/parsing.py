@@ -72,6 +72,18 @@ def add_seeds(command: Parser) -> None:
     command.add_argument("--seeds", type=whole_number, default=1, metavar="N", help=told)
 
 
+def refuse_idle(arguments: argparse.Namespace, *options: str, without: str) -> None:
+    """Refuses options that do nothing ``without`` another one, which is absent.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for option in options:
+        if getattr(arguments, option) != arguments.parser.get_default(option):
+            name = option.replace("_", "-")
+            raise UsageError(f"--{name} does nothing without {without}; add that, or leave --{name} out")
+
+
 def empty_folder(name: str) -> Path:
     """The folder that ``--out`` names.
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import PARITY_EXIT, Command, whole_number
+from segue.cli.parsing import PARITY_EXIT, Command, refuse_idle, whole_number
 from segue.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,15 +59,18 @@ def export_command(arguments: argparse.Namespace) -> int:
         print(f"segue export: {text}", file=sys.stderr)  # noqa: T201
 
     if isinstance(model, MaskClassifier):
-        for option in ("int8", "openvino", "calibrate"):
-            if getattr(arguments, option):
-                raise UsageError(f"--{option}: a panoptic model is written in float32 for ONNX Runtime; leave it out")
+        for option in ("int8", "openvino", "calibrate", "max_drop"):
+            if getattr(arguments, option) != arguments.parser.get_default(option):
+                name = option.replace("_", "-")
+                raise UsageError(f"--{name}: a panoptic model is written in float32 for ONNX Runtime; leave it out")
         truths = open_panoptic_check(
             arguments.verify, model, arguments.model, limit=arguments.images, mapping=arguments.map
         )
         say(f"verifying on {len(truths)} images of {arguments.verify}")
         found = deliver_panoptic(model, arguments.model, out, truths, say=say)
     else:
+        if not arguments.int8:
+            refuse_idle(arguments, "calibrate", "max_drop", without="--int8")
         how = {"limit": arguments.images, "mapping": arguments.map}
         data = open_check(arguments.verify, model, arguments.model, **how)
         calibration = None

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, whole_number
+from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, refuse_idle, whole_number
 from segue.disk import alone_in, write_atomically
 from segue.errors import UsageError
 from segue.text import percent
@@ -307,6 +307,8 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
     from segue.prediction.tiling import Grid
     from segue.weights import model_fingerprint
 
+    if not arguments.calibrate:
+        refuse_idle(arguments, "map", without="--calibrate")
     grid = Grid(arguments.tile or Grid.tile, arguments.overlap)
     how = How(arguments.flips, numbers(arguments.scales, "--scales"), 1.0, grid)
     if arguments.tile:
