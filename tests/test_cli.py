@@ -130,6 +130,19 @@ def test_a_class_absent_from_the_split_is_a_dash_and_not_in_the_mean(segue: Segu
     assert json.loads(output)["scores"]["iou/disc"] is None
 
 
+def test_evaluate_prints_what_is_taken_for_what(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    words = ("evaluate", write_model(tmp_path / "model"), "--data", dataset)
+    counts = np.array(json.loads(segue(*words, "--json")[1])["confusion"])
+    shares = counts / counts.sum(1, keepdims=True)
+    status, output, _ = segue(*words)
+    assert status == 0
+    rows = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in output.splitlines()]
+    for i, name in enumerate(CLASSES):
+        assert [f"{i + 1} {name}", *(f"{100 * share:.0f}" for share in shares[i])] in rows
+    worst = divmod(int(np.where(np.eye(3, dtype=bool), 0, counts).argmax()), 3)
+    assert [*(CLASSES[i] for i in worst), f"{100 * shares[worst]:.1f}", f"{counts[worst]:,}"] in rows
+
+
 WRONG: list[tuple[list[object], str]] = [
     (["trian"], "unknown command 'trian'; did you mean train?"),
     (["train", "SET", "--out", "OUT", "--stepps", 3], "unknown option --stepps; did you mean --steps?"),

@@ -14,12 +14,17 @@ from segue.errors import UsageError
 from segue.text import percent
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from segue.data.listing import Pair
+    from segue.evaluation import Measured
     from segue.models.mask_classifier import MaskClassifier
     from segue.panoptic.evaluation import PanopticMeasured
     from segue.prediction.bulk import Work
     from segue.prediction.pictures import Account, How
     from segue.weights import AnyModel, Model
+
+MATRIX = 12  # classes whose confusion matrix has room in a terminal
 
 
 def add_commands(command: Command) -> None:
@@ -82,17 +87,24 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**measured.plain(), "split": measured.split}))  # noqa: T201
         return 0
+    from segue.panoptic.evaluation import PanopticMeasured
+
+    title = f"{arguments.model} on {measured.split}"
+    if isinstance(measured, PanopticMeasured):
+        print_panoptic(measured, title)
+    else:
+        print_semantic(measured, title)
+    return 0
+
+
+def print_semantic(measured: "Measured", title: str) -> None:
+    """The scores of a semantic model as a table, and what it takes for what."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from segue.panoptic.evaluation import PanopticMeasured
-
-    if isinstance(measured, PanopticMeasured):
-        print_panoptic(measured, f"{arguments.model} on {measured.split}")
-        return 0
     scores = measured.scores()
-    table = Table(title=escape(f"{arguments.model} on {measured.split}: {len(measured.by_image)} images"))
+    table = Table(title=escape(f"{title}: {len(measured.by_image)} images"))
     table.add_column("class")
     for column in ("IoU", "accuracy", "pixels"):
         table.add_column(column, justify="right")
@@ -101,12 +113,37 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         table.add_row(escape(name), percent(scores[f"iou/{name}"]), percent(accuracy[i]), f"{pixels[i]:,}")
     console = Console()
     console.print(table)
+    print_confusion(console, measured)
     console.print(
         f"mIoU {percent(scores['miou'])} over {measured.present()} of {len(measured.classes)} classes"
         f" · pixel accuracy {percent(scores['accuracy'])} · calibration error {percent(scores['ece'])}",
         highlight=False,
     )
-    return 0
+
+
+def print_confusion(console: "Console", measured: "Measured") -> None:
+    """The largest mistakes, and where classes are few the whole matrix."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from segue.report import confusion_table
+
+    found = confusion_table(measured.confusion, measured.classes)
+    if len(measured.classes) <= MATRIX:
+        matrix = Table("true class", title="confusion, in % of the true class")
+        for i in range(len(measured.classes)):
+            matrix.add_column(str(i + 1), justify="right")
+        for i, row in enumerate(found["rows"]):
+            cells = ("–" if share is None else f"{100 * share:.0f}" for share in row["cells"])
+            matrix.add_row(escape(f"{i + 1} {row['name']}"), *cells)
+        console.print(matrix)
+    if found["mistakes"]:
+        mistakes = Table("true class", "taken for", title="largest mistakes")
+        for column in ("% of the class", "pixels"):
+            mistakes.add_column(column, justify="right")
+        for true, taken, share, pixels in found["mistakes"]:
+            mistakes.add_row(escape(true), escape(taken), percent(share), f"{pixels:,}")
+        console.print(mistakes)
 
 
 def print_panoptic(measured: "PanopticMeasured", title: str) -> None:
