@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import socket
@@ -69,6 +70,11 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path: Path, monkeypatch
         if server is not None:
             server.terminate()
             assert server.wait(20) in (0, -15)
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    found = runpy.run_path("example.py")
+    assert (found["classes"].shape, found["classes"].dtype) == ((48, 48), "uint8")
+    assert found["network"].get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     for name in ("predicted/labels/val_006.png", "exported/model.int8.onnx", "exported/model.openvino.xml",
                  "latency/bench.svg", "val_006.classes.png", "classes.png"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0, name
