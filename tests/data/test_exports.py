@@ -276,6 +276,15 @@ def test_labelme_takes_order_from_labels_txt_and_splits_from_folders(tmp_path: P
     np.testing.assert_array_equal(maps(listing)["val/a"], expected((2, slice(2, 10), slice(2, 10))))
 
 
+def test_labelme_takes_folders_in_capitals_for_splits_and_never_merges_them(tmp_path: Path) -> None:
+    for name in ("Train/a", "Train/b", "valid/a"):
+        labelme(tmp_path, [shape("cat", box(2, 2, 9, 9))], name)
+    assert {split: len(pairs) for split, pairs in LabelMe.read(tmp_path).splits.items()} == {"train": 2, "val": 1}
+    (tmp_path / "Train").rename(tmp_path / "test")
+    with pytest.raises(DataError, match="has test and valid, which look like splits, and none of them is train"):
+        LabelMe.read(tmp_path)
+
+
 def test_labelme_leaves_pixels_without_a_label_where_no_label_is_background(tmp_path: Path) -> None:
     labelme(tmp_path, [shape("sky", box(2, 2, 9, 9)), shape("__ignore__", box(4, 4, 5, 5))], "a")
     (tmp_path / "labels.txt").write_text("__ignore__\nroad\nsky\n")

@@ -139,6 +139,48 @@ def test_two_names_of_one_split_are_refused(tmp_path: Path, said: str) -> None:
         open_listing(str(tmp_path))
 
 
+@pytest.mark.parametrize("names", [("Train", "Val"), ("train2017", "val2017"), ("TRAINING_2020", "valid-2020")])
+@pytest.mark.parametrize("said", ["folders", "lists", "dataset.json"])
+def test_capitals_and_years_of_split_names_do_not_matter(tmp_path: Path, names: tuple[str, str], said: str) -> None:
+    for split in names:
+        write_pairs(tmp_path, f"images/{split}", f"labels/{split}")
+        if said == "lists":
+            (tmp_path / "splits").mkdir(exist_ok=True)
+            (tmp_path / "splits" / f"{split}.txt").write_text(f"{split}/a\n")
+    splits = {split: [f"{split}/a"] for split in names}
+    described = {"classes": CLASSES, **({"splits": splits} if said == "dataset.json" else {})}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    assert sizes(tmp_path) == {"train": 1, "val": 1}
+    assert len(open_listing(f"{tmp_path}:{names[1]}").splits[names[1]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("learn", "val", "test"), "images has test and val, which look like splits, and none of them is train"),
+        (("train_images", "val_images"), "has train_images and val_images, which look like splits, and none of them"),
+        (("train2014", "train2017", "val2017"), "has train2014 and train2017 and val2017, which look like splits"),
+        (("Train", "train"), "has Train and train, which are one split, train"),
+        (("train", "val", "."), "which look like splits, and a lies in none of them"),
+    ],
+)
+def test_folders_that_look_like_splits_are_not_learnt_from_as_one(
+    tmp_path: Path, folders: tuple[str, ...], message: str
+) -> None:
+    for folder in folders:
+        write_pairs(tmp_path, f"images/{folder}", f"labels/{folder}")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    with pytest.raises(DataError, match=message):
+        open_listing(str(tmp_path))
+
+
+def test_folders_that_are_no_splits_are_one(tmp_path: Path) -> None:
+    for folder in ("berlin", "trainstation", "ulm2017", "test"):
+        write_pairs(tmp_path, f"images/{folder}", f"labels/{folder}")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    assert sizes(tmp_path) == {"train": 4}
+
+
 def test_a_description_may_give_both_names(tmp_path: Path) -> None:
     """A converted set has the splits that its source had."""
     splits = {split: [f"{split}/a"] for split in ("train", "val", "dev")}

@@ -13,12 +13,10 @@ from pathlib import Path
 from segue.data.finding import Finding
 from segue.data.outlines import Outline, Segment
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, Tones, palette
+from segue.data.split_names import split_names
 from segue.errors import DataError
 
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
-
-
-OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}  # of splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class Listing:
 
     def meant(self, name: str) -> str:
         """The split that a name stands for: its own, or the one that the name is another word for."""
-        return name if name in self.splits else OTHER_NAMES.get(name, name)
+        return name if name in self.splits else split_names([name])[name]
 
     def instance_path(self, pair: Pair) -> Path | None:
         """The file that numbers the objects of ``pair``, if there is one."""

@@ -5,10 +5,9 @@ that says which file, entry and field to mend.
 import json
 import math
 import os
-import re
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,12 +233,6 @@ class Categories:
             things=tuple(i for i, value in enumerate(countable) if value),
             vague=tuple(name for name, value in zip(names, countable, strict=True) if value is None),
         )
-
-
-def split_names(stems: Iterable[str]) -> dict[str, str]:
-    """Split name by the name of its files: ``train`` for ``train2017``, unless two would be called so."""
-    short = {stem: re.sub(r"^(train|val|test)[-_]?\d{4}$", r"\1", stem) for stem in stems}
-    return {stem: name if list(short.values()).count(name) == 1 else stem for stem, name in short.items()}
 
 
 @dataclass

@@ -24,12 +24,12 @@ from segue.data.layouts.annotations import (
     outline_area,
     outline_of,
     packed_shape,
-    split_names,
 )
 from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE
+from segue.data.split_names import split_names
 from segue.errors import DataError
 
 OTHER_KINDS = ("panoptic_", "captions_", "person_keypoints_", "stuff_", "image_info_")  # of COCO's own files

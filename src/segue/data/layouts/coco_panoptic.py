@@ -12,10 +12,11 @@ in the order of category ids. A split whose images are not there is passed over.
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from segue.data.layouts.annotations import Categories, Entry, Found, inside, is_file, load_json, split_names
+from segue.data.layouts.annotations import Categories, Entry, Found, inside, is_file, load_json
 from segue.data.listing import Listing, Pair, identity, images_in
 from segue.data.outlines import Segment
 from segue.data.sample import IGNORE
+from segue.data.split_names import split_names
 from segue.errors import DataError
 
 CATEGORIES = "panoptic_coco_categories.json"  # names and official colours, beside the annotations or at the root

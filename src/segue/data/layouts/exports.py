@@ -33,6 +33,7 @@ from segue.data.layouts.folder import has_class_list
 from segue.data.listing import Listing, Pair, identity, images_in, lines_of
 from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, palette, picture_size
+from segue.data.split_names import split_folders
 from segue.errors import DataError
 
 FARTHEST = 1e5  # pixels from the corner that a point may lie
@@ -185,10 +186,10 @@ def _listing(
         name = relative.with_suffix("").as_posix()
         name = relative.as_posix() if name in pairs else name  # another picture differs in its suffix only
         pairs[name] = Pair(name, image, mask, outlines=(*bare, *_objects(shapes, ids)) if mask else None), split
-    has_folders = all("/" in name for name in pairs) and any(name.startswith("train/") for name in pairs)
+    folders = split_folders([name for name, (_, split) in pairs.items() if not split], str(base))
     splits: dict[str, list[Pair]] = {}
     for name, (pair, split) in sorted(pairs.items()):
-        key = name.partition("/")[0] if has_folders and not split else SPLITS.get(split.lower(), split)
+        key = SPLITS.get(split.lower(), split) if split or not folders else folders[name.partition("/")[0]]
         splits.setdefault(key, []).append(pair)
     return Listing(
         root=root,

@@ -7,11 +7,11 @@
     or labelmap.txt             as CVAT writes it: ``name:r,g,b:parts:actions``
 
 Splits come from dataset.json, from ``splits/NAME.txt``, or from subfolders that images/ and labels/ share.
-``valid``, ``validation`` and ``dev`` are the split ``val``, ``training`` is ``train`` and ``testing`` is ``test``.
+``valid``, ``validation`` and ``dev`` are the split ``val``, ``training`` is ``train`` and ``testing`` is ``test``, in
+capitals and with a year behind them too.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 from PIL import Image
 
 from segue.data.finding import Finding
-from segue.data.listing import OTHER_NAMES, Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
+from segue.data.listing import Listing, Pair, colors_or_palette, identity, images_in, lines_of, pair_up
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Color
+from segue.data.split_names import split_folders, split_names, told_apart
 from segue.errors import DataError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
@@ -254,26 +255,9 @@ def _splits(root: Path, described: dict[str, Any], pairs: tuple[Pair, ...]) -> d
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise DataError(f"{origin}: split {split!r} names {twice!r} more than once")
-        meant = _meant(lists, "" if described.get("splits") else origin)
+        meant = split_names(lists) if described.get("splits") else told_apart(lists, origin)
         return {meant[split]: tuple(by_name[name] for name in names) for split, names in lists.items()}
-    heads = sorted({pair.name.partition("/")[0] for pair in pairs if "/" in pair.name})
-    if {"train", "training"} & set(heads) and all("/" in pair.name for pair in pairs):
-        meant = _meant(heads, str(root / "images"))
-        return {meant[head]: tuple(p for p in pairs if p.name.startswith(f"{head}/")) for head in heads}
-    return {"train": pairs}
-
-
-def _meant(names: Iterable[str], origin: str) -> dict[str, str]:
-    """The split that each name stands for; the names themselves where two stand for one and ``origin`` is empty.
-
-    Raises:
-        DataError: two names in ``origin`` stand for one split.
-    """
-    meant = {name: OTHER_NAMES.get(name, name) for name in names}
-    for split in dict.fromkeys(meant.values()):
-        same = sorted(name for name in meant if meant[name] == split)
-        if len(same) > 1 and not origin:
-            return {name: name for name in meant}
-        if len(same) > 1:
-            raise DataError(f"{origin} has {' and '.join(same)}, which are one split, {split}; put them together")
-    return meant
+    meant = split_folders(by_name, str(root / "images"))
+    if not meant:
+        return {"train": pairs}
+    return {split: tuple(p for p in pairs if p.name.startswith(f"{head}/")) for head, split in meant.items()}
