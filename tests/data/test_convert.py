@@ -15,7 +15,9 @@ from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Listing, Pair, identity
 from segue.data.outlines import Outline, Segment
+from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE, ORIENTATION
+from segue.data.sharding import write_shards
 from segue.errors import DataError
 
 
@@ -124,6 +126,32 @@ def test_instances_of_a_canonical_set_go_along(dataset: Path, tmp_path: Path) ->
     Image.fromarray(np.full((48, 48), 300, np.uint16)).save(dataset / "instances" / "val_006.png")
     convert(open_listing(str(dataset)), tmp_path / "out")
     assert np.unique(instances(tmp_path / "out", "val_006")).tolist() == [300]
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_objects_of_cityscapes_go_along_and_into_shards(tmp_path: Path, kind: str) -> None:
+    root, stem = tmp_path / "set", "aachen_000000_000019"
+    gt = root / "gtFine" / "train" / "aachen"
+    gt.mkdir(parents=True)
+    photo(root / "leftImg8bit" / "train" / "aachen" / f"{stem}_leftImg8bit.png")
+    columns = {  # road, two cars, a group of cars, a caravan (no class), parking, a rider
+        "labelIds": [7, 26, 26, 26, 29, 9, 25], "labelTrainIds": [0, 13, 13, 13, 255, 255, 12],
+        "instanceIds": [7, 26000, 26001, 26, 29000, 9, 25000],
+    }  # fmt: skip
+    for name in {"labelIds", kind, "instanceIds"}:
+        empty = IGNORE if name == "labelTrainIds" else 0
+        pixels = np.full((48, 48), empty, np.uint16 if name == "instanceIds" else np.uint8)
+        pixels[:, :7] = columns[name]
+        Image.fromarray(pixels).save(gt / f"{stem}_gtFine_{name}.png")
+    before = open_listing(str(root))
+    convert(before, tmp_path / "out")
+    after = open_listing(str(tmp_path / "out"))
+    assert instances(tmp_path / "out", f"train/aachen/{stem}")[0, :8].tolist() == [0, 26000, 26001, 0, 0, 0, 25000, 0]
+    write_shards(after, tmp_path / "shards")
+    for copy in (after, open_listing(str(tmp_path / "shards"))):
+        first, second = (Annotation(one).read(one.split("train")[0]) for one in (before, copy))
+        assert (first.labels, first.is_crowd) == (second.labels, second.is_crowd)
+        np.testing.assert_array_equal(first.ids, second.ids)
 
 
 def test_turned_photographs_are_copied_and_their_labels_lie_upright(tmp_path: Path) -> None:

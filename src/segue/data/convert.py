@@ -17,6 +17,7 @@ from PIL import Image
 
 from segue.data.archive import check_path
 from segue.data.decoder import Decoder, mask_image
+from segue.data.layouts.cityscapes import numbered_objects
 from segue.data.listing import Listing, Pair, toned
 from segue.data.outlines import Outline, Segment, draw, segment_ids
 from segue.data.packed import copy_file
@@ -149,7 +150,10 @@ def _copy(pair: Pair, kind: str, target: Path) -> None:
 
 def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
     """Ids of single things uint16 (H, W), from 1 on and 0 elsewhere; None where the annotation tells none apart."""
-    kept = None if listing.layout == "cityscapes" else listing.instance_path(pair)  # its ids say the class too
+    kept = listing.instance_path(pair)
+    if kept is not None and listing.layout == "cityscapes":  # whose numbers say the class too
+        classes, objects = numbered_objects(pair, listing.ids)
+        return np.where(np.isin(classes, listing.things), objects, 0).astype(np.uint16)
     if kept is not None:
         return np.asarray(open_image(kept)).astype(np.uint16)
     parts: Sequence[Segment | Outline] = pair.segments or pair.outlines or ()

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
-from segue.data.layouts.cityscapes import LABEL_IDS, TRAIN_IDS
-from segue.data.listing import INSTANCE_IDS, Listing, Pair
+from segue.data.layouts.cityscapes import numbered_objects
+from segue.data.listing import Listing, Pair
 from segue.data.outlines import segment_ids
 from segue.data.panoptic_map import VOID, PanopticMap
 from segue.data.sample import IGNORE, Array, Sample, open_image
@@ -85,7 +85,7 @@ class Annotation:
         if pair.segments is not None:
             return _of_segments(pair)
         if self.listing.layout == "cityscapes" and self.listing.things:
-            return _of_cityscapes(pair, self.listing.ids)
+            return (*numbered_objects(pair, self.listing.ids), ())
         classes = Decoder.of(self.listing).known(np.asarray(mask_image(pair)), pair.mask)
         path = self.listing.instance_path(pair)
         if path is not None:
@@ -113,27 +113,6 @@ def _of_segments(pair: Pair) -> tuple[Array, Array, Collection[int]]:
     numbers = np.array([order.get(int(value), 0) for value in values], np.int64)[place]
     labels = np.array([IGNORE, *(segment.label for segment in segments)], np.uint8)
     return labels[numbers], numbers, {i for i, segment in enumerate(segments, 1) if segment.is_crowd}
-
-
-def _of_cityscapes(pair: Pair, ids: Mapping[int, int]) -> tuple[Array, Array, Collection[int]]:
-    """Of instance ids: 1000 times the label id plus a number, or the label id alone, which for things is a group.
-
-    Args:
-        pair: with a mask of label ids or of training ids.
-        ids: class of each value that such a mask holds.
-    """
-    assert pair.mask is not None
-    stem = pair.mask.name.split("_gtFine_")[0]
-    path = pair.mask.with_name(f"{stem}{INSTANCE_IDS}")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; panoptic training needs the instance ids of gtFine")
-    stored = np.asarray(open_image(path)).astype(np.int64)
-    values: Sequence[int] = range(1000)  # what the mask holds for each label id
-    if pair.mask.name.endswith(TRAIN_IDS):
-        values = [LABEL_IDS.index(raw) if raw in LABEL_IDS else IGNORE for raw in values]
-    table = np.array([ids.get(value, IGNORE) for value in values], np.uint8)
-    is_single = stored >= 1000
-    return table[np.where(is_single, stored // 1000, stored).clip(0, 999)], np.where(is_single, stored, 0), ()
 
 
 def regions(classes: Array, things: Sequence[int]) -> Array:

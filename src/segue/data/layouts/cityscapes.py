@@ -4,10 +4,14 @@ Cordts et al., *The Cityscapes Dataset for Semantic Urban Scene Understanding*, 
 (mapped here to the 19 training ids) or, named ``_labelTrainIds``, the training ids themselves.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from segue.data.listing import Listing, Pair, identity
-from segue.data.sample import IGNORE
+import numpy as np
+
+from segue.data.listing import INSTANCE_IDS, Listing, Pair, identity
+from segue.data.sample import IGNORE, Array, open_image
+from segue.errors import DataError
 
 CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -68,3 +72,29 @@ def _pair(root: Path, image: Path, suffix: str) -> Pair:
     split, mask = image.parent.parent.name, _mask(root, image, suffix)
     name = f"{split}/{image.parent.name}/{image.name.removesuffix('_leftImg8bit.png')}"
     return Pair(name, image, mask if split != "test" and mask.is_file() else None)
+
+
+def numbered_objects(pair: Pair, ids: Mapping[int, int]) -> tuple[Array, Array]:
+    """Class ids and object numbers, both (H, W), of instance ids: 0 where no single object is.
+
+    An instance id is 1000 times the label id plus a number, or the label id alone, which for things is a group.
+
+    Args:
+        pair: with a mask of label ids or of training ids.
+        ids: class of each value that such a mask holds.
+
+    Raises:
+        DataError: there is no file of instance ids, or it cannot be read.
+    """
+    assert pair.mask is not None
+    stem = pair.mask.name.split("_gtFine_")[0]
+    path = pair.mask.with_name(f"{stem}{INSTANCE_IDS}")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; panoptic training needs the instance ids of gtFine")
+    stored = np.asarray(open_image(path)).astype(np.int64)
+    values: Sequence[int] = range(1000)  # what the mask holds for each label id
+    if pair.mask.name.endswith(TRAIN_IDS):
+        values = [LABEL_IDS.index(raw) if raw in LABEL_IDS else IGNORE for raw in values]
+    table = np.array([ids.get(value, IGNORE) for value in values], np.uint8)
+    is_single = stored >= 1000
+    return table[np.where(is_single, stored // 1000, stored).clip(0, 999)], np.where(is_single, stored, 0)
