@@ -1,6 +1,7 @@
 """A converted set is the same set: classes, splits, class ids pixel by pixel, and pictures byte for byte."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE, ORIENTATION
 from segue.data.sharding import write_shards
 from segue.errors import DataError
+
+Segue = Callable[..., tuple[int, str, str]]
 
 
 def photo(path: Path, index: int = 0) -> Path:
@@ -309,3 +312,21 @@ def test_a_full_disk_is_no_reason_to_leave_pictures_out(
     with pytest.raises(DataError, match=r"cannot be written .*No space left"):
         convert(open_listing(str(dataset)), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_what_the_layout_does_not_take_over_is_said_and_noted_in_the_copy(tmp_path: Path, segue: Segue) -> None:
+    root = tmp_path / "set"
+    shapes = [{"label": "disc", "points": [[0, 0], [9, 0], [9, 9]], "shape_type": kind} for kind in ("polygon", "line")]
+    for i in range(2):
+        image = photo(root / f"{i}.png", i)
+        said = {"imagePath": image.name, "shapes": shapes, "imageWidth": 48, "imageHeight": 48}
+        image.with_suffix(".json").write_text(json.dumps(said))
+    for number, more in enumerate(([], ["--json"])):
+        status, output, errors = segue("data", "convert", root, tmp_path / str(number), *more)
+        (note,) = json.loads((tmp_path / str(number) / "dataset.json").read_text())["notes"]
+        assert status == 0
+        assert f"note: {note}\n" in errors
+        assert note.startswith("W127")
+    assert json.loads(output)["notes"] == [note]
+    segue("check", root, "--fix", tmp_path / "mended")
+    assert json.loads((tmp_path / "mended" / "dataset.json").read_text())["notes"] == [note]

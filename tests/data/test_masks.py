@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from segue.config import Data
 from segue.data.check import check
+from segue.data.convert import convert
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
 from segue.data.layouts import open_listing
@@ -55,6 +56,27 @@ def test_palettes_that_differ_from_file_to_file_stop_training(dataset: Path, bit
     assert (found.code, found.where) == ("E104", (f"{path} (index 1: colour of bar, class disc)",))
     with pytest.raises(DataError, match=r"E104 .*train_002.*save every mask as RGB"):
         open_training(Data(data=str(dataset)), seed=0)
+
+
+def test_a_conversion_leaves_out_masks_whose_palette_says_another_class(dataset: Path, tmp_path: Path) -> None:
+    for path in sorted((dataset / "labels").iterdir()):
+        ids = ids_of(path)
+        save_compact(path, np.where(ids == 1, 0, ids) if path.stem == "train_002" else ids)
+    found = convert(open_listing(str(dataset)), tmp_path / "out")
+    assert (found["written"], found["unusable_mask"]) == (9, 1)
+    ((file, why),) = json.loads((tmp_path / "out" / "dataset.json").read_text())["left_out"].items()
+    assert file == str(dataset / "images" / "train_002.png")
+    assert "index 1: colour of bar, class disc" in why
+
+
+def test_a_conversion_leaves_out_palette_masks_among_coloured_ones(colored: Path, tmp_path: Path) -> None:
+    listed = [*COLORS[:2], (1, 1, 1)]  # an index would be taken for this grey
+    list_colors(colored, listed)
+    for path in sorted((colored / "labels").iterdir()):
+        Image.fromarray(np.zeros((48, 48, 3), np.uint8) + np.array(listed[1], np.uint8)).save(path)
+    write_label_map(colored / "labels" / "train_002.png", np.ones((48, 48)), listed)
+    found = convert(open_listing(str(colored)), tmp_path / "out")
+    assert (found["written"], found["unusable_mask"]) == (9, 1)
 
 
 def test_a_palette_mask_among_coloured_ones_stops_training(colored: Path) -> None:

@@ -180,7 +180,7 @@ def left_out_lines(out: Path) -> list[str]:
 
 def convert_command(arguments: argparse.Namespace) -> int:
     """``segue data convert``."""
-    from segue.data.convert import convert
+    from segue.data.convert import convert, notes
     from segue.data.layouts import open_listing
     from segue.data.stored_values import parse_map
     from segue.progress import track
@@ -192,8 +192,10 @@ def convert_command(arguments: argparse.Namespace) -> int:
     listing = listing.extended(parse_map(arguments.map, listing))
     with track("convert", count_of(listing), quiet=arguments.json) as tick:
         written = convert(listing, Path(arguments.out), tick=tick)
+    for note in notes(listing):
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201
     if arguments.json:
-        print(json.dumps({**written, "out": arguments.out}))  # noqa: T201
+        print(json.dumps({**written, "out": arguments.out, "notes": notes(listing)}))  # noqa: T201
     else:
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in written.items())
         print(f"{arguments.source} ({listing.layout}) to {arguments.out}: {told}")  # noqa: T201

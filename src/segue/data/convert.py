@@ -2,7 +2,7 @@
 
 ``dataset.json`` is written last; ``.partial`` marks the folder until then, and the next conversion into it starts anew.
 Images of no split go along without their masks. What could not be read is left out and named there, under
-``left_out``.
+``left_out``; ``notes`` says what the layout did not take over, such as shapes that are no areas.
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from segue.data.archive import check_path
+from segue.data.check.inspection import indexed, palette_faults
 from segue.data.decoder import Decoder, mask_image
 from segue.data.layouts.cityscapes import numbered_objects
 from segue.data.listing import Listing, Pair, toned
@@ -53,8 +54,7 @@ def convert(
     pairs = {pair.image: pair for split in every for pair in split}
     names, taken = dict[Path, str](), set[str]()
     left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}
-    decoder = Decoder.of(listing)
-    read = read or (lambda pair: decoder.known(np.asarray(mask_image(pair)), pair.mask))
+    read = read or _reader(listing)
     try:
         _start(out)
         for image, pair in pairs.items():
@@ -89,6 +89,24 @@ def convert(
     return {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out), **reasons}
 
 
+def _reader(listing: Listing) -> Callable[[Pair], Array]:
+    """Reads class ids of a pair by the listing's decoder; refuses a mask whose palette says something else."""
+    decoder = Decoder.of(listing)
+
+    def read(pair: Pair) -> Array:
+        image = mask_image(pair)
+        is_stored = pair.mask is not None and pair.outlines is None and pair.segments is None and image.mode == "P"
+        if pair.mask is not None and is_stored:
+            values = np.flatnonzero(image.histogram()).tolist()
+            by_color = decoder.by_color
+            found = [indexed(pair.mask)] if by_color else palette_faults(pair.mask, values, decoder, listing.classes)
+            if found:
+                raise DataError(str(found[0]))
+        return decoder.known(np.asarray(image), pair.mask)
+
+    return read
+
+
 def _refuse(listing: Listing, out: Path) -> None:
     """Refuses classes that 8-bit masks cannot hold, and an ``out`` within the set."""
     if not 1 <= len(listing.classes) <= IGNORE:
@@ -117,9 +135,14 @@ def _finish(listing: Listing, out: Path, names: dict[Path, str], left_out: dict[
     splits = {split: [names[p.image] for p in pairs if p.image in names] for split, pairs in listing.splits.items()}
     used = {split: found for split, found in splits.items() if found}
     head = {"classes": listing.classes, "colors": listing.colors, "things": listing.things, "ignore": IGNORE}
-    described = {**head, "splits": used, "left_out": left_out}
+    described = {**head, "splits": used, "left_out": left_out, "notes": notes(listing)}
     (out / "dataset.json").write_text(json.dumps(described, indent=1), encoding="ascii")
     (out / PARTIAL).unlink()
+
+
+def notes(listing: Listing) -> list[str]:
+    """What is wrong with names and annotation files and stops nothing."""
+    return [str(fault) for fault in listing.faults if not fault.stop]
 
 
 def _name(pair: Pair, taken: set[str]) -> str:

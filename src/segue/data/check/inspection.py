@@ -106,7 +106,7 @@ class Inspector:
                     elif self._fits(seen, upright_size(mask)) and pixels:
                         self._mask(seen, mask)
             if seen.values and self._is_plain(pair):
-                self._palette(seen, pair.mask)
+                seen.findings += palette_faults(pair.mask, seen.values, self.decoder, self.classes)
             if len(seen.values) > MANY_VALUES and self._is_plain(pair):
                 seen.is_smoothed = lies_along_edges(np.asarray(mask_image(pair)), len(self.classes))
         except UNREADABLE as error:
@@ -161,28 +161,6 @@ class Inspector:
                         "Compression changes class ids along every edge.",
                         f"{REEXPORT}. {self._fix('ignores the pixels that hold no class')}")
             )  # fmt: skip
-
-    def _palette(self, seen: Seen, path: Path) -> None:
-        """E104 where a palette gives an index that occurs the colour of a class that is not its own."""
-        flat = palette_at_head(path)
-        if flat is None:
-            with Image.open(content(path), formats=FORMATS) as mask:
-                flat = bytes(mask.getpalette() or ()) if mask.mode == "P" else b""
-        if not flat:
-            return
-        colors = self.decoder.colors
-        names: dict[tuple[int, ...], str] = dict(zip(colors, self.classes, strict=True))
-        for value in seen.values:
-            color, index = tuple(flat[3 * value : 3 * value + 3]), int(self.decoder.table[value])
-            if color in names and 0 <= index < len(colors) and color not in (colors[index], *colors[value : value + 1]):
-                place = f"{path} (index {value}: colour of {names[color]}, class {self.classes[index]})"
-                seen.findings.append(
-                    Finding("E104", "the palette of a mask gives an index the colour of another class", (place,),
-                            "One class would be learnt as another.",
-                            "If the colours count, save every mask as RGB. If the indices do, save every mask as 8-bit "
-                            "grey, or put the class list into the order of the palette.")
-                )  # fmt: skip
-                return
 
     def _fits(self, seen: Seen, size: tuple[int, int]) -> bool:
         """Whether image and mask have one size."""
@@ -272,6 +250,29 @@ def indexed(path: Path) -> Finding:
     """E104 for a palette picture among masks that are read by colour."""
     return Finding("E104", "masks are read by colour, as the first of them, and this one holds palette indices",
                    (str(path),), "An index would be taken for a grey.", "Save it as RGB.")  # fmt: skip
+
+
+def palette_faults(path: Path, values: Sequence[int], decoder: Decoder, classes: Sequence[str]) -> list[Finding]:
+    """E104 where a palette gives one of the ``values`` that occur the colour of a class that is not its own."""
+    flat = palette_at_head(path)
+    if flat is None:
+        with Image.open(content(path), formats=FORMATS) as mask:
+            flat = bytes(mask.getpalette() or ()) if mask.mode == "P" else b""
+    if not flat:
+        return []
+    colors = decoder.colors
+    names: dict[tuple[int, ...], str] = dict(zip(colors, classes, strict=True))
+    for value in values:
+        color, index = tuple(flat[3 * value : 3 * value + 3]), int(decoder.table[value])
+        if color in names and 0 <= index < len(colors) and color not in (colors[index], *colors[value : value + 1]):
+            place = f"{path} (index {value}: colour of {names[color]}, class {classes[index]})"
+            return [
+                Finding("E104", "the palette of a mask gives an index the colour of another class", (place,),
+                        "One class would be learnt as another.",
+                        "If the colours count, save every mask as RGB. If the indices do, save every mask as 8-bit "
+                        "grey, or put the class list into the order of the palette.")
+            ]  # fmt: skip
+    return []
 
 
 def lies_along_edges(values: Array, classes: int) -> bool:

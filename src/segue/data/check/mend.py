@@ -73,7 +73,8 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()):
         raise DataError(f"no rule mends {listing.root}: " + "; ".join(str(f) for f in findings if f.stop))
     acts += [f"{kind} images written in 8 bits, {black:g} black, {white:g} white" for kind, black, white in facts.tones]
-    whole = replace(listing, splits=splits, ids=ids, stray=(), faults=())
+    notes = tuple(fault for fault in listing.faults if not fault.stop)
+    whole = replace(listing, splits=splits, ids=ids, stray=(), faults=notes)
     return Mended(whole.toned(facts.tones), dropped, tuple(acts))
 
 
