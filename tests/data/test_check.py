@@ -461,9 +461,9 @@ def test_files_that_the_copy_cannot_hold_are_named(dataset: Path, tmp_path: Path
         assert status == (2 if command[0] == "data" else 0)
 
 
-@pytest.mark.parametrize("value", ["99999999999999999999:1", "65536:1", "0-65536:ignore"])
+@pytest.mark.parametrize("value", ["99999999999999999999:1", "65536:1", "0-65536:ignore", "-1-65535:ignore"])
 def test_a_value_that_no_mask_stores_is_refused(dataset: Path, segue: Any, value: str) -> None:
-    status, _, errors = segue("check", dataset, "--map", value)
+    status, _, errors = segue("check", dataset, f"--map={value}")
     assert status == 2
     assert "is no value:class" in errors
 

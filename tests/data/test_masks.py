@@ -15,6 +15,7 @@ from segue.data.check import check
 from segue.data.convert import convert
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding
+from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.sample import ORIENTATION, TURNS, open_image, orientation, picture_size, write_label_map
 from segue.data.training import open_training
@@ -111,6 +112,36 @@ def test_an_index_that_is_mapped_keeps_its_colour(dataset: Path) -> None:
         write_label_map(path, ids_of(path), COLORS)
     data = open_training(Data(data=str(dataset), map="2:1"), seed=0)
     assert len(data.labelled) == 6
+
+
+def save_tiff(path: Path, ids: np.ndarray, bits: int) -> None:
+    """Signed whole numbers, as GIS programs write masks."""
+    rows = ids.astype(f"<i{bits // 8}").tobytes()
+    tags = [(256, 3, ids.shape[1]), (257, 3, ids.shape[0]), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8),
+            (277, 3, 1), (278, 3, ids.shape[0]), (279, 4, len(rows)), (339, 3, 2)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(rows))
+    path.write_bytes(head + rows + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize(("bits", "value"), [(16, -1), (16, -9999), (32, -9999), (32, -(1 << 31))])
+def test_negative_values_are_no_class_until_they_are_mapped(dataset: Path, bits: int, value: int, segue: Any) -> None:
+    for path in sorted((dataset / "labels").iterdir()):
+        ids = ids_of(path).astype(int)
+        path.unlink()
+        save_tiff(path.with_suffix(".tif"), np.where(np.arange(48) < 5, value, ids), bits)
+    (found,) = stops(dataset)
+    assert (found.code, found.what) == ("E101", f"the value {value} is no class (classes are 0-2)")
+    option = found.fix.split()[-1]
+    assert option == f"--map={value}:ignore"
+    with pytest.raises(DataError, match=f"E101 .*{option}"):
+        open_training(Data(data=str(dataset)), seed=0)
+    status, output, _ = segue("check", dataset, option)
+    assert (status, "E101" in output) == (0, False)
+    data = open_training(Data(data=str(dataset), map=f"{value}:ignore"), seed=0)
+    mask = Whole(data.labelled, data.decoder)[0]["mask"].numpy()
+    assert (mask[:, :5] == 255).all()
+    assert (mask[:, 5:] < 3).all()
 
 
 def list_colors(root: Path, colors: Any) -> None:

@@ -11,6 +11,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
 from segue.data.packed import content
 from segue.data.sample import FORMATS, UNREADABLE, Array, Color, open_image, picture_size
+from segue.data.stored_values import STORED, ignoring
 from segue.errors import DataError
 
 UNKNOWN = -1
@@ -27,7 +28,8 @@ class Decoder:
             self.order: Array = np.argsort(keys)
             self.keys = keys[self.order]
         else:
-            self.table: Array = np.full(1 << 16, UNKNOWN, np.int16)
+            self.table: Array = np.full(STORED, UNKNOWN, np.int16)
+            self.below = {raw: index for raw, index in ids.items() if raw < 0}  # as GIS marks pixels without data
             for raw, index in ids.items():
                 if raw >= 0:
                     self.table[raw] = index
@@ -52,6 +54,7 @@ class Decoder:
             mapped.order = table[self.order]
         else:
             mapped.table = np.where(self.table < 0, self.table, table[self.table])
+            mapped.below = {raw: int(table[index]) for raw, index in self.below.items()}
         return mapped
 
     def __call__(self, stored: Array) -> Array:
@@ -60,6 +63,10 @@ class Decoder:
             values = stored[..., 0] if stored.ndim == 3 else stored
             inside = values if values.dtype == np.uint8 else np.clip(values, 0, len(self.table) - 1)
             found: Array = self.table[inside]
+            if values.dtype.kind == "i" and (values < 0).any():
+                found[values < 0] = UNKNOWN
+                for raw, index in self.below.items():
+                    found[values == raw] = index
             if stored.ndim == 3:  # a colour in a set whose masks hold ids
                 found = np.where((stored == stored[..., :1]).all(2), found, np.int16(UNKNOWN))
             return found
@@ -81,7 +88,7 @@ class Decoder:
             mend = (
                 "or add the class with its colour"
                 if self.by_color or "," in value
-                else f"add the class, or map it: --map {value}:ignore"
+                else f"add the class, {ignoring(value)}"
             )
             raise DataError(
                 f"E101 {where} holds {value} in {count} pixels, which is no class of the list; mend the mask, {mend}"

@@ -1,14 +1,25 @@
 """What ``--map`` says: which class each stored value of a mask is."""
 
+import re
+
 from segue.data.listing import Listing
 from segue.data.sample import IGNORE
 from segue.errors import DataError
 
-STORED = 1 << 16  # values that a mask can store
+STORED = 1 << 16  # values from 0 on that a class can be mapped from
+LOWEST = -1 << 31  # that a mask can store: GIS marks pixels without data by -9999, -32768 or this
+SPAN = re.compile(r"(-?\d{1,10})(?:-(-?\d{1,10}))?")
+
+
+def ignoring(value: str) -> str:
+    """The end of a message about a stored value that is no class: the option that maps it, as a shell takes it."""
+    if not LOWEST <= int(value) < STORED:
+        return f"or write 255 in place of it: no mapping takes a value above {STORED - 1}"
+    return f"or map it: --map{'=' if value.startswith('-') else ' '}{value}:ignore"
 
 
 def parse_map(text: str, listing: Listing) -> dict[int, int]:
-    """``77:ignore,255:1,3:road,1-19:0`` as stored value -> class id; a range goes to as many classes.
+    """``77:ignore,255:1,3:road,1-19:0,-9999:ignore`` as stored value -> class id; a range goes to as many classes.
 
     Raises:
         DataError: a part is no ``value:class``, or masks are read by colour and store no value.
@@ -23,14 +34,13 @@ def parse_map(text: str, listing: Listing) -> dict[int, int]:
         raw, _, target = part.partition(":")
         names = {"ignore": IGNORE, **{name: i for i, name in enumerate(listing.classes)}}
         index = names.get(target, int(target) if target.isdecimal() else -1)
-        first, dash, last = raw.strip().partition("-")
-        last = last if dash else first
-        sound = all(text.isdecimal() and len(text) <= len(str(STORED)) for text in (first, last))
-        span = int(last) - int(first) if sound and int(last) < STORED else -1
+        spelt = SPAN.fullmatch(raw.strip())
+        first, last = (int(spelt[1]), int(spelt[2] or spelt[1])) if spelt else (0, -1)
+        span = last - first if first >= LOWEST and last < STORED and last - first < STORED else -1
         fits = index == IGNORE or 0 <= index < len(listing.classes) - span
         if span < 0 or not fits:
             raise DataError(
                 f"--map {part!r} is no value:class; write 77:ignore, 255:1, 3:{listing.classes[0]} or 1-19:0"
             )
-        found.update({int(first) + i: IGNORE if index == IGNORE else index + i for i in range(span + 1)})
+        found.update({first + i: IGNORE if index == IGNORE else index + i for i in range(span + 1)})
     return found

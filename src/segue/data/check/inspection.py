@@ -20,6 +20,7 @@ from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
 from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation, upright_size
+from segue.data.stored_values import ignoring
 from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
@@ -231,9 +232,9 @@ class Inspector:
                 mend = f"Add the class with its colour. {self._fix('ignores those pixels')}"
             else:
                 what = f"the value {value} is no class (classes are 0-{len(self.classes) - 1})"
-                mend = f"Mend the mask, add the class, or map it: --map {value}:ignore"
-                if "," in value:
-                    mend = "It is a colour and the first mask holds ids: write all masks as ids, or all in colours."
+                mend = "It is a colour and the first mask holds ids: write all masks as ids, or all in colours."
+                if "," not in value:
+                    mend = f"Mend the mask, add the class, {ignoring(value)}"
             seen.findings.append(
                 Finding(
                     "E101", what, (f"{path} ({pixels} pixels)",), "It would be trained as something it is not.", mend
