@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,38 @@ def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> Non
         assert not (tmp_path / "out").exists()
     status, _, errors = segue("data", "increments", root, root, "--classes", "3-1")
     assert (status, "is not an empty folder" in errors) == (2, True)
+
+
+def test_names_that_splits_of_camvid_share_are_told_apart(tmp_path: Path) -> None:
+    names = {"train": ("0000", "0001"), "val": ("0000", "only")}
+    for split, stems in names.items():
+        for i, stem in enumerate(stems):
+            for folder, pixels in ((split, np.full((8, 8, 3), 100 + i, np.uint8)),
+                                   (f"{split}annot", np.full((8, 8), 2 * i + (split == "val"), np.uint8))):  # fmt: skip
+                (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{stem}.png")
+    whole = open_listing(str(tmp_path / "set"))
+    assert {split: [pair.name for pair in pairs] for split, pairs in whole.splits.items()} == {
+        "train": ["train/0000", "0001"], "val": ["val/0000", "only"]
+    }  # fmt: skip
+    listing = replace(whole, things=())
+    plan = Plan("overlap", (whole.classes[:2], whole.classes[2:]), (("train/0000",), ("0001",)))
+    folders = write_increments(listing, Annotation(listing), plan, tmp_path / "out")
+    found = open_listing(str(folders[1]))
+    read = {pair.name: Annotation(found).read(pair).labels for split in ("train", "val") for pair in found.split(split)}
+    assert read == {"0001": (2,), "val/0000": (1,), "only": (3,)}
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_two_pairs_of_one_name_are_refused(tmp_path: Path, is_one: bool) -> None:
+    listing = open_listing(str(write_objects(tmp_path / "set")))
+    (first, *_), (last, *_) = listing.split("train"), listing.split("val")
+    twice = first if is_one else replace(last, name=first.name)
+    listing = replace(listing, splits={**listing.splits, "val": (twice,)})
+    plan = plan_increments(listing, Annotation(listing), base=2, more=1, order=1, protocol="overlap")
+    with pytest.raises(DataError, match=rf"the name '{first.name}' stands for two pairs \({first.image} "):
+        write_increments(listing, Annotation(listing), plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_increment_without_an_image_is_named(tmp_path: Path) -> None:

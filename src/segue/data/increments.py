@@ -157,7 +157,8 @@ def write_increments(
     splits with every class seen so far; whatever else is unknown there.
 
     Raises:
-        DataError: ``out`` is not empty, or the plan names a class or an image that the set lacks.
+        DataError: ``out`` is not empty, two pairs have one name, or the plan names a class or an image that the set
+            lacks.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder; name another")
@@ -173,6 +174,7 @@ def write_increments(
         split: tuple(pair for pair in listing.split(split) if pair.mask is not None)
         for split in ("val", "test") if split in listing.splits
     }  # fmt: skip
+    _refuse_repeated((*training_pairs(listing), *(pair for chosen in further.values() for pair in chosen)))
     folders = []
     for number, images in enumerate(plan.images):
         folder, seen = out / f"increment_{number}", plan.seen(number)
@@ -188,6 +190,19 @@ def write_increments(
         folders.append(folder)
     write_atomically(out / PLAN, plan.text().encode())
     return folders
+
+
+def _refuse_repeated(pairs: Sequence[Pair]) -> None:
+    """Refuses two pairs of one name: the second would be written over the first."""
+    taken: dict[str, Pair] = {}
+    for pair in pairs:
+        if (first := taken.get(pair.name)) is not None:
+            what = f"{first.image} is there twice" if first.image == pair.image else f"{first.image} and {pair.image}"
+            raise DataError(
+                f"the name {pair.name!r} stands for two pairs ({what}), which would be one file; rename one, or take "
+                "it out of one of the splits"
+            )
+        taken[pair.name] = pair
 
 
 def described(listing: Listing, seen: Sequence[str], taken: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:

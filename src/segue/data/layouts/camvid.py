@@ -1,9 +1,12 @@
 """CamVid as the SegNet authors publish it: folders ``train/`` and ``trainannot/``, and so on, 480 x 360, 11 classes.
 
 Brostow, Fauqueur, Cipolla, *Semantic object classes in video*, Pattern Recognition Letters 2009. Labels are 8-bit ids;
-11 is unlabelled. A class list in the root takes the place of the 11 classes.
+11 is unlabelled. A class list in the root takes the place of the 11 classes. Where two splits use a name, the pairs are
+called ``SPLIT/NAME``.
 """
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from segue.data.layouts.folder import relisted
@@ -39,11 +42,15 @@ class CamVid:
         """The set in ``root``."""
         splits: dict[str, tuple[Pair, ...]] = {}
         stray: tuple[Path, ...] = ()
+        counts: Counter[str] = Counter()
         for split in ("train", "val", "test"):
             if (root / split).is_dir():
                 masks = images_in(root / f"{split}annot") if (root / f"{split}annot").is_dir() else {}
                 splits[split], left = pair_up(images_in(root / split), masks)
                 stray += left
+                counts.update(pair.name for pair in splits[split])
+        for split, pairs in splits.items():
+            splits[split] = tuple(replace(p, name=f"{split}/{p.name}") if counts[p.name] > 1 else p for p in pairs)
         listing = Listing(
             root=root,
             layout="camvid",
