@@ -426,6 +426,23 @@ def test_a_turned_mask_is_turned_with_its_photo_in_the_copy(dataset: Path, tmp_p
         np.testing.assert_array_equal(np.array(image), np.rot90(draw(2)[1][:24], -1))
 
 
+def test_numbers_of_objects_are_resized_and_turned_with_their_masks_in_the_copy(
+    dataset: Path, tmp_path: Path, segue: Any
+) -> None:
+    (dataset / "instances").mkdir()
+    turned(dataset)
+    lying, half = draw(2)[1][:24] * np.uint16(300), draw(3)[1][::2, ::2] * np.uint16(300)
+    save_mask(dataset, draw(3)[1][::2, ::2], "train_003")
+    for name, pixels in (("train_002", lying), ("train_003", half), ("train_004", half)):
+        Image.fromarray(pixels).save(dataset / "instances" / f"{name}.png")
+    assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
+    doubled = half.repeat(2, 0).repeat(2, 1)
+    for name, pixels in (("train_002", np.rot90(lying, -1)), ("train_003", doubled), ("train_004", doubled)):
+        with Image.open(tmp_path / "copy" / "instances" / f"{name}.png") as image:
+            assert image.mode == "I;16"
+            np.testing.assert_array_equal(np.array(image), pixels)
+
+
 def test_deep_images_are_scaled_by_one_rule_in_the_copy(dataset: Path, tmp_path: Path, segue: Any) -> None:
     deep(dataset)
     assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0

@@ -131,6 +131,16 @@ def test_instances_of_a_canonical_set_go_along(dataset: Path, tmp_path: Path) ->
     assert np.unique(instances(tmp_path / "out", "val_006")).tolist() == [300]
 
 
+def test_instances_of_another_size_are_named_with_what_mends_them(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "instances").mkdir()
+    Image.fromarray(np.full((24, 24), 300, np.uint16)).save(dataset / "instances" / "val_006.png")
+    found = convert(open_listing(str(dataset)), tmp_path / "out")
+    assert (found["left_out"], found["unusable_mask"]) == (1, 1)
+    (why,) = json.loads((tmp_path / "out" / "dataset.json").read_text())["left_out"].values()
+    assert why.startswith(f"E108 {dataset / 'instances' / 'val_006.png'} is 24x24, ")
+    assert why.endswith(f"segue check {dataset} --fix OUT")
+
+
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_objects_of_cityscapes_go_along_and_into_shards(tmp_path: Path, kind: str) -> None:
     root, stem = tmp_path / "set", "aachen_000000_000019"

@@ -139,7 +139,7 @@ def _path(text: str) -> Path | None:
 def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     """``segue check --fix``: writes the mended copy and checks it again."""
     from segue.data.check.audit import audit
-    from segue.data.check.mend import mended, reader
+    from segue.data.check.mend import fit_instances, mended, reader
     from segue.data.convert import convert
     from segue.data.finding import argument
     from segue.progress import track
@@ -150,7 +150,7 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
         )
     mend = mended(found.listing, found.findings, found.facts)
     with track("write", count_of(mend.listing), quiet=quiet) as tick:
-        written = convert(mend.listing, out, read=reader(mend.listing), tick=tick)
+        written = convert(mend.listing, out, read=reader(mend.listing), fit=fit_instances, tick=tick)
     again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
     lines = [f"mended: {act}" for act in mend.acts]
     lines += [

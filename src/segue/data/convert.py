@@ -18,6 +18,7 @@ from PIL import Image
 from segue.data.archive import check_path
 from segue.data.check.inspection import indexed, palette_faults
 from segue.data.decoder import Decoder, mask_image
+from segue.data.finding import fixing
 from segue.data.layouts.cityscapes import numbered_objects
 from segue.data.listing import Listing, Pair, toned
 from segue.data.outlines import Outline, Segment, draw, segment_ids
@@ -35,6 +36,7 @@ def convert(
     out: Path,
     *,
     read: Callable[[Pair], Array] | None = None,
+    fit: Callable[[Array, Pair, Path | None], Array] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Writes the set into ``out``: how many pictures and stray masks were found, written and left out, and why.
@@ -43,6 +45,7 @@ def convert(
         listing: the set; images deeper than 8 bits that its ``tones`` name are written as 8-bit PNGs.
         out: an absent or empty folder, or one that an interrupted conversion left.
         read: gives class ids uint8 (H, W) of a pair; by default by the listing's own decoder.
+        fit: brings numbers of objects to the size of a pair's picture; by default another size is a fault of the pair.
         tick: called after each picture.
 
     Raises:
@@ -68,7 +71,7 @@ def convert(
                 mask = None if pair.mask is None else read(pair)
                 if mask is not None and mask.shape != size[::-1]:
                     raise DataError(f"E108 {pair.mask} is {mask.shape[1]}x{mask.shape[0]}, {image} {size[0]}x{size[1]}")
-                instances = None if mask is None else _instances(pair, size, listing)
+                instances = None if mask is None else _instances(pair, size, listing, fit)
             except UNREADABLE as error:
                 left_out[str(image)] = reason, str(error)
             else:
@@ -76,7 +79,7 @@ def convert(
                 _copy(pair, kind, out / "images" / name)
                 if mask is not None:
                     write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
-                if mask is not None and instances is not None and instances.shape == mask.shape:
+                if instances is not None:
                     Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
             tick()
         if not names:
@@ -171,7 +174,20 @@ def _copy(pair: Pair, kind: str, target: Path) -> None:
         copy_file(pair.image, _ready(target.with_name(target.name + pair.image.suffix.lower())))
 
 
-def _instances(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
+def _instances(
+    pair: Pair, size: tuple[int, int], listing: Listing, fit: Callable[[Array, Pair, Path | None], Array] | None
+) -> Array | None:
+    """Numbers of objects uint16 (H, W) at the ``size`` of the picture; None where the annotation tells none apart."""
+    found, where = _numbers(pair, size, listing), listing.instance_path(pair) or pair.mask
+    if found is None or found.shape == size[::-1]:
+        return found
+    if fit is None:
+        wrong = f"E108 {where} is {found.shape[1]}x{found.shape[0]}, {pair.image} {size[0]}x{size[1]}"
+        raise DataError(f"{wrong}; a copy resizes it: {fixing(listing.root)}")
+    return fit(found, pair, where)
+
+
+def _numbers(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
     """Ids of single things uint16 (H, W), from 1 on and 0 elsewhere; None where the annotation tells none apart."""
     kept = listing.instance_path(pair)
     if kept is not None and listing.layout == "cityscapes":  # whose numbers say the class too

@@ -141,22 +141,33 @@ def read_mask(pair: Pair, decoder: Decoder | None) -> Array:
     Raises:
         DataError: the sizes differ by neither a quarter turn nor a whole factor.
     """
-    size = picture_size(pair.image)
-    image = mask_image(pair)
-    if image.size != size:
-        width, height = image.size
-        turned = size == (height, width)
-        if turned:
-            image = image.transpose(_turn_of(pair.image))
-        elif size[0] * height == size[1] * width and 0 in (size[0] % width, width % size[0]):
-            image = image.resize(size, Image.Resampling.NEAREST)
-        else:
-            raise DataError(f"{pair.mask} is {width}x{height}, {pair.image} {size[0]}x{size[1]}: no rule mends that")
+    image = fitted(mask_image(pair), pair, pair.mask)
     stored = np.asarray(image)
     if decoder is None:
         return stored
     decoded = decoder(stored)
     return np.where(decoded == UNKNOWN, IGNORE, decoded).astype(np.uint8)
+
+
+def fitted(image: Image.Image, pair: Pair, where: Path | None) -> Image.Image:
+    """What lies at ``where``, ids or numbers of objects, resized or turned to the picture of ``pair``.
+
+    Raises:
+        DataError: the sizes differ by neither a quarter turn nor a whole factor.
+    """
+    size, (width, height) = picture_size(pair.image), image.size
+    if image.size == size:
+        return image
+    if size == (height, width):
+        return image.transpose(_turn_of(pair.image))
+    if size[0] * height == size[1] * width and 0 in (size[0] % width, width % size[0]):
+        return image.resize(size, Image.Resampling.NEAREST)
+    raise DataError(f"{where} is {width}x{height}, {pair.image} {size[0]}x{size[1]}: no rule mends that")
+
+
+def fit_instances(numbers: Array, pair: Pair, where: Path | None) -> Array:
+    """Numbers of objects uint16 (H, W) as `fitted` gives them."""
+    return np.asarray(fitted(Image.fromarray(numbers.astype(np.int32)), pair, where)).astype(np.uint16)
 
 
 def _turn_of(image: Path) -> Image.Transpose:
