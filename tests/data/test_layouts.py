@@ -126,6 +126,20 @@ def test_voc_as_it_is_unpacked(tmp_path: Path, home: str) -> None:
     assert listing.split("test")[0].mask is None
 
 
+@pytest.mark.parametrize("home", ["", "VOCdevkit"])
+def test_several_years_of_voc_are_refused_with_their_names(tmp_path: Path, home: str) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        root = tmp_path / home / year
+        photo(root / "JPEGImages" / f"{year}.jpg")
+        save(root / "SegmentationClass" / f"{year}.png", np.zeros((48, 48), np.uint8))
+        (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (root / "ImageSets" / "Segmentation" / "train.txt").write_text(f"{year}\n")
+    first, last = Path(home) / "VOC2007", Path(home) / "VOC2012"
+    with pytest.raises(DataError, match=f"several sets of VOC, {first} and {last}; name one: {tmp_path / last}"):
+        open_listing(str(tmp_path))
+    assert [pair.name for pair in open_listing(str(tmp_path / last)).split("train")] == ["VOC2012"]
+
+
 def test_voc_palette_by_hand() -> None:
     # Published palette: aeroplane dark red, bicycle dark green, person (192, 128, 128), tvmonitor (0, 64, 128).
     assert [voc_color(i) for i in (0, 1, 2, 15, 20)] == [

@@ -33,24 +33,27 @@ def voc_color(index: int) -> Color:
 
 
 class Voc:
-    """A ``VOC2012`` folder, or a ``VOCdevkit`` with one in it."""
+    """A ``VOC2012`` folder, or a ``VOCdevkit`` with one year in it."""
 
     @staticmethod
     def matches(root: Path) -> bool:
         """Whether the lists of the segmentation task are there."""
-        return _home(root) is not None
+        return bool(_homes(root))
 
     @staticmethod
     def read(root: Path) -> Listing:
         """The set in ``root``.
 
         Raises:
-            DataError: no list, or a list names an image that is not there.
+            DataError: no list, lists of several years, or a list names an image that is not there.
         """
-        home = _home(root)
-        if home is None:
+        homes = _homes(root)
+        if not homes:
             raise DataError(f"{root} has no ImageSets/Segmentation: it is no VOC folder")
-        splits = {}
+        home, splits = homes[0], {}
+        if home != root and len(homes) > 1:
+            years = " and ".join(str(other.relative_to(root)) for other in homes)
+            raise DataError(f"{root} holds several sets of VOC, {years}; name one: {homes[-1]}")
         for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
             names = [check_path(_name(line.split()[0]), str(path)) for line in lines_of(path)]
             splits[path.stem] = tuple(_pair(home, name, path) for name in names)
@@ -66,10 +69,10 @@ class Voc:
         return relisted(listing)
 
 
-def _home(root: Path) -> Path | None:
-    """The folder with the lists: ``root``, or a year below it."""
-    candidates = (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
-    return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
+def _homes(root: Path) -> list[Path]:
+    """The folders with the lists: ``root`` itself, or the years below it."""
+    years = [*sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
+    return [home for home in (root, *years) if (home / "ImageSets" / "Segmentation").is_dir()]
 
 
 def _name(word: str) -> str:
