@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from segue.data.check import check
+from segue.data.check.mend import mended
+from segue.data.convert import convert
 from segue.data.decoder import Decoder, class_ids
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
@@ -410,6 +412,34 @@ def test_faults_of_instances_name_image_annotation_and_field(tmp_path: Path) -> 
         ("E123", f"{path}: annotations[2] (image_id 77)"),
         ("E123", f"{path} (image gone.jpg, file_name)"),
     }
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_objects_of_another_size_of_picture_are_a_fault(tmp_path: Path, pixels: bool) -> None:
+    write_instances(tmp_path / "set")
+    small = tmp_path / "set" / "train2017" / "1.jpg"
+    save(small, np.zeros((4, 8, 3)))
+    listing = open_listing(str(tmp_path / "set"))
+    stops = [found for found in check(listing, sample=None if pixels else 1)[0] if found.stop]
+    assert [(found.code, found.where) for found in stops] == [("E108", (f"{small} is 8x4, labelled at 8x8",))]
+    with pytest.raises(DataError, match="E108 picture is not of the size it was labelled at"):
+        masks(listing, "train")
+    findings, facts = check(listing)
+    mend = mended(listing, findings, facts)
+    assert list(mend.dropped.values()) == [(str(small),)]
+    assert not any("resized" in act for act in mend.acts)
+    found = convert(listing, tmp_path / "out")
+    assert (found["left_out"], found["unusable_mask"]) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": 8}, {"width": 0, "height": 0}, {"width": "8"}])
+def test_a_size_that_the_annotation_does_not_give_is_not_compared(tmp_path: Path, size: dict[str, Any]) -> None:
+    path = write_instances(tmp_path)
+    content = json.loads(path.read_text())
+    del content["images"][0]["width"], content["images"][0]["height"]
+    content["images"][0] |= size
+    write_json(path, content)
+    assert not [found for found in check(open_listing(str(tmp_path)))[0] if found.stop]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
+from segue.data.finding import drawn_elsewhere
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
 from segue.data.packed import content
@@ -127,7 +128,10 @@ def mask_image(pair: Pair) -> Image.Image:
     if pair.mask is None:
         raise DataError(f"E106 {pair.image} has no mask")
     if pair.outlines is not None:
-        return draw(picture_size(pair.image), pair.outlines, background=0)
+        size = picture_size(pair.image)
+        if pair.labelled_at is not None and pair.labelled_at != size:
+            raise DataError(str(drawn_elsewhere(pair.image, size, pair.labelled_at)))
+        return draw(size, pair.outlines, background=0)
     if pair.is_wide:
         return class_ids(pair.mask)
     image = open_image(pair.mask)

@@ -34,6 +34,14 @@ class Finding:
         return printable(f"{self.code} {self.what}: {', '.join(self.where[:SHOWN])}{more}. {self.why} {self.fix}")
 
 
+def drawn_elsewhere(image: object, size: tuple[int, int], labelled: tuple[object, object]) -> Finding:
+    """E108 of outlines whose file says that ``image`` has another (width, height) than it has."""
+    width, height = (str(side)[:9] for side in labelled)
+    where = printable(f"{image} is {size[0]}x{size[1]}, labelled at {width}x{height}")
+    return Finding("E108", "picture is not of the size it was labelled at", (where,),
+                   "Labels would lie beside their objects.", "Export both together.")  # fmt: skip
+
+
 def printable(text: str) -> str:
     """``text`` on one line and in characters that every terminal and file takes: names on disk need not be UTF-8."""
     sound = text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -32,6 +32,7 @@ class Pair:
         is_wide: ``mask`` is a PNG of three 16-bit channels, the first of which holds class ids.
         tones: how ``image`` becomes 8-bit, where it is deeper.
         instances: the file that numbers its objects, where it lies elsewhere than the layout says.
+        labelled_at: (width, height) of the picture that ``outlines`` were drawn on, where the annotation file says it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Pair:
     is_wide: bool = False
     tones: Tones = ()
     instances: Path | None = None
+    labelled_at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segue.data.check.flat_png import flat_histogram, histogram, palette_at_head
 from segue.data.decoder import Decoder, mask_image, unknown_values
-from segue.data.finding import Finding, fixing
+from segue.data.finding import Finding, drawn_elsewhere, fixing
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
@@ -93,7 +93,9 @@ class Inspector:
             return seen
         try:
             if pair.outlines is not None:
-                if pixels:
+                if seen.size and pair.labelled_at and pair.labelled_at != seen.size:
+                    seen.findings.append(drawn_elsewhere(pair.image, seen.size, pair.labelled_at))
+                elif pixels:
                     self._drawn(seen, mask_image(pair))
                 return seen
             if pixels and self._is_plain(pair) and (flat := flat_histogram(pair.mask, mask_size)) is not None:

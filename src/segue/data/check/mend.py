@@ -50,7 +50,7 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     bad = {image for image, faults in facts.bad.items() if faults != {"E108"} or not _fits_by_rule(image, splits)}
     _note(dropped, "unreadable, or of a size no rule mends", tuple(map(str, sorted(bad))))
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in splits.items()}
-    if "E108" in codes:
+    if any("E108" in faults and image not in bad for image, faults in facts.bad.items()):
         acts.append("masks resized or turned to their images' sizes (nearest neighbour)")
     splits = _without_leaks(_divided(splits, acts), findings, dropped)
     ids = dict(listing.ids)

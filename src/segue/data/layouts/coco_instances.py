@@ -21,6 +21,7 @@ from segue.data.layouts.annotations import (
     Found,
     inside,
     is_file,
+    is_number,
     outline_area,
     outline_of,
     packed_shape,
@@ -140,11 +141,19 @@ def _read(content: Entry, folder: Path, labels: dict[int, int], split: str) -> F
     for key, entry in images.items():
         name = entry.text("file_name")
         path = inside(folder, name, entry.where)
-        outlines = sorted(shapes[key], key=lambda sized: (not sized[1].is_crowd, -sized[0]))
+        shown = sorted(shapes[key], key=lambda sized: (not sized[1].is_crowd, -sized[0]))
         if is_file(path):
-            stem = PurePosixPath(name).with_suffix("")
-            pair = Pair(f"{split}/{stem}", path, source, outlines=tuple(outline for _, outline in outlines))
-            found.add(pair, entry.where)
+            stem, outlines = PurePosixPath(name).with_suffix(""), tuple(outline for _, outline in shown)
+            at = _labelled_at(entry) if outlines else None
+            found.add(Pair(f"{split}/{stem}", path, source, outlines=outlines, labelled_at=at), entry.where)
         else:
             found.places["image"].append(f"{source} (image {name}, file_name)")
     return found
+
+
+def _labelled_at(image: Entry) -> tuple[int, int] | None:
+    """(width, height) of a picture as its entry gives them; None where it does not."""
+    sides: list[Any] = [image.values.get(name) for name in ("width", "height")]
+    if not all(is_number(side) and side > 0 for side in sides):
+        return None
+    return round(sides[0]), round(sides[1])

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from segue.data.archive import check_path
-from segue.data.finding import Finding, merged, printable
+from segue.data.finding import Finding, drawn_elsewhere, merged, printable
 from segue.data.labelling_files import BACKGROUND, UNLABELLED, leaves_free
 from segue.data.layouts.annotations import load_json
 from segue.data.layouts.folder import has_class_list
@@ -39,7 +39,6 @@ from segue.errors import DataError
 FARTHEST = 1e5  # pixels from the corner that a point may lie
 DEEPEST = 32  # elements within each other
 SPLITS = {"": "train", "default": "train", "train": "train", "validation": "val", "test": "test"}
-AWAY = "Labels would lie beside their objects."
 NOT_AREAS = ("points", "polyline", "skeleton", "cuboid", "tag")  # types of CVAT's labels
 
 NOWHERE = Outline(IGNORE, ((-1, -1, FARTHEST, -1, FARTHEST, FARTHEST, -1, FARTHEST),))  # all pixels, below the others
@@ -248,10 +247,7 @@ def _size(image: Path, width: object, height: object, faults: list[Finding]) -> 
         return None  # the check names unreadable files
     if None in (width, height) or (str(width), str(height)) == (str(size[0]), str(size[1])):
         return size
-    where = printable(f"{image} is {size[0]}x{size[1]}, labelled at {str(width)[:9]}x{str(height)[:9]}")
-    faults.append(
-        Finding("E108", "picture is not of the size it was labelled at", (where,), AWAY, "Export both together.")
-    )
+    faults.append(drawn_elsewhere(image, size, (width, height)))
     return None
 
 
