@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import COLORS, draw, options, turning, write_model, write_set
+from conftest import COLORS, draw, options, write_model, write_set
 from PIL import Image
 
 from segue.config import Data
@@ -17,7 +17,7 @@ from segue.data.check import check
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
-from segue.data.sample import Array, kind_of
+from segue.data.sample import ORIENTATION, Array, kind_of, picture_size
 from segue.data.tones import deep_pixels, percentiles, read_rgb, tones_of
 from segue.data.training import open_training
 from segue.errors import DataError
@@ -77,10 +77,19 @@ def test_sixteen_bits_of_a_png_are_read_in_full(tmp_path: Path, bands: int) -> N
     np.testing.assert_array_equal(deep_pixels(tmp_path / "a.png"), stored[..., :3] if bands > 2 else stored[..., 0])
 
 
-def test_an_orientation_behind_the_pixels_of_a_deep_png_turns_neither_byte(tmp_path: Path) -> None:
-    whole, late = png16(values(3)), chunk(b"eXIf", turning(6).removeprefix(b"Exif\0\0"))
-    (tmp_path / "a.png").write_bytes(whole[:-12] + late + whole[-12:])
-    np.testing.assert_array_equal(deep_pixels(tmp_path / "a.png"), values(3))
+@pytest.mark.parametrize("place", [33, -12])  # before the pixels, and behind them, where no file is turned by it
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_sixteen_bits_are_turned_as_eight_are(tmp_path: Path, bands: int, place: int) -> None:
+    stored, path = values(bands), tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = png16(stored)
+    path.write_bytes(whole[:place] + chunk + whole[place:])
+    expected = stored[..., :3] if bands > 2 else stored[..., 0]
+    np.testing.assert_array_equal(deep_pixels(path), np.rot90(expected, -1) if place == 33 else expected)
+    assert picture_size(path) == deep_pixels(path).shape[1::-1]
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

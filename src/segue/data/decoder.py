@@ -5,13 +5,13 @@ from copy import copy
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from segue.data.finding import drawn_elsewhere
 from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
 from segue.data.packed import content
-from segue.data.sample import FORMATS, UNREADABLE, Array, Color, open_image, picture_size
+from segue.data.sample import FORMATS, UNREADABLE, Array, Color, open_image, picture_size, upright
 from segue.data.stored_values import STORED, ignoring
 from segue.errors import DataError
 
@@ -150,9 +150,9 @@ def class_ids(path: Path) -> Image.Image:
     """
     try:
         with Image.open(content(path), formats=FORMATS) as image:
-            if isinstance(image, ImageFile.ImageFile) and [tile.args for tile in image.tile] == ["RGB;16B"]:
+            if [tile.args for tile in image.tile] == ["RGB;16B"]:
                 image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
-                return image.getchannel(0)
+                return upright(image).getchannel(0)
     except UNREADABLE:
         pass  # open_image says what is wrong
     other = open_image(path)

@@ -78,14 +78,14 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
         raise DataError(f"{path} {what}; export it again or take it out of the folder") from None
 
 
-def upright(header: ImageFile.ImageFile) -> Image.Image:
-    """An image that is opened and not decoded yet, decoded and turned as its EXIF tag says."""
-    turn = orientation(header)
-    if header.format == "TIFF":
+def upright(image: ImageFile.ImageFile) -> Image.Image:
+    """An image that is opened and not decoded yet, decoded and turned as its `orientation` says."""
+    turn = orientation(image)
+    if image.format == "TIFF":
         turn = 1  # Pillow turns it, but confuses width and height of one that it maps into memory by its name
-        header.filename = ""
-    header.load()
-    return header if turn == 1 else header.transpose(TURNS[turn])
+        image.filename = ""
+    image.load()
+    return image if turn == 1 else image.transpose(TURNS[turn])
 
 
 def _refuse_special(path: Path) -> None:
