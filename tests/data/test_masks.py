@@ -1,6 +1,7 @@
 """What a mask on disk may look like: palettes of its own, colours that name classes, and orientation."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
