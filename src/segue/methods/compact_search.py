@@ -17,9 +17,9 @@ width and trained in three stages, batch statistics frozen in the third:
     (6)  min  L(z_s, z_t, y)  +  a sum_b L_seg(aux_b, y),     a = 0.2, 0.2, 0.15
 
 Departs from the source: two blocks; steps are counted, not epochs; the gate is Metropolis's on standardised rewards,
-since the published one stops nobody at the budgets people have; the default strategy is evolution, which finds what the
-published ``controller`` finds at a fifteenth of its cost; a candidate that failed is no reward of 0; degenerate
-genotypes are drawn again; averaged weights run with averaged statistics; ``bounded`` compares pictures.
+since the published one stops nobody at the budgets people have; the default strategy is evolution, as good as the
+``controller`` and cheaper; a failed candidate is no reward of 0; degenerate genotypes are drawn again; averaged weights
+run with averaged statistics; ``bounded`` compares pictures.
 """
 
 import math
@@ -64,9 +64,9 @@ ANYHOW = ("parallel", "ray")  # where and how many at once: the trials are the s
 BOUNDS = {
     **dict.fromkeys(("candidates", "blocks", "images", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
     **dict.fromkeys(("parallel", "threads", "finalists", "finalist_seeds", "channels", "repeats"), AT_LEAST_1),
-    **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "aux_weight", "controls"), AT_LEAST_0),
+    **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "controls"), AT_LEAST_0),
+    **dict.fromkeys(("aux_weight", "distill_weight"), AT_LEAST_0),
     **dict.fromkeys(("decoder_batch", "end_batch"), BATCH),
-    "distill_weight": AT_LEAST_0,
     "search_crop": Bound(lambda value: value >= 64 and value % 32 == 0, "a multiple of 32, at least 64"),
 }
 STAGES = ((0.2, 1.0, False), (0.2, 0.3, False), (0.15, 0.1, True))  # aux weight, share of the rate, frozen statistics
@@ -207,10 +207,9 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source)), about)
     settings, known = config.search, ledger.resumed(GENERATION)
     found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
-    rewards: list[float] = []
-    counted: list[Trial] = []
+    rewards, counted = list[float](), list[Trial]()
     is_spent = partial(is_beyond, known, settings.minutes)
-    at_once = GENERATION if settings.ray else min(settings.parallel, GENERATION)
+    at_once = min(GENERATION if settings.ray else settings.parallel, GENERATION)
     teller = Teller(run, cost, planned=settings.candidates, minutes=settings.minutes, at_once=at_once)
     with Signals() as signals, Workers(settings.parallel, ray=settings.ray) as workers:
         for start in range(0, settings.candidates, GENERATION):
