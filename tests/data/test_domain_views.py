@@ -137,7 +137,9 @@ def test_batches_hold_both_domains(data: DomainData) -> None:
 
 def test_places_run_through_all_sources(data: DomainData) -> None:
     source = data.sources[0]
-    both = DomainViews(((source.pairs, source.decoder), (source.pairs[:2], source.decoder)), data.target, 32)
+    both = DomainViews(
+        ((source.pairs, source.decoder, None), (source.pairs[:2], source.decoder, None)), data.target, 32
+    )
     assert len(both) == 8
     assert [both.at(i)[0].name for i in (5, 6, 7)] == ["train_005", "train_000", "train_001"]
     with pytest.raises(IndexError, match="sample 8 of 8"):
