@@ -101,6 +101,17 @@ def test_a_scene_that_lies_by_control_points_keeps_them_and_its_polygons_lie_the
             np.testing.assert_allclose(ring, true, rtol=0, atol=1e-3)  # metres
 
 
+def test_control_points_in_no_known_system_are_kept(segue: Segue, source: Path, tmp_path: Path) -> None:
+    points = [GroundControlPoint(row, column, 3.0 * column, 2.0 * row) for row, column in ((0, 0), (0, 90), (70, 0))]
+    write_geotiff(tmp_path / "a.tif", picture(70, 90), transform=None, crs=rasterio.crs.CRS(), gcps=points)
+    words = ("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out", "--tile", 64, "--overlap", 16)
+    status, _, errors = segue(*words, "--polygons")
+    assert status == 0, errors
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as labels:
+        assert [(p.x, p.y) for p in labels.gcps[0]] == [(p.x, p.y) for p in points]
+    assert json.loads((tmp_path / "out" / "polygons" / "a.geojson").read_text())["crs_name"] == "pixels"
+
+
 def test_a_scene_that_lies_by_rational_polynomials_keeps_them(segue: Segue, source: Path, tmp_path: Path) -> None:
     line, unit = [0.0, 1.0, *[0.0] * 18], [1.0, *[0.0] * 19]
     rpcs = RPC(

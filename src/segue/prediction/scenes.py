@@ -179,9 +179,10 @@ def write_scene(
 
 def _place(source: Any) -> dict[str, Any]:
     """Where on Earth an open scene lies, as a raster is told when it is written."""
-    points, crs = source.gcps  # ground control points, in a system of their own
+    rasterio = require("rasterio", "tiles")
+    points, crs = source.gcps  # ground control points, in a system of their own or in none
     if points and source.crs is None:
-        return {"gcps": points, "crs": crs, "rpcs": source.rpcs}
+        return {"gcps": points, "crs": crs or rasterio.crs.CRS(), "rpcs": source.rpcs}
     return {"crs": source.crs, "transform": source.transform, "rpcs": source.rpcs}
 
 
