@@ -132,7 +132,7 @@ def loaders(folder: Path, size: int, crop: int) -> dict[str, Work]:
         synthetic.write(folder / domain, train=16, size=(360, 480), domain=domain)
     listing = open_listing(str(folder / "a"))
     target = open_images(f"{folder / 'b'}:train")
-    plain = DomainViews(((listing.split("train"), Decoder.of(listing)),), target, crop)
+    plain = DomainViews(((listing.split("train"), Decoder.of(listing), None),), target, crop)
     found = {}
     for style in ("none", "fourier", "lab", "covariance"):
         views = replace(plain, style=style)  # type: ignore[arg-type]

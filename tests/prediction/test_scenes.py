@@ -101,6 +101,16 @@ def test_a_scene_that_lies_by_control_points_keeps_them_and_its_polygons_lie_the
             np.testing.assert_allclose(ring, true, rtol=0, atol=1e-3)  # metres
 
 
+def test_a_world_file_beside_a_scene_places_it(segue: Segue, source: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(70, 90).transpose(1, 2, 0)).save(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text("0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
+    words = ("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out", "--tile", 64, "--overlap", 16)
+    status, _, errors = segue(*words)
+    assert status == 0, errors
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as labels:
+        assert labels.transform[:6] == (0.5, 0, 1000, 0, -0.5, 2000)
+
+
 def test_control_points_in_no_known_system_are_kept(segue: Segue, source: Path, tmp_path: Path) -> None:
     points = [GroundControlPoint(row, column, 3.0 * column, 2.0 * row) for row, column in ((0, 0), (0, 90), (70, 0))]
     write_geotiff(tmp_path / "a.tif", picture(70, 90), transform=None, crs=rasterio.crs.CRS(), gcps=points)

@@ -107,7 +107,8 @@ def open_scene(path: Path, grid: Grid) -> Iterator[Any]:
     rasterio = require("rasterio", "tiles")
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)  # plain pictures have no place
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
+        # A world file beside it is looked for by its name, in a folder that may hold a million others.
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_DISABLE_READDIR_ON_OPEN="TRUE"))
         try:
             source = stack.enter_context(rasterio.open(path, driver=DRIVER))
         except rasterio.errors.RasterioIOError as error:
