@@ -477,6 +477,22 @@ def test_the_end_of_a_model_as_it_is_timed_computes_what_it_computes() -> None:
     assert (torch.from_numpy(picked) == large.argmax(1)).float().mean() > 0.99  # rounding decides a tie
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="its clock of a thread is coarse")
+def test_a_table_counts_no_time_in_which_a_thread_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def waits(*_: Any, **__: Any) -> Callable[[], object]:
+        return lambda: time.sleep(0.001)
+
+    for runner in ("part_runner", "enlarging_runner", "maps_runner"):
+        monkeypatch.setattr(f"segue.search.latency.{runner}", waits)
+    encoder = torch.nn.Identity()
+    monkeypatch.setattr(encoder, "forward", lambda _: [torch.rand(1, 4, 8 >> i, 8 >> i) for i in range(4)])
+    one, two = (
+        Table.made(tmp_path / f"{n}.json", encoder, height=32, width=32, channels=4, repeats=1, classes=2, threads=n)
+        for n in (1, 2)
+    )
+    assert one.fastest(2) < 5 < two.fastest(2)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no thread")
 def test_a_time_is_taken_on_as_many_cores_as_were_asked_for() -> None:
     before = os.sched_getaffinity(0)
