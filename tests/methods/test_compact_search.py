@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -53,7 +54,7 @@ from segue.search.data import divided, open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
-from segue.search.runtime import enlarging_runner, on_cores, part_runner
+from segue.search.runtime import enlarging_runner, idlest, on_cores, part_runner
 from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import save_model
@@ -497,8 +498,11 @@ def test_a_table_counts_no_time_in_which_a_thread_waits(monkeypatch: pytest.Monk
 def test_a_time_is_taken_on_as_many_cores_as_were_asked_for() -> None:
     before = os.sched_getaffinity(0)
     with on_cores(1):
-        assert len(os.sched_getaffinity(0)) == 1
+        bound = {thread.native_id: os.sched_getaffinity(thread.native_id or 0) for thread in threading.enumerate()}
+        assert all(len(cores) == 1 for cores in bound.values())
     assert os.sched_getaffinity(0) == before
+    assert sorted(idlest(sorted(before), seconds=0.02)) == sorted(before)
+    assert idlest([7_000, 8_000], seconds=0.0) == [7_000, 8_000]  # of which the system says nothing
 
 
 @pytest.mark.parametrize("text", ["25@512x512", "0ms@512x512", "25ms", "25ms@8x512", "ms@1x1"])

@@ -91,8 +91,8 @@ class Speed(NamedTuple):
 
 def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> Speed:
     """Time and memory of a model for one picture, on so many threads of this CPU."""
+    work, memory = model_runner(model, height, width, threads)
     with on_cores(threads):
-        work, memory = model_runner(model, height, width, threads)
         times = sorted(measured(work, runs=runs, seconds=10.0))
     return Speed(statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))], memory)
 
@@ -144,8 +144,7 @@ class Table:
             threads: of the CPU.
         """
         if not path.is_file():
-            with on_cores(threads):
-                table = _measure(encoder, height, width, channels, repeats, classes, threads)
+            table = _measure(encoder, height, width, channels, repeats, classes, threads)
             write_atomically(path, json.dumps(asdict(table)).encode())
         return cls.read(path)
 
@@ -260,19 +259,21 @@ def _measure(
     size = (height + -height % 32, width + -width % 32)
     pictures = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     encoder = encoder.eval()
-    encoded = min(measured(maps_runner(encoder, pictures, threads), runs=15, clock=clock))
-    encoded += sum(least(conv_bn_relu(feature.shape[1], channels), feature) for feature in encoder(pictures))
+    of_encoder = maps_runner(encoder, pictures, threads)
     operations, projection, enlarging, output = [], [], [], []
     head, join = nn.Conv2d(channels, classes, 3, padding=1), conv_bn_relu(channels, channels)
-    for stride in STRIDES:
-        here = (size[0] // stride, size[1] // stride)
-        x = torch.rand(1, channels, *here).to(memory_format=torch.channels_last)
-        operations.append(tuple(
-            0.0 if index in (SKIP, ZERO) else least(operation(index, channels, repeats), x)
-            for index in range(len(OPERATIONS))
-        ))  # fmt: skip
-        projection.append(least(join, x, adds=True))
-        coarser = torch.rand(1, channels, -(-here[0] // 2), -(-here[1] // 2)).to(memory_format=torch.channels_last)
-        enlarging.append(least_enlarged(coarser, here))
-        output.append(least(head, x) + least_enlarged(torch.rand(1, classes, *here), size, picks=True))
+    with on_cores(threads):
+        encoded = min(measured(of_encoder, runs=15, clock=clock))
+        encoded += sum(least(conv_bn_relu(feature.shape[1], channels), feature) for feature in encoder(pictures))
+        for stride in STRIDES:
+            here = (size[0] // stride, size[1] // stride)
+            x = torch.rand(1, channels, *here).to(memory_format=torch.channels_last)
+            operations.append(tuple(
+                0.0 if index in (SKIP, ZERO) else least(operation(index, channels, repeats), x)
+                for index in range(len(OPERATIONS))
+            ))  # fmt: skip
+            projection.append(least(join, x, adds=True))
+            coarser = torch.rand(1, channels, -(-here[0] // 2), -(-here[1] // 2))
+            enlarging.append(least_enlarged(coarser.to(memory_format=torch.channels_last), here))
+            output.append(least(head, x) + least_enlarged(torch.rand(1, classes, *here), size, picks=True))
     return Table(encoded, tuple(operations), tuple(projection), tuple(enlarging), tuple(output))

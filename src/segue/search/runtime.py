@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,44 @@ def threads_of_torch(count: int) -> Iterator[None]:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """This thread, and those it starts meanwhile, on so many cores and no others, where the system can say so."""
-    if not hasattr(os, "sched_setaffinity"):
+    """Every thread that this process has now on the ``count`` cores that idle most, where the system can be told so.
+
+    Only while something is timed: what is prepared there would wait for whoever chose the same cores.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir() or not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:count])
+    before = {int(task.name): os.sched_getaffinity(int(task.name)) for task in tasks.iterdir()}
+    chosen = idlest(sorted(os.sched_getaffinity(0)))[:count]
+    _bind(dict.fromkeys(before, chosen))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        _bind(before)
+
+
+def _bind(cores: Mapping[int, Iterable[int]]) -> None:
+    """Binds threads, by their ids, to cores; one that has ended is passed over."""
+    for thread, chosen in cores.items():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, chosen)
+
+
+def idlest(cores: Sequence[int], *, seconds: float = 0.2) -> list[int]:
+    """The cores, those first that idled most in the last moment; as they come where the system does not tell."""
+
+    def idle() -> dict[str, int]:
+        lines = map(str.split, Path("/proc/stat").read_text().splitlines())
+        return {words[0]: int(words[4]) for words in lines if words[0].startswith("cpu")}
+
+    try:
+        first = idle()
+        time.sleep(seconds)
+        then = idle()
+        return sorted(cores, key=lambda core: first[f"cpu{core}"] - then[f"cpu{core}"])
+    except (OSError, LookupError, ValueError):
+        return list(cores)
 
 
 def part_runner(part: nn.Module, example: Tensor, threads: int, *, adds: bool = False) -> Callable[[], object]:
