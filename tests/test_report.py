@@ -484,3 +484,13 @@ def test_an_unknown_block_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one of text, warning"):
         write_section(Run(tmp_path / "run", quiet=True), "x", "X", [{"picture": []}])
     assert not (tmp_path / "run").exists()
+
+
+def test_candidates_of_a_search_are_no_steps_of_a_curve(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"method": "compact_search"}')
+    run = Run(tmp_path, quiet=True)
+    for stage, steps in (("search", 60), ("stage_1", 4), ("stage_2", 2)):
+        run.log(stage, steps, {"distilled": 1.0} if stage != "search" else {"reward1": 0.5})
+    arm = Arm.read("method", tmp_path)
+    assert arm.stages() == {"stage_1": (0, 4), "stage_2": (4, 2)}
+    assert arm.trace("distilled") == [[(4, 1.0)], [(6, 1.0)]]

@@ -12,6 +12,7 @@ from segue.errors import DataError
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
+SEARCH = "search"  # stage of the lines of a log that count candidates, not steps
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
 PARTS = ("model", BASELINE, REJECTED)  # folders of a run that hold models
 MISREAD = (

@@ -11,7 +11,7 @@ import numpy as np
 from segue.engine import Run
 from segue.errors import DataError
 from segue.metrics import Confusion
-from segue.records import expecting, read_json
+from segue.records import SEARCH, expecting, read_json
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Arm:
         title: the method's name.
         folder: of this training.
         evaluation: what evaluation.json holds.
-        log: the lines of log.jsonl.
+        log: the lines of log.jsonl that count steps.
     """
 
     key: str
@@ -38,7 +38,8 @@ class Arm:
         path = folder / "evaluation.json"
         evaluation = run_file(path)
         with expecting(path, "the evaluation of a training"):
-            return cls(key, evaluation["method"], folder, evaluation, Run(folder, quiet=True).read_log())
+            steps = [line for line in Run(folder, quiet=True).read_log() if line["stage"] != SEARCH]
+            return cls(key, evaluation["method"], folder, evaluation, steps)
 
     def score(self, name: str) -> float | None:
         """One of `Measured.scores`; None where it was not measured or is not defined."""

@@ -9,7 +9,7 @@ from segue.data.images import Whole
 from segue.disk import write_atomically
 from segue.evaluation import measure
 from segue.models.compact import CompactSpec, Genotype
-from segue.records import BASELINE
+from segue.records import BASELINE, SEARCH
 from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
 from segue.search.candidates import RELIABLE
@@ -84,8 +84,8 @@ class Teller:
 
     def __init__(self, run: Run, cost: Cost, *, planned: int, minutes: float, at_once: int) -> None:
         self._run, self._cost, self._planned, self._minutes, self._at_once = run, cost, planned, minutes, at_once
-        run.rewind("search", planned)
-        self._logged = {line["step"] for line in run.read_log() if line["stage"] == "search"}
+        run.rewind(SEARCH, planned)
+        self._logged = {line["step"] for line in run.read_log() if line["stage"] == SEARCH}
         run.say(f"search: candidates are tried on CPUs, one thread each, {at_once} at once")
 
     def tell(self, trial: Trial, known: Mapping[int, Trial]) -> None:
@@ -95,7 +95,7 @@ class Teller:
             return
         best = self._cost.best(known[n] for n in sorted(known) if n <= trial.trial)
         values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": self._cost.worth(best) if best else None}
-        self._run.log("search", done, {name: value for name, value in values.items() if value is not None})
+        self._run.log(SEARCH, done, {name: value for name, value in values.items() if value is not None})
         if done % TOLD == 0 or done == self._planned or trial.error:
             then = "" if trial.reward2 is None else f", then {trial.reward2:.3f}"
             told = trial.error or f"reward {trial.reward1:.3f}{then}"
