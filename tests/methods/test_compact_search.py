@@ -338,7 +338,7 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         """Candidates of 15 s each, one after the other."""
         for job in jobs:
             done.append(job.trial)
-            yield Trial(job.trial, job.genotype, "done", reward1=0.5, seconds1=10.0, seconds2=5.0)
+            yield Trial(job.trial, job.genotype, "done", reward1=0.5, cpu1=10.0, cpu2=5.0)
 
     monkeypatch.setattr(pool.Workers, "tried", tries)
     run = Run(tmp_path / "uncut", quiet=True)
@@ -354,7 +354,7 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         found = strategy(limited.search.strategy, 2, mix(part.seed, "strategy"), feedback=limited.search.feedback)
         drawn = [str(found.ask().genotype) for _ in range(8)]
         for number in there:
-            ledger.add(Trial(number, drawn[number], "done", reward1=0.5, seconds1=10.0, seconds2=5.0))
+            ledger.add(Trial(number, drawn[number], "done", reward1=0.5, cpu1=10.0, cpu2=5.0))
         again = search(limited, part, cache, recipe, Cost())
         assert [(t.trial, t.genotype) for t in again] == [(t.trial, t.genotype) for t in whole], name
         assert done == [number for number in range(5) if number not in there], name

@@ -16,8 +16,12 @@ from conftest import Child
 
 from segue.errors import DataError
 from segue.models.compact import Genotype, choices_of
+from segue.records import SEARCH
+from segue.runs.folder import Run
 from segue.search.controller import Controller, Feedback, Policy, clipped
 from segue.search.gate import chance, decide, statistics, temperature
+from segue.search.latency import Cost
+from segue.search.report import Teller
 from segue.search.strategies import Evolution, Name, Strategy, strategy
 from segue.search.trials import DIED, Trial, Trials
 
@@ -178,6 +182,19 @@ def test_the_published_rule_lets_nearly_all_pass_at_budgets_people_have() -> Non
     assert passed["published"] > 195
     assert 140 < passed["metropolis"] < 190
     assert (passed["always"], passed["never"]) == (200, 0)
+
+
+def test_the_time_left_counts_the_limit_and_what_runs_at_once(tmp_path: Path) -> None:
+    run, told = Run(tmp_path / "run", quiet=True), list[str]()
+    run.say = told.append  # type: ignore[method-assign]
+    known = {n: Trial(n, SOUND, "done", reward1=0.5, seconds1=15.0, seconds2=5.0, cpu1=8.0, cpu2=2.0) for n in range(8)}
+    # 52 candidates of 20 s on the wall, two at once
+    Teller(run, Cost(), planned=60, minutes=0.0, at_once=2).tell(known[7], known)
+    assert "8.7 min left at 20.0 s each" in told[-1]
+    run.rewind(SEARCH, 0)
+    # 80 of 120 CPU seconds are spent: 4 more of 10, which take 20 on the wall
+    Teller(run, Cost(), planned=60, minutes=2.0, at_once=2).tell(known[7], known)
+    assert "0.7 min left" in told[-1]
 
 
 # -- ledger ------------------------------------------------------------------------------------------------------------

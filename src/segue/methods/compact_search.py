@@ -81,7 +81,7 @@ class Search:
         target: largest time of a picture and its width and height, as ``25ms@512x512``; empty for no target.
         cost: w of eq. 5.
         threads: of this CPU that the target is meant for.
-        minutes: of computing after which no further candidate is asked for; 0 for no limit.
+        minutes: of CPU time after which no further candidate is asked for; 0 for no limit.
         strategy: ``evolution``, ``controller`` or ``random``.
         feedback: what the controller is fed: its last ``token``, or ``none`` as published.
         blocks: B of the decoder.

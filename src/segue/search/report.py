@@ -18,7 +18,7 @@ from segue.search.finalists import Outcome, best_trials, by_name, read_outcomes
 from segue.search.latency import Cost, Table, Target, of_model
 from segue.search.picture import picture
 from segue.search.runtime import runtime
-from segue.search.trials import Trial, seconds_of
+from segue.search.trials import Trial, computing
 from segue.weights import load_model
 
 SHOWN = 10
@@ -30,7 +30,7 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
     run.say(f"found: candidate {best.trial}, {best.genotype}, reward {cost.worth(best):.3f}")
     done = [t for t in trials if t.state != "failed"]
     states = {state: sum(t.state == state for t in trials) for state in ("done", "stopped", "failed")}
-    first, second = (sum(getattr(t, name) for t in trials) / 60 for name in ("seconds1", "seconds2"))
+    first, second = (sum(getattr(t, name) for t in trials) / 60 for name in ("cpu1", "cpu2"))
     summary = (
         f"{len(trials)} candidates in {first + second:.1f} minutes of computing ({first:.1f} on cached maps, "
         f"{second:.1f} end to end): {states['done']} trained end to end, {states['stopped']} stopped by the gate, "
@@ -104,12 +104,11 @@ class Teller:
 
     def _left(self, done: int, known: Mapping[int, Trial]) -> str:
         """How long the rest takes."""
-        spent = seconds_of(known.values())
-        each = spent / len(known)
-        rest = each * (self._planned - done)
-        if self._minutes:
-            rest = min(rest, max(0.0, 60 * self._minutes - spent))
-        return f"{rest / self._at_once / 60:.1f} min left at {each:.1f} s each"
+        each = sum(trial.seconds1 + trial.seconds2 for trial in known.values()) / len(known)
+        left, computed = float(self._planned - done), computing(known.values())
+        if self._minutes and computed:
+            left = min(left, max(0.0, 60 * self._minutes - computed) * len(known) / computed)
+        return f"{each * left / self._at_once / 60:.1f} min left at {each:.1f} s each"
 
 
 def conclude_compression(run: Run, data: Compression, target: str, threads: int) -> None:

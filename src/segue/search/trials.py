@@ -83,14 +83,14 @@ _COLUMNS = [f.name for f in fields(Trial)]
 _JSON = {"parts1", "parts2", "tokens"}
 
 
-def seconds_of(trials: Iterable[Trial]) -> float:
-    """Of all their trainings."""
-    return sum(t.seconds1 + t.seconds2 for t in trials)
+def computing(trials: Iterable[Trial]) -> float:
+    """CPU seconds of all their trainings: what else a machine does counts towards no limit."""
+    return sum(t.cpu1 + t.cpu2 for t in trials)
 
 
 def is_beyond(trials: Mapping[int, Trial], minutes: float, number: int) -> bool:
     """Whether ``minutes`` of computing (0: no limit) were spent when candidate ``number`` was to be tried."""
-    seconds = seconds_of(t for n, t in trials.items() if n < number)  # not of what ran beside it
+    seconds = computing(t for n, t in trials.items() if n < number)  # not of what ran beside it
     return bool(minutes) and seconds > 60 * minutes
 
 
