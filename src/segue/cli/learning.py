@@ -82,7 +82,7 @@ def _add_compress(command: Command) -> None:
         "--ray", nargs="?", const="auto", default="", metavar="ADDRESS",
         help="try candidates over a Ray cluster, host:port; without an address that of this machine",
     )  # fmt: skip
-    compress.add_argument("--budget", default="", help="computing time of the search, as 90s, 20m or 3h")
+    compress.add_argument("--budget", default="", help="CPU time of the search, as 90s, 20m or 3h")
     add_surroundings(compress)
     add_fields(compress)
 
