@@ -18,8 +18,7 @@ width and trained in three stages, batch statistics frozen in the third:
 
 Departs from the source: two blocks; steps are counted, not epochs; the gate is Metropolis's on standardised rewards,
 since the published one stops nobody at the budgets people have; the default strategy is evolution, as good as the
-``controller`` and cheaper; a failed candidate is no reward of 0; degenerate genotypes are drawn again; averaged weights
-run with averaged statistics; ``bounded`` compares pictures.
+``controller`` and cheaper; a failed candidate is no reward of 0; degenerate genotypes are drawn again.
 """
 
 import math

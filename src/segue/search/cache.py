@@ -4,7 +4,9 @@ Arrays lie in a folder as memory-mapped ``.npy`` files, so that every process sh
 trained need not be run again, and a teacher's logits are by far the dearest part of distillation.
 """
 
+import functools
 import json
+import math
 import os
 import shutil
 import warnings
@@ -28,6 +30,7 @@ from segue.models.pixels import Normalise
 from segue.progress import track
 from segue.records import expecting, read_json
 
+Teacher = Callable[[Tensor], Tensor]
 LABEL_STRIDE = 4  # labels and logits are kept at a quarter of the crop
 
 
@@ -129,7 +132,7 @@ def build_cache(
     encoder_name: str,
     normalise: Normalise,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    teacher: Callable[[Tensor], Tensor] | None,
+    teacher: Teacher | None,
     classes: int,
     seed: int,
     device: torch.device,
@@ -163,34 +166,49 @@ def build_cache(
         return _taken(folder, source)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    counts = [len(data) * draws for data, draws in parts.values()]  # type: ignore[arg-type]
-    total = sum(-(-count // batch) for count in counts)
+    total = sum(math.ceil(len(data) * draws / batch) for data, draws in parts.values())  # type: ignore[arg-type, misc]
     try:
         with track("cache", total, quiet=quiet) as tick:
             for name, (data, draws) in parts.items():
-                (partial / name).mkdir(parents=True)
-                order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
-                arrays: dict[str, Array] = {}
-                for start in range(0, len(order), batch):
-                    samples = [drawn(data, i, mix(seed, "cache", name, i, k)) for i, k in order[start : start + batch]]
-                    found = _computed(samples, encoder, normalise, teacher if name == "train" else None, device)
-                    for key, value in found.items():
-                        if key not in arrays:
-                            arrays[key] = _reserved(partial / name / f"{key}.npy", value, len(order))
-                        arrays[key][start : start + len(value)] = value
-                    tick()
-                for array in arrays.values():
-                    array.flush()  # type: ignore[attr-defined]
+                computed = functools.partial(
+                    _computed, encoder=encoder, normalise=normalise, teacher=teacher if name == "train" else None,
+                    device=device,
+                )  # fmt: skip
+                _fill(partial / name, data, draws, computed, seed=seed, batch=batch, tick=tick)
     except OSError:  # a full disk: what was begun is of no use, and takes room
         shutil.rmtree(partial, ignore_errors=True)
         raise
     state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(state, partial / "encoder.safetensors")
-    mean, std = statistics
-    described = {"encoder": encoder_name, "classes": classes, "mean": mean, "std": std, "source": source}
-    (partial / "cache.json").write_text(json.dumps(described), encoding="utf-8")
+    about = {"encoder": encoder_name, "classes": classes, "mean": statistics[0], "std": statistics[1], "source": source}
+    (partial / "cache.json").write_text(json.dumps(about), encoding="utf-8")
     os.replace(partial, folder)
     return Cache.open(folder)
+
+
+def _fill(
+    folder: Path,
+    data: Dataset[Any],
+    draws: int,
+    computed: Callable[[Sequence[dict[str, Tensor]]], dict[str, Array]],
+    *,
+    seed: int,
+    batch: int,
+    tick: Callable[[], None],
+) -> None:
+    """One part of a cache, named as its ``folder``; arguments as of `build_cache`."""
+    folder.mkdir(parents=True)
+    order = [(i, k) for k in range(draws) for i in range(len(data))]  # type: ignore[arg-type]
+    arrays: dict[str, Array] = {}
+    for start in range(0, len(order), batch):
+        samples = [drawn(data, i, mix(seed, "cache", folder.name, i, k)) for i, k in order[start : start + batch]]
+        for key, value in computed(samples).items():
+            if key not in arrays:
+                arrays[key] = _reserved(folder / f"{key}.npy", value, len(order))
+            arrays[key][start : start + len(value)] = value
+        tick()
+    for array in arrays.values():
+        array.flush()  # type: ignore[attr-defined]
 
 
 def _reserved(path: Path, first: Array, count: int) -> Array:
@@ -221,7 +239,7 @@ def _computed(
     samples: Sequence[dict[str, Tensor]],
     encoder: nn.Module,
     normalise: Normalise,
-    teacher: Callable[[Tensor], Tensor] | None,
+    teacher: Teacher | None,
     device: torch.device,
 ) -> dict[str, Array]:
     """The arrays of some samples, by name."""
