@@ -17,10 +17,10 @@ REWARDS = ((0.4, 0.5), (0.9, 0.6), (0.5, 0.8), (0.2, 0.3))
 def search() -> script.Search:
     """Of each candidate the short training takes 10 s and training end to end 30 s; the third failed at once."""
     trials = [
-        Trial(i, f"g{i}", "done", reward1=one, reward2=two, seconds1=10.0, seconds2=30.0)
+        Trial(i, f"g{i}", "done", reward1=one, reward2=two, cpu1=10.0, cpu2=30.0)
         for i, (one, two) in enumerate(REWARDS)
     ]
-    trials.insert(2, Trial(2, "failed", "failed", error="x", seconds1=5.0))
+    trials.insert(2, Trial(2, "failed", "failed", error="x", cpu1=5.0))
     return script.Search([script.replace(trial, trial=i) for i, trial in enumerate(trials)], Cost(), 5, 0)
 
 
@@ -44,7 +44,7 @@ def test_rules_and_budgets_by_hand() -> None:
 
 
 def test_the_gate_draws_as_it_does_in_a_search() -> None:
-    trials = [Trial(i, f"g{i}", "done", reward1=0.5 - 0.01 * (i % 7), reward2=0.5, seconds2=1.0) for i in range(40)]
+    trials = [Trial(i, f"g{i}", "done", reward1=0.5 - 0.01 * (i % 7), reward2=0.5, cpu2=1.0) for i in range(40)]
     found = script.Search(trials, Cost(), 40, 3)
     stopped = [trial.trial for trial in found.replayed("metropolis", 1e9) if trial.state == "stopped"]
     expected = []

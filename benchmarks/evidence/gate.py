@@ -1,4 +1,4 @@
-"""What gate A is worth in equal seconds: the trials of a search without it, replayed under each rule.
+"""What gate A is worth in equal CPU seconds: the trials of a search without it, replayed under each rule.
 
     python benchmarks/evidence/compress.py data/camvid --out runs/compress --arms always --seconds 1000
     python benchmarks/evidence/gate.py runs/compress/always_*
@@ -92,7 +92,7 @@ class Search:
         if trial.reward1 is None:
             return trial
         passed = decide(rule, trial.reward1, before, trial=trial.trial, planned=self.planned, seed=self.seed).accepted
-        return trial if passed else replace(trial, state="stopped", reward2=None, seconds2=0.0)
+        return trial if passed else replace(trial, state="stopped", reward2=None, seconds2=0.0, cpu2=0.0)
 
     def worth(self, trial: Trial | None) -> float:
         """R of a candidate after training end to end, whatever the rule that picked it knew; 0 of none."""
