@@ -393,9 +393,13 @@ def _refuse_scenes(pairs: "Sequence[Pair]", how: "How", arguments: argparse.Name
     Raises:
         UsageError: there is one, and the extra ``tiles`` is not installed or labelling tools are to open it.
     """
+    from importlib.util import find_spec
+
     from segue.extras import require
     from segue.prediction.pictures import is_scene
 
+    if find_spec("rasterio") and not (arguments.labelme or arguments.cvat):
+        return  # scenes are welcome, and no header need be read
     scene = next((pair.image for pair in pairs if is_scene(pair.image, how.largest)), None)
     if scene is None:
         return

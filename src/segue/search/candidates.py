@@ -113,7 +113,7 @@ def try_candidate(job: Job) -> Trial:
     # One thread: the same numbers however many candidates are tried at once.
     with threads_of_torch(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
-        started = Clock()
+        started = Stopwatch()
         try:
             genotype = Genotype.parse(job.genotype)
             found = replace(found, tokens=genotype.tokens())
@@ -121,7 +121,7 @@ def try_candidate(job: Job) -> Trial:
             decoder = CompactDecoder(genotype, channels, known.classes, channels=job.recipe.channels, repeats=1)
             decoder.to(memory_format=torch.channels_last)
             found = replace(found, parameters=sum(p.numel() for p in decoder.parameters()), macs=macs(decoder, known))
-            started = Clock()
+            started = Stopwatch()
             first = train_decoder(decoder, known, job.recipe)
             found = replace(
                 found, reward1=first.value, parts1=first.parts, seconds1=started.seconds(), cpu1=started.cpu()
@@ -135,7 +135,7 @@ def try_candidate(job: Job) -> Trial:
                 verdict="accepted" if verdict.accepted else "stopped",
             )  # fmt: skip
             if verdict.accepted:
-                started = Clock()
+                started = Stopwatch()
                 second = train_end_to_end(decoder, known, job.recipe)
                 found = replace(
                     found, state="done", reward2=second.value, parts2=second.parts, seconds2=started.seconds(),
@@ -150,7 +150,7 @@ def try_candidate(job: Job) -> Trial:
     return replace(found, finished=time.time())
 
 
-class Clock:
+class Stopwatch:
     """Seconds since it was made, on the wall and of this process's computing."""
 
     def __init__(self) -> None:
