@@ -48,7 +48,8 @@ def live(served: Served, limits: Limits | None = None, names: str = "") -> Itera
     bound = open_socket("127.0.0.1", 0)
     port = bound.getsockname()[1]
     app = create_app(served, token=TOKEN, hosts=names_of("127.0.0.1", names, port), limits=limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off"))
+    config = uvicorn.Config(app, log_level="critical", log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     until = time.monotonic() + 30

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import socket
 import struct
 import threading
@@ -330,6 +331,23 @@ def test_the_names_of_a_server_by_hand() -> None:
     assert {"[fe80::1]:9", "[fe80::2]:9"} < names_of("fe80::1", "[fe80::2]", 9)
     assert address_of("box.lan", 9) == "http://box.lan:9/"
     assert address_of("::1", 8765) == "http://[::1]:8765/"
+
+
+def test_the_logging_of_other_libraries_is_left_alone(
+    segue: Segue, model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(logging.Handler):
+        is_closed = False
+
+        def close(self) -> None:  # absl's closes the file below it, which may be the one that stderr stands for
+            self.is_closed = True
+            super().close()
+
+    theirs, served = Handler(), []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: served.append(server.config))
+    source = save_model(model, tmp_path / "model", method="supervised", metrics={})
+    assert segue("serve", source, "--port", 0)[0] == 0
+    assert (len(served), theirs.is_closed) == (1, False)
 
 
 def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:

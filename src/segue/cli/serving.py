@@ -126,7 +126,10 @@ def serve_command(arguments: argparse.Namespace) -> int:
         print(f"serving {arguments.model} on {device}; stop with Ctrl-C", flush=True)  # noqa: T201
         print(f"page:  {address_of(arguments.host, port)}#{token}", flush=True)  # noqa: T201
         print(f"token: {token}", flush=True)  # noqa: T201
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+        # A configuration of logging would close the handlers of other libraries, and the files below some of them.
+        config = uvicorn.Config(
+            app, log_level="warning", log_config=None, access_log=False, server_header=False, lifespan="off"
+        )
         uvicorn.Server(config).run(sockets=[bound])
     return 0
 
