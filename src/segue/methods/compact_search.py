@@ -210,7 +210,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     is_spent = partial(is_beyond, known, settings.minutes)
     at_once = min(GENERATION if settings.ray else settings.parallel, GENERATION)
     teller = Teller(run, cost, planned=settings.candidates, minutes=settings.minutes, at_once=at_once)
-    with Signals() as signals, Workers(settings.parallel, ray=settings.ray) as workers:
+    with Signals() as signals, Workers(settings.parallel, ray=settings.ray, ledger=ledger) as workers:
         for start in range(0, settings.candidates, GENERATION):
             proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
             jobs = [
