@@ -151,6 +151,11 @@ def swapped_palette(root: Path) -> None:
             write_label_map(path, np.array(image), [COLORS[0], COLORS[2], COLORS[1]])
 
 
+def photo_of_a_phone(root: Path) -> None:
+    (root / "images" / "train_002.png").unlink()
+    (root / "images" / "train_002.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault, how it is made, what is said of it, and the training options that its message prints as a mend."""
@@ -200,6 +205,7 @@ STOPS = [
           {"skip_bad": True}, id="empty"),
     Fault("E111", lambda r: (r / "labels" / "train_002.png").write_bytes(b""), MASK, "--skip-bad",
           {"skip_bad": True}, id="mask"),
+    Fault("E111", photo_of_a_phone, IMAGE, "Convert it to PNG or JPEG", {"skip_bad": True}, id="heic"),
     Fault("E112", lambda r: (r / "images" / "train_002.png").write_bytes(png(30000, 30000, b"\0" * 1000)), IMAGE,
           "--skip-bad", {"skip_bad": True}),
     Fault("E113", with_nan, IMAGE, "--fix OUT", {"skip_bad": True}),

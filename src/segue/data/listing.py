@@ -12,7 +12,7 @@ from pathlib import Path
 
 from segue.data.finding import Finding
 from segue.data.outlines import Outline, Segment
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, Color, Tones, palette
+from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREAD_SUFFIXES, Color, Tones, palette
 from segue.data.split_names import split_names
 from segue.errors import DataError
 
@@ -143,6 +143,8 @@ def lines_of(path: Path) -> list[str]:
 def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Path]:
     """Image files below ``folder`` by their path without suffix, sorted; hidden files are passed over.
 
+    Those of kinds that are not read are among them: who opens one says so.
+
     Args:
         folder: searched with its subfolders; a link to a folder is a fault.
         faults: takes what is wrong; the first fault is raised where there is no list for it.
@@ -156,7 +158,7 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     links: list[str] = []
     for parts in _files_below(folder, closed, links):
         stem, suffix = os.path.splitext(parts[-1])
-        if suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in parts):
+        if suffix.lower() not in IMAGE_SUFFIXES + UNREAD_SUFFIXES or any(part.startswith(".") for part in parts):
             continue
         name, path = "/".join((*parts[:-1], stem)), folder.joinpath(*parts)
         if name in found:

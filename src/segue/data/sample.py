@@ -31,6 +31,7 @@ TURNS = {
 }  # what makes each orientation upright
 EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow finds an orientation
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif")  # of pictures too, and no set is to lack them
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others are never opened: some of them start programs
 
@@ -74,6 +75,8 @@ def open_with_kind(path: Path) -> tuple[Image.Image, str]:
         raise DataError(f"{path}: {error}") from None
     except UNREADABLE as error:
         size = path.stat().st_size
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            raise DataError(f"{path} is of a kind that is not read; convert it to PNG or JPEG") from None
         what = "is empty (0 bytes)" if size == 0 else f"cannot be read as an image ({error}; {size} bytes)"
         raise DataError(f"{path} {what}; export it again or take it out of the folder") from None
 

@@ -19,7 +19,17 @@ from segue.data.finding import Finding, drawn_elsewhere, fixing
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
-from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, kind_of, open_image, orientation, upright_size
+from segue.data.sample import (
+    FORMATS,
+    IGNORE,
+    UNREAD_SUFFIXES,
+    UNREADABLE,
+    Array,
+    kind_of,
+    open_image,
+    orientation,
+    upright_size,
+)
 from segue.data.stored_values import ignoring
 from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
@@ -326,7 +336,10 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
     if "permission denied" in lower:
         return _unreachable(path, "no permission to read the file")
     reason = reason.replace(f"{path} ", "").replace(f"{path}: ", "")
-    mend = f"Export it again, or go on without it: --skip-bad (or a copy: {fixing(root)})"
+    without = f"or go on without it: --skip-bad (or a copy: {fixing(root)})"
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        return Finding("E111", f"picture is of a kind Segue does not read ({path.suffix})", (str(path),),
+                       "What it shows would be missing.", f"Convert it to PNG or JPEG, {without}")  # fmt: skip
     if "decompression bomb" in lower:
         # fmt: off
         return Finding("E112", "image is larger than the limit of pixels", (f"{path} ({reason})",),
@@ -334,7 +347,8 @@ def unreadable(path: Path, reason: str, root: str) -> Finding:
         # fmt: on
     code = "E110" if size and ("truncated" in lower or "broken" in lower) else "E111"
     what = "file is empty" if size == 0 else ("file is cut short" if code == "E110" else "file is no image Segue reads")
-    return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).", mend)
+    return Finding(code, what, (f"{path} ({size} bytes)",), f"It holds no whole picture ({reason}).",
+                   f"Export it again, {without}")  # fmt: skip
 
 
 def ends_whole(header: Image.Image, size: int) -> bool:
