@@ -139,10 +139,50 @@ def test_negative_values_are_no_class_until_they_are_mapped(dataset: Path, bits:
         open_training(Data(data=str(dataset)), seed=0)
     status, output, _ = segue("check", dataset, option)
     assert (status, "E101" in output) == (0, False)
+    assert output.splitlines()[-1].endswith(f"--out RUN {option}")
     data = open_training(Data(data=str(dataset), map=f"{value}:ignore"), seed=0)
     mask = Whole(data.labelled, data.decoder)[0]["mask"].numpy()
     assert (mask[:, :5] == 255).all()
     assert (mask[:, 5:] < 3).all()
+
+
+def save_floats(root: Path, value: float = 0.0) -> dict[str, np.ndarray]:
+    """Every mask as a TIFF of floats, with ``value`` in its first 5 columns; gives the ids there were."""
+    before = {}
+    for path in sorted((root / "labels").iterdir()):
+        before[path.stem] = np.where(np.arange(48) < 5, 0, ids_of(path))
+        path.unlink()
+        floats = np.where(np.arange(48) < 5, value, before[path.stem]).astype(np.float32)
+        Image.fromarray(floats).save(path.with_suffix(".tif"))
+    return before
+
+
+def test_ids_that_a_mask_stores_as_floats_are_read(dataset: Path) -> None:
+    before = save_floats(dataset)
+    assert stops(dataset) == []
+    data = open_training(Data(data=str(dataset)), seed=0)
+    for pair, shown in zip(data.labelled, Whole(data.labelled, data.decoder), strict=True):
+        np.testing.assert_array_equal(shown["mask"].numpy(), before[pair.name])
+
+
+def test_a_value_without_data_in_a_mask_of_floats_can_be_mapped(dataset: Path, segue: Any) -> None:
+    save_floats(dataset, -9999.0)
+    assert stops(dataset)[0].fix.endswith("--map=-9999:ignore")
+    assert segue("check", dataset, "--map=-9999:ignore")[0] == 0
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), float("inf"), -3.4028235e38])
+def test_fractions_and_what_is_no_number_are_no_class(dataset: Path, tmp_path: Path, segue: Any, value: float) -> None:
+    before = save_floats(dataset, value)
+    (found,) = stops(dataset)
+    assert (found.code, found.what) == ("E101", f"the value {np.float32(value):.9g} is no class (classes are 0-2)")
+    assert "--map" not in found.fix
+    assert found.where[0].endswith("(240 pixels)")
+    assert segue("train", dataset, "--out", tmp_path / "run", "--steps", 1)[0] == 2
+    assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
+    for name, ids in before.items():
+        mended = ids_of(tmp_path / "copy" / "labels" / f"{name}.png")
+        np.testing.assert_array_equal(mended, np.where(np.arange(48) < 5, 255, ids))
 
 
 def list_colors(root: Path, colors: Any) -> None:

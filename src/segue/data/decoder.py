@@ -12,7 +12,7 @@ from segue.data.listing import Listing, Pair
 from segue.data.outlines import class_map, draw, segment_ids
 from segue.data.packed import content
 from segue.data.sample import FORMATS, UNREADABLE, Array, Color, open_image, picture_size, upright
-from segue.data.stored_values import STORED, ignoring
+from segue.data.stored_values import STORED, ignoring, is_whole
 from segue.errors import DataError
 
 UNKNOWN = -1
@@ -62,6 +62,9 @@ class Decoder:
         """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""
         if not self.by_color:
             values = stored[..., 0] if stored.ndim == 3 else stored
+            if values.dtype.kind == "f":
+                whole = is_whole(values)
+                return np.where(whole, self(np.where(whole, values, 0).astype(np.int32)), np.int16(UNKNOWN))
             inside = values if values.dtype == np.uint8 else np.clip(values, 0, len(self.table) - 1)
             found: Array = self.table[inside]
             if values.dtype.kind == "i" and (values < 0).any():
@@ -114,8 +117,11 @@ def _refuse_colors(listing: Listing) -> None:
 
 def unknown_values(stored: Array, decoded: Array) -> list[tuple[str, int]]:
     """(stored value that belongs to no class, as text; how many pixels hold it) of each, the commonest first."""
-    values, counts = np.unique(stored[decoded < 0], axis=0, return_counts=True)
-    texts = [",".join(map(str, value.tolist())) if value.ndim else str(int(value)) for value in values]
+    values, counts = np.unique(stored[decoded < 0], axis=0 if stored.ndim == 3 else None, return_counts=True)
+    if stored.ndim == 3:
+        texts = [",".join(map(str, value.tolist())) for value in values]
+    else:
+        texts = [f"{value:.9g}" if stored.dtype.kind == "f" else str(int(value)) for value in values]
     return [(texts[i], int(counts[i])) for i in np.argsort(-counts, kind="stable").tolist()]
 
 
@@ -135,6 +141,8 @@ def mask_image(pair: Pair) -> Image.Image:
     if pair.is_wide:
         return class_ids(pair.mask)
     image = open_image(pair.mask)
+    if image.mode == "F" and is_whole(np.asarray(image)).all():
+        return Image.fromarray(np.asarray(image).astype(np.int32))
     if pair.segments is not None:
         return class_map(segment_ids(image), pair.segments)
     return image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr", "LA") else image

@@ -53,6 +53,11 @@ def argument(path: object) -> str:
     return shlex.quote(str(path))
 
 
+def option(name: str, value: object) -> str:
+    """An option with its value as a shell takes it, for a command that is shown."""
+    return f"--{name}{'=' if str(value).startswith('-') else ' '}{argument(value)}"
+
+
 def fixing(root: object) -> str:
     """The command that writes a mended copy of the set at ``root``."""
     return f"segue check {argument(root)} --fix OUT"

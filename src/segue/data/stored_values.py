@@ -2,20 +2,30 @@
 
 import re
 
+import numpy as np
+
+from segue.data.finding import option
 from segue.data.listing import Listing
-from segue.data.sample import IGNORE
+from segue.data.sample import IGNORE, Array
 from segue.errors import DataError
 
 STORED = 1 << 16  # values from 0 on that a class can be mapped from
 LOWEST = -1 << 31  # that a mask can store: GIS marks pixels without data by -9999, -32768 or this
+WHOLE = re.compile(r"-?\d+")
 SPAN = re.compile(r"(-?\d{1,10})(?:-(-?\d{1,10}))?")
 
 
 def ignoring(value: str) -> str:
     """The end of a message about a stored value that is no class: the option that maps it, as a shell takes it."""
-    if not LOWEST <= int(value) < STORED:
-        return f"or write 255 in place of it: no mapping takes a value above {STORED - 1}"
-    return f"or map it: --map{'=' if value.startswith('-') else ' '}{value}:ignore"
+    if not WHOLE.fullmatch(value) or not LOWEST <= int(value) < STORED:
+        return f"or write 255 in place of it: what is mapped are whole numbers up to {STORED - 1}"
+    return f"or map it: {option('map', f'{value}:ignore')}"
+
+
+def is_whole(values: Array) -> Array:
+    """Where floats, in which GIS programs write ids too, are whole numbers that a mask of integers could store."""
+    found: Array = (np.abs(values) < -LOWEST) & (values == np.rint(values))  # neither holds for NaN
+    return found
 
 
 def parse_map(text: str, listing: Listing) -> dict[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.data.check import check, domains
 from segue.data.check.facts import Facts
-from segue.data.finding import Finding, argument, merged, printable
+from segue.data.finding import Finding, argument, merged, option, printable
 from segue.data.layouts import layout_of, open_images, open_listing
 from segue.data.listing import Listing
 from segue.data.stored_values import parse_map
@@ -158,7 +158,7 @@ def audit(
             workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
         )  # fmt: skip
     given = {"layout": layout if layout != "auto" else "", "map": mapping}
-    options = "".join(f" --{name} {argument(value)}" for name, value in given.items() if value)
+    options = "".join(f" {option(name, value)}" for name, value in given.items() if value)
     options += " --allow-missing" * allow_missing + " --skip-bad" * skip_bad
     return Audit(address, listing.toned(facts.tones), findings, facts, options)
 

@@ -30,7 +30,7 @@ from segue.data.sample import (
     orientation,
     upright_size,
 )
-from segue.data.stored_values import ignoring
+from segue.data.stored_values import ignoring, is_whole
 from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
@@ -204,7 +204,8 @@ class Inspector:
         stored = np.asarray(image)
         decoded = self.decoder(stored)
         if not self.decoder.by_color:
-            seen.values = np.unique(stored).tolist()
+            whole = stored[is_whole(stored)] if stored.dtype.kind == "f" else stored
+            seen.values = np.unique(whole).astype(int).tolist()
         held = decoded[(decoded >= 0) & (decoded != IGNORE)]
         seen.counts = np.bincount(held.ravel(), minlength=len(self.classes))[: len(self.classes)]
         self._values(seen, unknown_values(stored, decoded) if (decoded < 0).any() else [])
