@@ -164,6 +164,7 @@ def test_a_harmful_pair_leaves_the_source_only_model(segue: Segue, dataset: Path
     assert adapt(*arguments, **harmful)[0] == 3  # type: ignore[arg-type]  # finished before, and still harmful
 
 
+@pytest.mark.slow
 def test_without_labels_of_the_target(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     status, output, errors = adapt(segue, dataset, target / "images", out, "--json", keep="information", looks=3)
@@ -178,6 +179,7 @@ def test_without_labels_of_the_target(segue: Segue, dataset: Path, target: Path,
     assert "name the data set: --data" in errors
 
 
+@pytest.mark.slow
 def test_inverted_light_is_learnt_by_both_and_shown(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "plain", tmp_path / "inverted"]
     for out, invert in zip(runs, (0.0, 1.0), strict=True):
@@ -207,6 +209,7 @@ def test_the_kept_teacher_is_that_of_the_best_look(dataset: Path, target: Path, 
     assert float(state["best"]) == pytest.approx(-best["val/entropy"])
 
 
+@pytest.mark.slow
 def test_several_sources_and_a_map(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
     other = night(tmp_path / "other", train=3)
     for path in (other / "images").iterdir():
@@ -222,6 +225,7 @@ def test_several_sources_and_a_map(segue: Segue, dataset: Path, target: Path, tm
     assert "(3 labelled)" in errors
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_are_taken_again(segue: Segue, dataset: Path, target: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     assert adapt(segue, dataset, f"{target}:train", first, steps=2, looks=1)[0] == 0
@@ -266,6 +270,7 @@ def test_wrong_values_are_one_line_and_write_nothing(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_domains_that_do_not_fit_write_nothing(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for arguments, message in (

@@ -64,6 +64,7 @@ def test_a_worker_that_dies_twice_stops_the_run_with_what_to_do(tmp_path: Path) 
         drawn(Fatal("kill", tmp_path / "flag", times=9), 2)
 
 
+@pytest.mark.slow
 def test_processes_that_load_leave_no_temporary_folder(tmp_path: Path) -> None:
     """In a process of its own, for such folders are removed when it ends."""
     code = (

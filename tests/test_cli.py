@@ -328,6 +328,7 @@ def test_two_processes_train_through_the_command_line(dataset: Path, tmp_path: P
     assert (out / "baseline" / "model" / "model.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_run_goes_on_however_its_folder_is_spelt(
     segue: Segue, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,6 +253,7 @@ def runs(dataset: Path, tmp_path: Path) -> Iterator[dict[str, Path]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_run_folder_holds_what_the_design_names(runs: dict[str, Path]) -> None:
     for out in runs.values():
         for name in ("run.json", "config.yaml", "log.jsonl", "metrics.csv", "report.html", "model/model.yaml"):

@@ -98,6 +98,7 @@ def test_a_semantic_and_a_panoptic_model_are_compared(segue: Segue, tmp_path: Pa
     assert not (tmp_path / "out2").exists()
 
 
+@pytest.mark.slow
 def test_a_deep_picture_is_scaled_as_each_model_learnt_it(segue: Segue, tmp_path: Path) -> None:
     """Of two copies of a model, one that saw the darker half of the values in training: the two must not agree."""
     (tmp_path / "photos").mkdir()

@@ -62,6 +62,7 @@ def test_a_child_that_outlives_the_block_holds_nothing(tmp_path: Path) -> None:
         os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_train_predict_and_export_leave_a_folder_alone_that_another_writes_to(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path

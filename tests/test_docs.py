@@ -39,6 +39,7 @@ def test_the_sixth_method_of_the_docs_trains(dataset: Path, tmp_path: Path) -> N
     assert (tmp_path / "run" / "train.pt").is_file()
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")

@@ -22,6 +22,7 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_linear_probe_separates_what_a_line_can() -> None:
     torch.manual_seed(0)
     features = torch.randn(500, 4) * torch.tensor([1.0, 100, 1, 1]) + 5

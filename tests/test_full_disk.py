@@ -265,6 +265,7 @@ def test_a_decision_that_does_not_fit_is_refused_and_the_ledger_stays_whole(tmp_
     on_small_disk("reviewing", tmp_path, size="1m")
 
 
+@pytest.mark.slow
 def test_the_ballast_fills_the_disk_but_for_what_is_asked(tmp_path: Path) -> None:
     on_small_disk("filling", tmp_path, size="1m")
 

@@ -120,6 +120,7 @@ def test_a_split_may_be_named_with_the_folder(undivided: tuple[Path, Path], data
     assert (status, "names the split 'test', and 'val' was asked for" in errors) == (2, True)
 
 
+@pytest.mark.slow
 def test_stored_values_are_mapped_afterwards_as_they_were_in_training(
     undivided: tuple[Path, Path], tmp_path: Path, segue: Segue
 ) -> None:
@@ -145,6 +146,7 @@ def test_stored_values_are_mapped_afterwards_as_they_were_in_training(
     assert segue(*words, "--out", tmp_path / "good", "--map", "77:ignore")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_converted_copy_is_not_mapped_twice(undivided: tuple[Path, Path], tmp_path: Path, segue: Segue) -> None:
     """Its images are those that the run held back, and its masks hold the class ids already."""
     data, run = tmp_path / "set", tmp_path / "run"

@@ -81,6 +81,7 @@ print(rows[0].memory, rows[1].memory)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_call_is_what_it_takes() -> None:
     """In a process of its own: where freed memory is kept, as `tune` lets it, a call takes nothing new."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
@@ -91,6 +92,7 @@ def test_peak_memory_of_a_call_is_what_it_takes() -> None:
     assert modest < 16
 
 
+@pytest.mark.slow
 def test_a_table_a_picture_and_a_model_that_fails(segue: Segue, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     torch.manual_seed(0)
@@ -142,6 +144,7 @@ def test_what_cannot_be_meant_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         call = ("train", dataset, "--out", tmp_path / f"run{seed}", "--method", "supervised", "--seed", seed)

@@ -62,6 +62,7 @@ def every_file(folder: Path, *, but: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_out(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_the_zip_opens_in_labelling_tools(segue: Cli, dataset: Path, encoder_run
     assert [image.get("name") for image in root.iter("image")] == [f"{name}.png" for name in names]
 
 
+@pytest.mark.slow
 def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     segue: Cli, dataset: Path, tmp_path: Path
 ) -> None:

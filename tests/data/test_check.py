@@ -318,6 +318,7 @@ def printed_commands(finding: Finding, root: Path, out: Path) -> list[tuple[Any,
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", STOPS, ids=names(STOPS))
 def test_after_each_printed_command_or_act_the_check_passes(
     dataset: Path, tmp_path: Path, fault: Fault, segue: Any

@@ -81,6 +81,7 @@ def test_the_command_writes_them_and_reads_a_plan(segue: Segue, tmp_path: Path) 
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> None:
     root, bad = write_objects(tmp_path / "set"), tmp_path / "bad.json"
     bad.write_text(json.dumps({"protocol": "overlap", "increments": [["ground"], ["wheel"]], "images": [[], []]}))

@@ -146,6 +146,7 @@ def test_instances_are_packed_with_their_masks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(Annotation(ours).read(a).ids, Annotation(theirs).read(b).ids)
 
 
+@pytest.mark.slow
 def test_the_command_line_packs_checks_trains_predicts_and_brings_back(
     segue: Segue, dataset: Path, tmp_path: Path
 ) -> None:

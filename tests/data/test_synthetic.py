@@ -49,6 +49,7 @@ def test_a_scene_depends_only_on_seed_domain_and_index() -> None:
         assert not torch.equal(few[4][key], Scenes(5, SMALL, seed=4)[4][key])
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_scene() -> None:
     script = "import sys; from segue.data.synthetic import Scenes; scene = Scenes(9, (64, 96)).arrays(8); "
     script += "sys.stdout.buffer.write(b''.join(part.tobytes() for part in scene))"

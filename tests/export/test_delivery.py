@@ -138,6 +138,7 @@ def test_eight_bits_that_cost_too_much_exit_4_and_leave_only_the_good_file(
     assert not json.loads((source / "export" / "parity.json").read_text())["model.int8.onnx"]["kept"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said_in_a_line_and_writes_nothing(
     segue: Segue, source: Path, dataset: Path, tmp_path: Path
 ) -> None:

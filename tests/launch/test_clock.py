@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import TINY
 
 from segue.runs.folder import Run
 from segue.verbs import train
 
 
+@pytest.mark.slow
 def test_training_time_is_that_of_all_starts(dataset: Path, tmp_path: Path) -> None:
     out, fields = tmp_path / "run", {"method": "pixel_contrast", "quiet": True, **TINY, "steps": 4}
 

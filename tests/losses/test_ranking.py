@@ -286,6 +286,7 @@ def test_lists_without_weight_cost_nothing_and_have_a_gradient() -> None:
         assert s.grad.abs().sum() == 0
 
 
+@pytest.mark.slow
 def test_the_gradient_descent_puts_scores_in_order() -> None:
     generator = torch.Generator().manual_seed(0)
     t = 2 * torch.rand(150, generator=generator, dtype=torch.float64) - 1

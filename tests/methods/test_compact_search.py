@@ -620,10 +620,9 @@ def test_what_cannot_be_searched_is_one_line(
         out = tmp_path / f"x{len(list(tmp_path.iterdir()))}"
         status, _, errors = segue("compress", teacher, "--data", dataset, "--out", out, *fields, *changes)
         assert status == 2
-        assert "comes below" in errors or not out.exists()
+        assert not out.exists()
         return errors.splitlines()[-1]
 
-    assert "comes below" in refused("--target", "0.1ms@512x512")
     assert "--encoder: timm has no encoder 'mobilenetv2_10O'; near it: mobilenetv2_" in refused(
         "--encoder", "mobilenetv2_10O"
     )
@@ -692,6 +691,7 @@ def test_a_search_does_not_go_on_with_other_data(prepared: tuple[Config, Run, Ca
         cached(config, run, data, None)
 
 
+@pytest.mark.slow
 def test_a_ledger_does_not_go_on_with_other_data_though_its_cache_is_gone(
     prepared: tuple[Config, Run, Cache, Recipe],
 ) -> None:

@@ -111,6 +111,7 @@ def test_scores_and_gate_by_hand() -> None:
     assert "mIoU of the old classes 81.7 before, 75.0 after; 5 points may go; of the new" in found["reason"]
 
 
+@pytest.mark.slow
 def test_a_semantic_model_is_extended_by_the_command(segue: Segue, tmp_path: Path) -> None:
     old = write_objects(tmp_path / "old", OLD, shapes=OLD, instances=False)
     new = write_objects(tmp_path / "new", ("square",), instances=False, first=50)

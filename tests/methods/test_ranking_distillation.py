@@ -258,6 +258,7 @@ def test_the_command_leaves_a_model_folder_and_a_report(segue: Cli, dataset: Pat
     assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_it_stops_early_and_says_so(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fields = options(steps=40, refresh=2, lr=0.0, patience=2)
@@ -277,6 +278,7 @@ def few(dataset: Path, root: Path, count: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_too_few_images_are_refused(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     root = few(dataset, tmp_path / "few", 8)
     status, _, said = segue("pretrain", root, "--out", tmp_path / "run", *options())

@@ -120,6 +120,7 @@ def test_a_model_that_forgets_is_not_for_release(segue: Segue, base: Path, new: 
     assert "Plain fine-tuning" in page
 
 
+@pytest.mark.slow
 def test_without_an_old_set_nothing_is_said_of_release(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:
     status, output, errors = extended(segue, base, new, tmp_path / "run", "--json")
     assert status == 0
@@ -136,6 +137,7 @@ def renamed(root: Path, **changes: Any) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_every_wrong_set_or_model_is_one_line(segue: Segue, base: Path, dataset: Path, tmp_path: Path) -> None:
     empty = write_objects(tmp_path / "empty", ("ground", "disc", "square"), shapes=("ground", "disc"))
     cases: list[tuple[Path, Path, dict[str, object], str]] = [
@@ -169,6 +171,7 @@ def test_every_wrong_set_or_model_is_one_line(segue: Segue, base: Path, dataset:
     ) == (2, True)
 
 
+@pytest.mark.slow
 def test_images_without_a_new_object_are_left_out_and_said(segue: Segue, base: Path, tmp_path: Path) -> None:
     new = write_objects(tmp_path / "new", ("ground", "square"))
     for name in ("p0001", "p0004"):
@@ -202,6 +205,7 @@ def test_images_of_the_old_scenes_are_replayed(segue: Segue, base: Path, new: Pa
         assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_no_pseudo_label_at_all_is_warned_of(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:
     status, _, errors = extended(segue, base, new, tmp_path / "run", min_score=1.0)
     assert status == 0
@@ -230,6 +234,7 @@ def coco(root: Path, **changes: Any) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_coco_panoptic_is_learnt_and_its_faults_stop(segue: Segue, base: Path, tmp_path: Path) -> None:
     status, _, errors = extended(segue, base, coco(tmp_path / "good"), tmp_path / "run")
     assert status == 0, errors

@@ -35,6 +35,7 @@ def trained(segue: Segue, data: Path, out: Path, *more: object, **changes: objec
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_a_panoptic_folder_to_coco_json(segue: Segue, tmp_path: Path) -> None:
     data, out = write_objects(tmp_path / "set"), tmp_path / "run"
     status, output, errors = trained(segue, data, out, "--json")
@@ -163,6 +164,7 @@ def test_fewer_queries_than_objects_are_warned_of(segue: Segue, tmp_path: Path) 
     assert "warning: a picture has 5 segments and the network 3 queries; give --queries 5" in errors
 
 
+@pytest.mark.slow
 def test_probability_maps_of_a_panoptic_model_are_refused(segue: Segue, tmp_path: Path) -> None:
     data, out = write_objects(tmp_path / "set"), tmp_path / "run"
     assert trained(segue, data, out)[0] == 0

@@ -87,6 +87,7 @@ def test_files_for_labelme_and_cvat_read_as_sets_give_the_class_maps(
     assert open_listing(str(out / "labelme"), "labelme").classes == CLASSES  # and no background that none of them is
 
 
+@pytest.mark.slow
 def test_a_task_for_cvat_is_made_of_a_finished_folder_and_scenes_are_refused(
     segue: Segue, source: Path, dataset: Path, tmp_path: Path
 ) -> None:

@@ -216,6 +216,7 @@ def call(*words: str) -> None:
     sys.exit(main(words))
 
 
+@pytest.mark.slow
 def test_what_the_first_refuses_is_said_once_and_all_end(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()

@@ -176,6 +176,7 @@ def found(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
     return loaded
 
 
+@pytest.mark.slow
 def test_divided_it_makes_the_steps_of_one_process(done: Path, tmp_path: Path) -> None:
     """Clipped, accumulated, with weights that only one process uses, a teacher, and scores of the whole network."""
     one = train(tmp_path / "one", Taught(), 4).state_dict()

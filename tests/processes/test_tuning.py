@@ -43,6 +43,7 @@ TUNED = """
 """
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_switches() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(TUNED)], capture_output=True, text=True, check=True)
     held = {wanted: set(names) for wanted, *names in map(str.split, done.stdout.splitlines())}

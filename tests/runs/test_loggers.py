@@ -160,6 +160,7 @@ def test_tensorboard_shows_the_log_and_of_a_cut_run_each_step_once(dataset: Path
     assert events(out / "tensorboard" / "supervised") == pytest.approx({**first, 3: 7.0})
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_stage_with_its_own_steps(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def test_wandb_gets_every_stage_with_its_own_steps(
         assert name.encode() in content, name
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_log_and_the_run_goes_on_as_the_same(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

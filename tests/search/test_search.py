@@ -31,6 +31,7 @@ SOUND = "[[0, [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], [[0, 1], [2, 3]]]"
 # -- controller --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feedback", ["token", "none"])
 def test_an_untrained_controller_is_nearly_uniform(feedback: Feedback) -> None:
     torch.manual_seed(0)
@@ -76,6 +77,7 @@ def test_clipping_by_hand() -> None:
     assert float(clipped(ratio, advantage)) == pytest.approx(-(1.1 - 0.9 + 2.0) / 3)
 
 
+@pytest.mark.slow
 def test_ppo_raises_the_probability_of_what_is_rewarded() -> None:
     policy = Policy(2, seed=0)
     place = 4  # op_0
