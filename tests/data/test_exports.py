@@ -12,10 +12,12 @@ import pytest
 from conftest import draw
 from PIL import Image
 
+from segue.config import Data
 from segue.data.decoder import mask_image
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
 from segue.data.listing import Listing
 from segue.data.sample import IGNORE, ORIENTATION
+from segue.data.training import open_training
 from segue.errors import DataError
 
 WIDTH, HEIGHT = 48, 40
@@ -119,18 +121,6 @@ def test_cvat_project_has_a_split_for_each_subset(tmp_path: Path) -> None:
     names = {split: [p.name for p in pairs] for split, pairs in listing.splits.items()}
     assert names == {"train": ["Train/a", "default/c"], "val": ["Validation/sub/b"]}
     assert sorted(maps(listing)) == ["Train/a", "Validation/sub/b"]
-
-
-@pytest.mark.usefixtures("datumaro")
-def test_cvat_labels_of_another_size_of_picture_are_a_fault(tmp_path: Path) -> None:
-    root = cvat(tmp_path)
-    Image.fromarray(draw(0)[0][:20, :24]).save(root / "images" / "a.png")
-    (root / "images" / "sub" / "b.png").write_bytes(b"broken")
-    listing = Cvat.read(root)
-    (fault,) = (f for f in listing.faults if f.stop)
-    assert fault.code == "E108"
-    assert "24x20, labelled at 48x40" in str(fault)
-    assert len(listing.split("train")) == 3  # the check names the broken one
 
 
 LAUGHS = "<!DOCTYPE l [" + "".join(
@@ -489,3 +479,45 @@ def test_label_studio_asks_for_one_export(tmp_path: Path) -> None:
         (tmp_path / name).write_text("[]")
     with pytest.raises(DataError, match="2 exports"):
         LabelStudio.read(tmp_path)
+
+
+# ---- all of them
+
+
+def cvat_of_three(root: Path) -> str:
+    cvat(root, [SHAPES[0]] * 3)
+    return "images/a.png"
+
+
+def labelme_of_three(root: Path) -> str:
+    for name in ("a", "b", "c"):
+        labelme(root, [shape("cat", BOX)], name)
+    return "a.jpg"
+
+
+def studio_of_three(root: Path) -> str:
+    for name in ("a", "b", "c"):
+        photo(root / "images" / f"{name}.png")
+    polygon = region("polygonlabels", "tree", points=percent(BOX), closed=True)
+    studio(root, [task(f"/data/upload/3/{name}.png", {"result": [polygon]}) for name in ("a", "b", "c")])
+    return "images/a.png"
+
+
+@pytest.mark.usefixtures("datumaro")
+@pytest.mark.parametrize("make", [cvat_of_three, labelme_of_three, studio_of_three])
+def test_a_picture_of_another_size_than_its_labels_is_never_taken_for_background(
+    make: Callable[[Path], str], tmp_path: Path, segue: Any
+) -> None:
+    root = tmp_path / "set"
+    cut = root / make(root)
+    Image.fromarray(draw(0)[0][:20, :24]).save(cut)
+    (told,) = json.loads(segue("check", root, "--json")[1])["sets"]
+    (fault,) = (f for f in told["findings"] if f["code"] == "E108")
+    assert fault["where"] == [f"{cut} is 24x20, labelled at 48x40"]
+    data = open_training(Data(data=str(root), skip_bad=True, val="none"), seed=0)
+    names = {pair.name for pair in data.labelled}
+    assert ("a" not in names, len(names) > 0) == (True, True)
+    (told,) = json.loads(segue("check", root, "--skip-bad", "--json")[1])["sets"]
+    assert (told["found"], told["dropped"] > 0) == (3, True)
+    segue("check", root, "--fix", tmp_path / "copy")
+    assert not list((tmp_path / "copy").glob("labels/**/a.png"))

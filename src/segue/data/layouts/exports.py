@@ -19,14 +19,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from segue.data.archive import check_path
-from segue.data.finding import Finding, drawn_elsewhere, merged, printable
+from segue.data.finding import Finding, merged, printable
 from segue.data.labelling_files import BACKGROUND, UNLABELLED, leaves_free
 from segue.data.layouts.annotations import load_json
 from segue.data.layouts.folder import has_class_list
@@ -45,7 +45,7 @@ NOWHERE = Outline(IGNORE, ((-1, -1, FARTHEST, -1, FARTHEST, FARTHEST, -1, FARTHE
 
 Size = tuple[int, int]
 Shape = tuple[str, object, tuple[float, ...], tuple[int, ...]]  # label, group, polygon, run lengths
-Row = tuple[Path, Path | None, list[Shape], str]  # picture, annotation file, shapes, split
+Row = tuple[Path, Path | None, list[Shape], str, Size | None]  # picture, annotation file, shapes, split, labelled at
 
 
 class Cvat:
@@ -67,12 +67,15 @@ class Cvat:
         library = _library("datumaro.plugins.data_formats.cvat.base")
         with _border(path):
             colors, pictures = _screen_cvat(path, faults)
-            subsets = {subset for subset, _, _ in pictures.values()}
+            subsets = {picture.subset for picture in pictures.values()}
             items = [item for subset in subsets for item in _items(library.CvatBase(str(path), subset=subset or None))]
-            shapes = {image: _areas(found, pictures[image][2]) for image, found in items}
+            shapes = {image: _areas(found, pictures[image].size) for image, found in items}
             if len(shapes) != len(pictures):
                 raise DataError(f"{path} uses an image id or a subset in two ways")
-            rows = [(i, path if said else None, shapes[i], subset) for i, (subset, said, _) in pictures.items()]
+            rows: list[Row] = [
+                (image, path if found.is_annotated else None, shapes[image], found.subset, found.labelled_at)
+                for image, found in pictures.items()
+            ]
         return _listing(root, "cvat", root / "images", rows, colors, faults)
 
 
@@ -107,10 +110,12 @@ class LabelMe:
                 image = _labelled_picture(path, said["imagePath"])
                 if image in rows:
                     raise DataError(f"{path} and another file have labels for {image}; keep one of them")
-                size = _size(image, said.get("imageWidth"), said.get("imageHeight"), faults)
+                size, at = _sizes(image, said.get("imageWidth"), said.get("imageHeight"))
                 shapes = [_labelme(shape, size, path, faults) for shape in said["shapes"]] if size else []
-                rows[image] = (image, path, [shape for shape in shapes if shape], "")
-        bare: list[Row] = [(image, None, [], "") for image in images_in(root, faults).values() if image not in rows]
+                rows[image] = (image, path, [shape for shape in shapes if shape], "", at)
+        bare: list[Row] = [
+            (image, None, [], "", None) for image in images_in(root, faults).values() if image not in rows
+        ]
         declared: dict[str, Color | None] = {}
         with _border(root / "labels.txt"):
             if (root / "labels.txt").is_file():
@@ -150,9 +155,9 @@ class LabelStudio:
                     faults.append(_twice(image))
                 results = chosen["result"] if chosen else []
                 sizes = [(r["original_width"], r["original_height"]) for r in results if "original_width" in r]
-                size = _size(image, *(sizes or [(None, None)])[0], faults)
+                size, at = _sizes(image, *(sizes or [(None, None)])[0])
                 shapes = [_labelstudio(result, size, image, faults) for result in results] if size else []
-                rows.append((image, path if chosen else None, [shape for shape in shapes if shape], ""))
+                rows.append((image, path if chosen else None, [shape for shape in shapes if shape], "", at))
         return _listing(root, "labelstudio", root / "images", rows, {}, faults)
 
 
@@ -180,11 +185,12 @@ def _listing(
     if twice:
         raise DataError(f"{root} has labels for {twice[0]} in more than one place")
     pairs: dict[str, tuple[Pair, str]] = {}
-    for image, mask, shapes, split in rows:
+    for image, mask, shapes, split, at in rows:
         relative = image.relative_to(base if image.is_relative_to(base) else root)
         name = relative.with_suffix("").as_posix()
         name = relative.as_posix() if name in pairs else name  # another picture differs in its suffix only
-        pairs[name] = Pair(name, image, mask, outlines=(*bare, *_objects(shapes, ids)) if mask else None), split
+        outlines = (*bare, *_objects(shapes, ids)) if mask else None
+        pairs[name] = Pair(name, image, mask, outlines=outlines, labelled_at=at if mask else None), split
     folders = split_folders([name for name, (_, split) in pairs.items() if not split], str(base))
     splits: dict[str, list[Pair]] = {}
     for name, (pair, split) in sorted(pairs.items()):
@@ -239,16 +245,18 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _size(image: Path, width: object, height: object, faults: list[Finding]) -> Size | None:
-    """(width, height) of the picture; None where it cannot be read or is not as large as the file with labels says."""
+def _sizes(image: Path, width: object, height: object) -> tuple[Size | None, Size | None]:
+    """(width, height) of the picture, and what the file with labels says of it instead.
+
+    The first is None where the picture cannot be read or is not as large: its shapes are not to be read either, and
+    the check names it. The second is None where the two agree or nothing is said.
+    """
     try:
         size = picture_size(image)
     except UNREADABLE:
-        return None  # the check names unreadable files
-    if None in (width, height) or (str(width), str(height)) == (str(size[0]), str(size[1])):
-        return size
-    faults.append(drawn_elsewhere(image, size, (width, height)))
-    return None
+        return None, None
+    stated = size if None in (width, height) else (int(float(str(width))), int(float(str(height))))
+    return (size, None) if stated == size else (None, stated)
 
 
 def _lost(kind: object, where: Path) -> Finding:
@@ -291,12 +299,19 @@ def _elements(path: Path) -> Iterator[Any]:
             yield element
 
 
-def _screen_cvat(
-    path: Path, faults: list[Finding]
-) -> tuple[dict[str, Color | None], dict[Path, tuple[str, bool, Size | None]]]:
-    """Colours of the labels; subset of each picture, whether it is annotated, and its size if that is as stated."""
+class Picture(NamedTuple):
+    """What CVAT's file says of a picture; ``size`` and ``labelled_at`` as of `_sizes`."""
+
+    subset: str
+    is_annotated: bool
+    size: Size | None
+    labelled_at: Size | None
+
+
+def _screen_cvat(path: Path, faults: list[Finding]) -> tuple[dict[str, Color | None], dict[Path, Picture]]:
+    """Colours of the labels, and the pictures."""
     colors: dict[str, Color | None] = {}
-    pictures: dict[Path, tuple[str, bool, Size | None]] = {}
+    pictures: dict[Path, Picture] = {}
     missing: list[str] = []
     for element in _elements(path):
         if element.tag == "track":
@@ -313,7 +328,7 @@ def _screen_cvat(
         image = folder / name if _is_file(folder / name) else inside
         if not _is_file(image):
             missing.append(name)
-        size = None if missing else _size(image, element.get("width"), element.get("height"), faults)
+        size, at = (None, None) if missing else _sizes(image, element.get("width"), element.get("height"))
         for shape in element:
             if shape.tag not in ("polygon", "box", "mask", "tag"):
                 faults.append(_lost(shape.tag, image))
@@ -321,7 +336,7 @@ def _screen_cvat(
                 _screen_mask(shape, size)
         if image in pictures:
             raise DataError(f"{path} lists the picture {image} twice")
-        pictures[image] = subset, len(element) > 0, size
+        pictures[image] = Picture(subset, len(element) > 0, size, at)
         element.clear()
     if missing:
         raise DataError(
