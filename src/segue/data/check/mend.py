@@ -17,7 +17,8 @@ from segue.data.sample import FORMATS, IGNORE, UNREADABLE, Array, orientation, p
 from segue.data.splits import choose
 from segue.errors import DataError
 
-HOPELESS = {"E104", "E116", "E126", "E151"}  # what a person has to mend
+CONTRADICTING = {"E120", "E121", "E122", "E123", "E124", "E129"}  # of annotation files: objects would be lost
+HOPELESS = {"E104", "E116", "E126", "E151", *CONTRADICTING}  # what a person has to mend
 
 
 @dataclass(frozen=True)
