@@ -18,11 +18,13 @@ from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.sample import ORIENTATION, Array, kind_of, picture_size
-from segue.data.tones import deep_pixels, percentiles, read_rgb, tones_of
+from segue.data.tones import NODATA, deep_pixels, percentiles, read_rgb, tones_of, void_pixels
 from segue.data.training import open_training
 from segue.errors import DataError
 from segue.extension import open_extension
 from segue.models.segmenter import Segmenter, grown_segmenter
+
+NO_VOID = np.zeros((48, 48), bool)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -118,6 +120,49 @@ def test_the_rule_by_hand(tmp_path: Path) -> None:
     assert np.asarray(read_rgb(tmp_path / "b.png", rule)).tolist() == [[[0, 0, 128], [255, 255, 255]]]
 
 
+def with_nodata(root: Path, nodata: float, declared: bool = True) -> Path:
+    """The same set with float images of 0 to 0.4, a third of each of which is void, as GDAL writes them."""
+    for path in sorted((root / "images").iterdir()):
+        values = (draw(int(path.stem[-3:]))[0][..., 0] / 640).astype(np.float32)
+        values[:16] = nodata
+        told = {NODATA: f"{nodata:g}"} if declared else {}
+        Image.fromarray(values).save(path.with_suffix(".tif"), tiffinfo=told)
+        path.unlink()
+    return root
+
+
+@pytest.mark.parametrize("nodata", [-9999.0, 9999.0, np.nan])
+def test_what_a_file_declares_to_be_void_is_black_and_takes_no_part_in_the_rule(
+    dataset: Path, segue: Any, nodata: float
+) -> None:
+    with_nodata(dataset, nodata)
+    status, output, _ = segue("check", dataset)
+    assert status == 0 and "E113" not in output
+    ((kind, black, white),) = open_training(Data(data=str(dataset)), seed=0).listing.tones
+    assert kind == "F" and 0 <= black < 0.2 < white <= 0.4
+    shown = np.asarray(read_rgb(dataset / "images" / "train_000.tif", (("F", black, white),)))
+    assert not shown[:16].any()
+    known = draw(0)[0][16:, :, 0] / 640
+    np.testing.assert_allclose(shown[16:, :, 0], 255 * ((known - black) / (white - black)).clip(0, 1), atol=0.51)
+
+
+def test_what_no_file_declares_to_be_void_is_a_value_or_a_fault(dataset: Path, segue: Any) -> None:
+    (tones,) = open_training(Data(data=str(with_nodata(dataset, -9999.0, declared=False))), seed=0).listing.tones
+    assert tones[1] == -9999
+    images = sorted((dataset / "images").iterdir())
+    Image.fromarray(np.full((48, 48), np.nan, np.float32)).save(images[0], tiffinfo={NODATA: "-9999"})
+    status, output, _ = segue("check", dataset)
+    assert status == 2 and "E113" in output
+
+
+def test_an_image_that_is_void_everywhere_says_nothing_of_the_rule(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), -1.0, np.float32)).save(tmp_path / "a.tif", tiffinfo={NODATA: "-1"})
+    pixels = deep_pixels(tmp_path / "a.tif")
+    assert void_pixels(tmp_path / "a.tif", pixels).all()
+    assert percentiles(pixels, void_pixels(tmp_path / "a.tif", pixels)) == ()
+    assert not np.asarray(read_rgb(tmp_path / "a.tif", (("F", -5.0, 1.0),))).any()
+
+
 def test_kinds_without_a_rule_and_pixels_that_are_no_number_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png16(values(3)))
     with pytest.raises(DataError, match=r"E114 .*a\.png holds RGB;16 pixels.*\(8 bits only\)"):
@@ -175,7 +220,7 @@ def test_a_deep_kind_gets_its_rule_from_images_whose_masks_are_not_read(dataset:
     listing = open_listing(str(dataset))
     (one,) = check(listing, sample=4)[1].tones
     assert one[0] == "RGB;16"
-    assert one in {tones_of({"RGB;16": percentiles(deep_pixels(path))})[0] for path in deep}
+    assert one in {tones_of({"RGB;16": percentiles(deep_pixels(path), NO_VOID)})[0] for path in deep}
     assert one[1:] != check(listing, sample=None)[1].tones[0][1:]  # one of them spoke for both
 
 

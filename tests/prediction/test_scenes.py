@@ -17,7 +17,7 @@ from segue.calibration import calibrate, fit_temperature
 from segue.data.tones import read_rgb
 from segue.models.segmenter import Segmenter
 from segue.prediction.pictures import How, find_images, predict_image, probabilities, write_predictions
-from segue.prediction.scenes import entropy, most_probable, open_scene
+from segue.prediction.scenes import Pixels, entropy, most_probable, open_scene
 from segue.prediction.shapes import run_lengths
 from segue.prediction.tiling import Grid
 from segue.weights import save_model
@@ -165,6 +165,17 @@ def test_pixels_without_data_get_no_class(segue: Segue, source: Path, tmp_path: 
         found = file.read(1)
     assert (found[:10] == 255).all()
     assert (found[10:] < 3).all()
+
+
+@pytest.mark.parametrize("nodata", [-9999.0, 9999.0, np.nan])
+def test_void_of_a_deep_scene_is_black_as_in_a_picture_of_it(tmp_path: Path, nodata: float) -> None:
+    values = picture(40, 40)[:1].astype(np.float32)
+    values[:, :10] = nodata
+    path, rule = write_geotiff(tmp_path / "a.tif", values, nodata=nodata), (("F", 20.0, 200.0),)
+    with open_scene(path, Grid(128, 0)) as source:
+        shown = Pixels.of(path, source, 3, rule).read(source, rasterio.windows.Window(0, 0, 40, 40))
+    np.testing.assert_array_equal(shown.transpose(1, 2, 0), np.asarray(read_rgb(path, rule)))
+    assert not shown[:, :10].any() and shown[:, 10:].any()
 
 
 def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> None:

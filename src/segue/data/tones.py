@@ -3,6 +3,8 @@
     8 bits a band    as Pillow converts them: grey is repeated, a palette looked up, CMYK converted
     deeper           black and white are one pair of values for all images of a kind of pixels, evenly between; the set
                      gives them: percentile 1 of the darkest band and percentile 99 of the brightest
+    void             pixels that hold in all bands the value that a TIFF declares to stand for nothing, as GDAL writes
+                     it, are left out of those percentiles, and black
     more bands       the first three are red, green and blue; alpha and the others are dropped
 
 Kinds of pixels are those of `segue.data.sample.kind_of`: ``I;16``, ``RGB;16``, ``F`` and so on.
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from segue.data.packed import content
 from segue.data.sample import FORMATS, UNREADABLE, Array, Tones, eight_bit, open_with_kind, upright
@@ -23,6 +25,7 @@ Ranges = tuple[tuple[float, ...], ...]
 """`PERCENTILES` of each band."""
 
 PERCENTILES = (0, 1, 50, 99, 100)
+NODATA = 42113  # TIFF tag of the value that stands for nothing measured, as text
 LOWER_BYTE = {"L": "B", "B": "L", "N": "B" if np.little_endian else "L"}  # the decoder that keeps the other byte
 
 
@@ -52,6 +55,31 @@ def deep_pixels(path: Path) -> Array:
     return (upper << 8) + lower[..., :3]
 
 
+def nodata_of(path: Path) -> float | None:
+    """The value that the TIFF at ``path`` declares to stand for nothing measured, or None; it may be NaN."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with Image.open(content(path), formats=FORMATS) as header:
+        declared = header.tag_v2.get(NODATA) if isinstance(header, TiffImagePlugin.TiffImageFile) else None
+    try:
+        return None if declared is None else float(declared)
+    except (TypeError, ValueError):
+        return None
+
+
+def holds(pixels: Array, nodata: float) -> Array:
+    """Whether each value of ``pixels`` is the one that stands for nothing measured: bool of the same shape."""
+    return np.asarray(np.isnan(pixels) if np.isnan(nodata) else pixels == nodata)
+
+
+def void_pixels(path: Path, pixels: Array) -> Array:
+    """Which of the `deep_pixels` at ``path`` hold nothing measured in any band: bool (H, W)."""
+    nodata = nodata_of(path)
+    if nodata is None:
+        return np.zeros(pixels.shape[:2], bool)
+    return np.asarray(holds(pixels.reshape(*pixels.shape[:2], -1), nodata).all(2))
+
+
 def _lower_bytes(path: Path) -> Array:
     """The image at ``path``, upright, its decoder told to keep the byte of each 16-bit value that it drops."""
     try:
@@ -70,9 +98,10 @@ def _other_byte(arguments: Any) -> Any:
     return "RGBA" if raw == "LA" else f"{raw};16{LOWER_BYTE[order]}"
 
 
-def percentiles(pixels: Array) -> Ranges:
-    """`PERCENTILES` of each band."""
-    bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
+def percentiles(pixels: Array, is_void: Array) -> Ranges:
+    """`PERCENTILES` of each band of pixels (H, W) or (H, W, 3), the void ones (H, W) left out; none of void alone."""
+    known = pixels[~is_void]
+    bands = known.reshape(len(known), -1).T if len(known) else ()
     return tuple(tuple(np.percentile(band, PERCENTILES).tolist()) for band in bands)
 
 
@@ -105,10 +134,13 @@ def read_eight_bit(path: Path, tones: Tones) -> Image.Image:
             f"E114 {path} holds {kind} pixels, deeper than 8 bits, and the training images had none such ({known}); "
             "write it in 8 bits, or train on images like it"
         )
-    pixels = deep_pixels(path)
+    black, white = rule[kind]
+    stored = deep_pixels(path)
+    pixels = stored.astype(np.float64)
+    pixels[void_pixels(path, stored)] = black
     if not np.isfinite(pixels).all():
         raise DataError(f"E113 {path} holds pixels that are no number (NaN or infinite); export it again")
-    return eight_bit(pixels, *rule[kind])
+    return eight_bit(pixels, black, white)
 
 
 def read_rgb(path: Path, tones: Tones = ()) -> Image.Image:

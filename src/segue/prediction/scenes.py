@@ -14,6 +14,7 @@ import numpy as np
 from PIL import TiffImagePlugin
 
 from segue.data.sample import IGNORE, UNREADABLE, Array, Color, Tones, in_eight_bit, kind_of
+from segue.data.tones import holds
 from segue.disk import naming_a_full_disk
 from segue.errors import DataError
 from segue.extras import require
@@ -75,10 +76,12 @@ class Pixels:
             raise DataError(f"{source.name} cannot be read to its end ({error}); copy it again") from None
         if self.range is None:
             return 255 - found if self.is_negative else found
+        if source.nodata is not None:
+            found[:, holds(found, source.nodata).all(0)] = self.range[0]  # void, and left out of what is written
         unknown = ~np.isfinite(found)
         if unknown.any() and source.nodata is None:
             raise DataError(f"E113 {source.name} holds pixels that are no number (NaN or infinite); export it again")
-        found[unknown] = self.range[0]  # void, and left out of what is written
+        found[unknown] = self.range[0]
         return in_eight_bit(found, *self.range)
 
 

@@ -31,7 +31,7 @@ from segue.data.sample import (
     upright_size,
 )
 from segue.data.stored_values import ignoring, is_whole
-from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles
+from segue.data.tones import Ranges, deep_pixels, is_deep, percentiles, void_pixels
 
 BLURRED = 8  # values in one mask that are no class, from which on it was smoothed or compressed rather than mislabelled
 MANY_VALUES = 40  # stored values in a mask that hint at instance ids
@@ -155,8 +155,9 @@ class Inspector:
     def _deep(self, seen: Seen) -> None:
         """Images of more than 8 bits: not a number, or what range they use."""
         pixels = deep_pixels(seen.pair.image)
-        if np.isfinite(pixels).all():
-            seen.range = percentiles(pixels)
+        is_void = void_pixels(seen.pair.image, pixels)
+        if np.isfinite(pixels[~is_void]).all():
+            seen.range = percentiles(pixels, is_void)
             return
         seen.findings.append(
             Finding("E113", "pixels that are no number (NaN or infinite)", (str(seen.pair.image),),
