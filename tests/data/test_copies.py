@@ -1,9 +1,12 @@
 """What ``segue check --fix`` writes, what it refuses to write, and what is printed to write it."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import draw
 from PIL import Image
@@ -44,3 +47,44 @@ def test_objects_that_would_be_lost_are_no_background_in_a_copy(
     assert status == 2
     assert "no rule mends" in errors and code in errors
     assert not (tmp_path / "copy").exists()
+
+
+def pasted(told: str, out: Path) -> list[str]:
+    """The words of the command that ``told`` prints to write a mended copy, which goes to ``out``."""
+    (found,) = set(re.findall(r"segue (check .*?--fix OUT)", told))
+    return [str(out) if word == "OUT" else word for word in shlex.split(found)]
+
+
+def foreground(root: Path) -> None:
+    """Masks of two classes that store 0, 1 and, for the second class too, 255; one of half the size."""
+    told = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**told, "classes": ["a", "b"], "colors": [[0, 0, 0], [9, 9, 9]]}))
+    for path in (root / "labels").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.array([0, 1, 255], np.uint8)[mask]).save(path)
+    Image.fromarray(np.array([0, 1, 255], np.uint8)[draw(2)[1][::2, ::2]]).save(root / "labels" / "train_002.png")
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_the_printed_command_of_a_copy_reads_the_set_as_it_was_read(
+    dataset: Path, tmp_path: Path, segue: Any, command: str
+) -> None:
+    foreground(dataset)
+    more = ["--out", tmp_path / "run"] if command == "train" else []
+    status, output, errors = segue(command, dataset, "--map", "255:1", "--layout", "folder", *more)
+    assert status == 2
+    assert segue(*pasted(output + errors, tmp_path / "copy"))[0] == 0
+    for i in range(2, 4):
+        copied = np.array(Image.open(tmp_path / "copy" / "labels" / f"train_00{i}.png"))
+        expected = draw(2)[1][::2, ::2].repeat(2, 0).repeat(2, 1) if i == 2 else draw(i)[1]
+        np.testing.assert_array_equal(copied, np.minimum(expected, 1))
+
+
+def test_conversions_print_commands_that_read_the_set_as_it_was_read(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    (dataset / "instances").mkdir()
+    Image.fromarray(draw(2)[1][::2, ::2]).save(dataset / "instances" / "train_002.png")
+    errors = segue("data", "convert", dataset, tmp_path / "out", "--map", "255:1", "--layout", "folder")[2]
+    assert pasted(errors, tmp_path)[:-2] == ["check", str(dataset), "--layout", "folder", "--map", "255:1"]
+    coco = write_coco(tmp_path / "coco", {})
+    errors = segue("data", "shard", coco, "--out", tmp_path / "shards", "--layout", "coco_instances")[2]
+    assert f"segue data convert {coco} DST --layout coco_instances, and" in errors

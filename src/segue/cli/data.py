@@ -181,6 +181,7 @@ def left_out_lines(out: Path) -> list[str]:
 def convert_command(arguments: argparse.Namespace) -> int:
     """``segue data convert``."""
     from segue.data.convert import convert, notes
+    from segue.data.finding import reading
     from segue.data.layouts import open_listing
     from segue.data.stored_values import parse_map
     from segue.progress import track
@@ -191,7 +192,9 @@ def convert_command(arguments: argparse.Namespace) -> int:
         raise UsageError("\n".join(stops))
     listing = listing.extended(parse_map(arguments.map, listing))
     with track("convert", count_of(listing), quiet=arguments.json) as tick:
-        written = convert(listing, Path(arguments.out), tick=tick)
+        written = convert(
+            listing, Path(arguments.out), options=reading(arguments.layout, arguments.map), tick=tick
+        )  # fmt: skip
     for note in notes(listing):
         print(f"note: {note}", file=sys.stderr)  # noqa: T201
     if arguments.json:
@@ -207,6 +210,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
 def shard_command(arguments: argparse.Namespace) -> int:
     """``segue data shard``."""
     from segue.data.check.audit import open_any
+    from segue.data.finding import reading
     from segue.data.layouts import open_images, split_address
     from segue.data.sharding import write_shards
     from segue.progress import track
@@ -219,7 +223,8 @@ def shard_command(arguments: argparse.Namespace) -> int:
     total = len({pair.image for split in (*listing.splits.values(), further) for pair in split})
     with track("shard", total, quiet=arguments.json) as tick:
         written = write_shards(
-            listing, Path(arguments.out), further=further, size=arguments.shard_mb << 20, tick=tick
+            listing, Path(arguments.out), further=further, size=arguments.shard_mb << 20,
+            options=reading(arguments.layout, ""), tick=tick,
         )  # fmt: skip
     if arguments.json:
         print(json.dumps({**written, "out": arguments.out}))  # noqa: T201

@@ -37,6 +37,7 @@ def convert(
     *,
     read: Callable[[Pair], Array] | None = None,
     fit: Callable[[Array, Pair, Path | None], Array] | None = None,
+    options: str = "",
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Writes the set into ``out``: how many pictures and stray masks were found, written and left out, and why.
@@ -46,6 +47,7 @@ def convert(
         out: an absent or empty folder, or one that an interrupted conversion left.
         read: gives class ids uint8 (H, W) of a pair; by default by the listing's own decoder.
         fit: brings numbers of objects to the size of a pair's picture; by default another size is a fault of the pair.
+        options: with which the set was read, for the command that is shown: see `segue.data.finding.reading`.
         tick: called after each picture.
 
     Raises:
@@ -71,7 +73,7 @@ def convert(
                 mask = None if pair.mask is None else read(pair)
                 if mask is not None and mask.shape != size[::-1]:
                     raise DataError(f"E108 {pair.mask} is {mask.shape[1]}x{mask.shape[0]}, {image} {size[0]}x{size[1]}")
-                instances = None if mask is None else _instances(pair, size, listing, fit)
+                instances = None if mask is None else _instances(pair, size, listing, fit, options)
             except UNREADABLE as error:
                 left_out[str(image)] = reason, str(error)
             else:
@@ -88,8 +90,8 @@ def convert(
         _finish(listing, out, names, {file: message for file, (_, message) in left_out.items()})
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error}); the same command starts anew") from None
-    reasons = Counter(reason for reason, _ in left_out.values())
-    return {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out), **reasons}
+    counts = {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out)}
+    return {**counts, **Counter(reason for reason, _ in left_out.values())}
 
 
 def _reader(listing: Listing) -> Callable[[Pair], Array]:
@@ -175,7 +177,11 @@ def _copy(pair: Pair, kind: str, target: Path) -> None:
 
 
 def _instances(
-    pair: Pair, size: tuple[int, int], listing: Listing, fit: Callable[[Array, Pair, Path | None], Array] | None
+    pair: Pair,
+    size: tuple[int, int],
+    listing: Listing,
+    fit: Callable[[Array, Pair, Path | None], Array] | None,
+    options: str,
 ) -> Array | None:
     """Numbers of objects uint16 (H, W) at the ``size`` of the picture; None where the annotation tells none apart."""
     found, where = _numbers(pair, size, listing), listing.instance_path(pair) or pair.mask
@@ -183,7 +189,7 @@ def _instances(
         return found
     if fit is None:
         wrong = f"E108 {where} is {found.shape[1]}x{found.shape[0]}, {pair.image} {size[0]}x{size[1]}"
-        raise DataError(f"{wrong}; a copy resizes it: {fixing(listing.root)}")
+        raise DataError(f"{wrong}; a copy resizes it: {fixing(listing.root, options)}")
     return fit(found, pair, where)
 
 

@@ -58,9 +58,16 @@ def option(name: str, value: object) -> str:
     return f"--{name}{'=' if str(value).startswith('-') else ' '}{argument(value)}"
 
 
-def fixing(root: object) -> str:
-    """The command that writes a mended copy of the set at ``root``."""
-    return f"segue check {argument(root)} --fix OUT"
+def reading(layout: str, mapping: str, *, allow_missing: bool = False, skip_bad: bool = False) -> str:
+    """The options that say how a set is read, as a shell takes them, each behind a space; none if all are usual."""
+    given = {"layout": layout if layout != "auto" else "", "map": mapping}
+    options = "".join(f" {option(name, value)}" for name, value in given.items() if value)
+    return options + " --allow-missing" * allow_missing + " --skip-bad" * skip_bad
+
+
+def fixing(root: object, options: str) -> str:
+    """The command that writes a mended copy of the set at ``root``, read with ``options``: see `reading`."""
+    return f"segue check {argument(root)}{options} --fix OUT"
 
 
 def proposing(source: object, target: object) -> str:

@@ -30,6 +30,7 @@ def write_shards(
     *,
     further: Sequence[Pair] = (),
     size: int = SHARD,
+    options: str = "",
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Packs the set into ``out``: how many pairs, files, shards and bytes were written.
@@ -39,12 +40,13 @@ def write_shards(
         out: an absent or empty folder, or one that an interrupted call left.
         further: images of no split that the listing does not name, which learning without labels uses.
         size: bytes after which the next shard is begun.
+        options: with which the set was read, for the command that is shown: see `segue.data.finding.reading`.
         tick: called after each pair.
 
     Raises:
         DataError: ``out`` holds something else, masks are drawn from annotation files, or a file cannot be read.
     """
-    pairs = _refuse_unfit(listing, further, out)
+    pairs = _refuse_unfit(listing, further, out, options)
     _start(out)
     numbers = {pair.image: i for i, pair in enumerate(pairs)}
     shards: list[dict[str, Any]] = []
@@ -76,7 +78,7 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path) -> tuple[Pair, ...]:
+def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path, options: str) -> tuple[Pair, ...]:
     """The pairs in the order in which they are packed: split by split, then images of no split.
 
     Raises:
@@ -93,7 +95,7 @@ def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path) -> tuple
         where = "instance ids of Cityscapes" if drawn is None else f"the labels of {drawn.name}"
         raise DataError(
             f"{where} are more than a picture of classes: bring the set into the canonical folder first, "
-            f"segue data convert {argument(listing.root)} DST, and pack that"
+            f"segue data convert {argument(listing.root)} DST{options}, and pack that"
         )
     pairs |= {pair.image: pair for pair in (*listing.unnamed, *further) if pair.image not in pairs}
     if not pairs:

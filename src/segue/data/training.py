@@ -10,7 +10,7 @@ from segue.data.check import check
 from segue.data.check.leaks import shared_videos
 from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
-from segue.data.finding import Finding
+from segue.data.finding import Finding, reading
 from segue.data.layouts import open_images, open_listing, validation_at
 from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
@@ -194,7 +194,9 @@ def _checked(config: Data, tones: Tones) -> tuple[Listing, int, tuple[Finding, .
         raise DataError("no data set named; give its folder: segue train DATA --out RUN")
     listing = open_listing(config.data, config.layout)
     listing = listing.extended(parse_map(config.map, listing))
-    findings, facts = check(listing, allow_missing=config.allow_missing, skip_bad=config.skip_bad, tones=tones)
+    missing, skip_bad = config.allow_missing, config.skip_bad
+    options = reading(config.layout, config.map, allow_missing=missing, skip_bad=skip_bad)
+    findings, facts = check(listing, allow_missing=missing, skip_bad=skip_bad, tones=tones, options=options)
     stops = [finding for finding in findings if finding.stop]
     if stops:
         raise DataError("\n".join(str(finding) for finding in stops))

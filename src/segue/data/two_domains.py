@@ -16,7 +16,7 @@ from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
 from segue.data.copy_paste import CopyPaste, learn
 from segue.data.decoder import Decoder
-from segue.data.finding import Finding, printable, proposing
+from segue.data.finding import Finding, printable, proposing, reading
 from segue.data.layouts import open_images, open_listing, split_address, validation_at
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
@@ -211,7 +211,9 @@ class _Bookkeeping:
     def checked(self, listing: Listing, *, has_labels: bool = True) -> Facts:
         """Facts of a set whose stopping faults are raised and whose others are kept."""
         allowed = self.config.allow_missing or not has_labels
-        findings, facts = check(listing, allow_missing=allowed, skip_bad=self.config.skip_bad)
+        skip_bad, layout = self.config.skip_bad, self.config.layout if has_labels else "auto"
+        options = reading(layout, "", allow_missing=self.config.allow_missing, skip_bad=skip_bad)
+        findings, facts = check(listing, allow_missing=allowed, skip_bad=skip_bad, options=options)
         findings = [f for f in findings if f.code != "W115" and (has_labels or f.code != "E107")]
         stops = [str(finding) for finding in findings if finding.stop]
         if stops:

@@ -39,6 +39,7 @@ def check(
     sample: int | None = SAMPLE,
     hashes: bool = False,
     tones: Tones = (),
+    options: str = "",
     workers: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[Finding], Facts]:
@@ -51,6 +52,7 @@ def check(
         sample: masks to read in full, evenly spread over the set; None reads all.
         hashes: look for the same or nearly the same image in two places.
         tones: rules for deep images that hold whatever is read, as those of a model are.
+        options: with which the set was read, for commands that are shown; see `segue.data.finding.reading`.
         workers: processes; 0 looks in this one.
         tick: called after each pair.
 
@@ -64,20 +66,21 @@ def check(
             owner.setdefault(pair.image, []).append(name)
     every = 1 if sample is None else max(1, -(-len(pairs) // sample))
     root, facts, findings = str(listing.root), Facts.none(len(listing.classes), tones), list(listing.faults)
-    look = Look(Inspector(root, Decoder.of(listing), listing.classes, hashes), pairs, owner, every)
+    mend = fixing(root, options)
+    look = Look(Inspector(root, mend, Decoder.of(listing), listing.classes, hashes), pairs, owner, every)
     for count, found, part in _chunks(look, workers):
         findings += found
         facts.add_all(part)
         for _ in range(count):
             tick()
-    findings = _whole_masks(merged(findings), facts, listing) + _missing(listing, pairs, allow_missing)
-    findings += _classes(facts, listing) + _modes(facts, root) + _few(listing)
+    findings = _whole_masks(merged(findings), facts, listing, mend) + _missing(listing, pairs, allow_missing, mend)
+    findings += _classes(facts, listing) + _modes(facts, root, mend) + _few(listing)
     findings += _one_class(facts, listing) + _rare(facts, listing) if every == 1 else []
     findings += _same_but_for_case(pairs)
     findings += leaks.named_twice(listing.splits) + leaks.shared_videos(listing.splits)
     if hashes:
         split_of = {str(image): names[-1] for image, names in owner.items()}
-        findings += leaks.equal_images(facts.digests, split_of, root)
+        findings += leaks.equal_images(facts.digests, split_of, mend)
         distinct = {facts.digests[path]: (path, look) for path, look in facts.looks.items()}
         findings += leaks.near_images(dict(distinct.values()), split_of)
     if skip_bad:
@@ -150,10 +153,10 @@ def _chunk(start: int) -> tuple[int, list[Finding], Facts]:
     return _work["look"].chunk(start)
 
 
-def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> list[Finding]:
+def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing, mend: str) -> list[Finding]:
     """Faults of single masks that are one fault of the whole set: 0/255, ids from 1 on, instance ids, no label."""
     count, root = len(listing.classes), str(listing.root)
-    mended = f"A mended copy: {fixing(root)}"
+    mended = f"A mended copy: {mend}"
 
     def replaced(whole: Finding, *codes: str) -> list[Finding]:
         return [whole, *(found for found in findings if found.code not in codes)]
@@ -192,21 +195,21 @@ def _whole_masks(findings: list[Finding], facts: Facts, listing: Listing) -> lis
     return findings
 
 
-def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> list[Finding]:
+def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool, mend: str) -> list[Finding]:
     """Images without masks, masks without images, splits without either."""
     found, root = [], str(listing.root)
     labelled = [split for split in listing.splits.values() if any(pair.mask for pair in split)]
     bare = [str(pair.image) for split in labelled for pair in split if pair.mask is None]
     renamed = likely_names(pairs, listing.stray)
-    mend = f"A copy with the names put right: {fixing(root)}"
+    renaming = f"A copy with the names put right: {mend}"
     if pairs and not labelled and listing.classes:
-        guess = f"{mend}. " if renamed else ""
+        guess = f"{renaming}. " if renamed else ""
         found.append(
             Finding("E107", f"{len(pairs)} images and not one mask with the same name", (root,),
                     "There is nothing to learn from.", guess + _nearest(listing, pairs))
         )  # fmt: skip
     elif bare and not allow_missing:
-        hint = f"{len(renamed)} look renamed. {mend}. " if renamed else ""
+        hint = f"{len(renamed)} look renamed. {renaming}. " if renamed else ""
         found.append(
             Finding("E106", f"{len(bare)} of {len(pairs)} images have no mask", tuple(bare), "They would be left out.",
                     f"{hint}Label them, or say so: --allow-missing leaves them out, with --unlabeled rest "
@@ -228,7 +231,7 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool) -> li
         found.append(
             Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",
                     (f"{root}:{name}",), "There is nothing to train on or to measure.",
-                    f"Take the split out, and one is made by seed; or a copy: {fixing(root)}")
+                    f"Take the split out, and one is made by seed; or a copy: {mend}")
         )  # fmt: skip
     return found
 
@@ -325,7 +328,7 @@ def _same_but_for_case(pairs: Sequence[Pair]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _modes(facts: Facts, root: str) -> list[Finding]:
+def _modes(facts: Facts, root: str, mend: str) -> list[Finding]:
     """W109 and W114: what is done to images that are turned, not RGB, or deeper than 8 bits."""
     found = []
     ranges = facts.ranges
@@ -335,7 +338,7 @@ def _modes(facts: Facts, root: str) -> list[Finding]:
             Finding("W114", f"{kind} images hold more than 8 bits (percentiles 0, 1, 50, 99, 100: {bands})",
                     (f"{root} ({facts.modes[kind]} images)",),
                     f"All of them are read with {black:g} black and {white:g} white; the model keeps the rule.",
-                    f"Nothing to do, if that is meant. A copy in 8 bits: {fixing(root)}")
+                    f"Nothing to do, if that is meant. A copy in 8 bits: {mend}")
         )  # fmt: skip
     if facts.turned:
         found.append(

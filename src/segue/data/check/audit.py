@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.data.check import check, domains
 from segue.data.check.facts import Facts
-from segue.data.finding import Finding, argument, merged, option, printable
+from segue.data.finding import Finding, argument, merged, printable, reading
 from segue.data.layouts import layout_of, open_images, open_listing
 from segue.data.listing import Listing
 from segue.data.stored_values import parse_map
@@ -151,15 +151,13 @@ def audit(
     """
     listing = open_any(address, layout)
     listing = listing.extended(parse_map(mapping, listing)) if mapping else listing
+    options = reading(layout, mapping, allow_missing=allow_missing, skip_bad=skip_bad)
     total = len({pair.image for split in listing.splits.values() for pair in split})
     with track(f"check {address}", total) as tick:
         findings, facts = check(
             listing, allow_missing=allow_missing or not listing.classes, skip_bad=skip_bad, sample=None, hashes=True,
-            workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
+            options=options, workers=os.cpu_count() or 1 if workers is None else workers, tick=tick,
         )  # fmt: skip
-    given = {"layout": layout if layout != "auto" else "", "map": mapping}
-    options = "".join(f" {option(name, value)}" for name, value in given.items() if value)
-    options += " --allow-missing" * allow_missing + " --skip-bad" * skip_bad
     return Audit(address, listing.toned(facts.tones), findings, facts, options)
 
 

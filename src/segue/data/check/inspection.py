@@ -15,7 +15,7 @@ from PIL import Image
 
 from segue.data.check.flat_png import flat_histogram, histogram, palette_at_head
 from segue.data.decoder import Decoder, mask_image, unknown_values
-from segue.data.finding import Finding, drawn_elsewhere, fixing
+from segue.data.finding import Finding, drawn_elsewhere
 from segue.data.listing import Pair
 from segue.data.outlines import segment_ids
 from segue.data.packed import content
@@ -75,13 +75,15 @@ class Inspector:
     """Looks at pairs of one set.
 
     Args:
-        root: the set's folder, as written in the commands that mend.
+        root: the set's folder.
+        mend: the command that writes a mended copy.
         decoder: of its masks.
         classes: their names.
         hashes: also take the digest and the look of every image.
     """
 
     root: str
+    mend: str
     decoder: Decoder
     classes: tuple[str, ...]
     hashes: bool = False
@@ -123,7 +125,7 @@ class Inspector:
             if len(seen.values) > MANY_VALUES and self._is_plain(pair):
                 seen.is_smoothed = lies_along_edges(np.asarray(mask_image(pair)), len(self.classes))
         except UNREADABLE as error:
-            seen.findings.append(unreadable(pair.mask, str(error), self.root))
+            seen.findings.append(unreadable(pair.mask, str(error), self.mend))
         return seen
 
     def _is_plain(self, pair: Pair) -> bool:
@@ -149,7 +151,7 @@ class Inspector:
                     seen.digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         except UNREADABLE as error:
             seen.size = None
-            seen.findings.append(unreadable(path, str(error), self.root))
+            seen.findings.append(unreadable(path, str(error), self.mend))
         return seen.size is not None
 
     def _deep(self, seen: Seen) -> None:
@@ -165,7 +167,7 @@ class Inspector:
         )  # fmt: skip
 
     def _fix(self, does: str) -> str:
-        return f"A mended copy {does}: {fixing(self.root)}"
+        return f"A mended copy {does}: {self.mend}"
 
     def _lossless(self, seen: Seen, mask: Image.Image) -> None:
         """E105 for masks in formats that change pixels."""
@@ -331,14 +333,14 @@ def _set_of(path: Path) -> Path:
     return (parents[-1].parent if parents else path.parent).resolve()
 
 
-def unreadable(path: Path, reason: str, root: str) -> Finding:
-    """A file that gives no picture: E110 cut short, E111 no image, E112 too large."""
+def unreadable(path: Path, reason: str, mend: str) -> Finding:
+    """A file that gives no picture: E110 cut short, E111 no image, E112 too large. ``mend`` writes a copy without."""
     size = path.stat().st_size if path.exists() else 0
     lower = reason.lower()
     if "permission denied" in lower:
         return _unreachable(path, "no permission to read the file")
     reason = reason.replace(f"{path} ", "").replace(f"{path}: ", "")
-    without = f"or go on without it: --skip-bad (or a copy: {fixing(root)})"
+    without = f"or go on without it: --skip-bad (or a copy: {mend})"
     if path.suffix.lower() in UNREAD_SUFFIXES:
         return Finding("E111", f"picture is of a kind Segue does not read ({path.suffix})", (str(path),),
                        "What it shows would be missing.", f"Convert it to PNG or JPEG, {without}")  # fmt: skip

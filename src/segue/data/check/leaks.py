@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from segue.data.finding import Finding, fixing
+from segue.data.finding import Finding
 from segue.data.listing import Pair
 from segue.data.sample import Array
 
@@ -15,8 +15,8 @@ FLAT = 6  # a difference hash with fewer set or unset bits says nothing of the p
 VIDEO = 20  # frames with one prefix and consecutive numbers from which on a set is taken to be cut from videos
 
 
-def equal_images(digests: Mapping[str, bytes], split_of: Mapping[str, str], root: str) -> list[Finding]:
-    """W119 across splits and W118 within one: images whose bytes are the same; by path."""
+def equal_images(digests: Mapping[str, bytes], split_of: Mapping[str, str], mend: str) -> list[Finding]:
+    """W119 across splits and W118 within one: images whose bytes are the same; by path. ``mend`` writes a copy."""
     groups: dict[bytes, list[str]] = {}
     for path, digest in digests.items():
         groups.setdefault(digest, []).append(path)
@@ -30,7 +30,7 @@ def equal_images(digests: Mapping[str, bytes], split_of: Mapping[str, str], root
     if across:
         found.append(
             Finding("W119", "the same image is in two splits", tuple(across), "Scores on it say nothing.",
-                    f"A mended copy takes it out of the training split: {fixing(root)}")
+                    f"A mended copy takes it out of the training split: {mend}")
         )  # fmt: skip
     if within:
         found.append(
