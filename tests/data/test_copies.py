@@ -11,6 +11,9 @@ import pytest
 from conftest import draw
 from PIL import Image
 
+from segue.config import Data
+from segue.data.training import open_training
+
 SQUARE = [[8, 8, 30, 8, 30, 30, 8, 30]]
 
 
@@ -88,3 +91,17 @@ def test_conversions_print_commands_that_read_the_set_as_it_was_read(dataset: Pa
     coco = write_coco(tmp_path / "coco", {})
     errors = segue("data", "shard", coco, "--out", tmp_path / "shards", "--layout", "coco_instances")[2]
     assert f"segue data convert {coco} DST --layout coco_instances, and" in errors
+
+
+def test_a_copy_may_lack_the_masks_that_its_set_may_lack(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    (dataset / "labels" / "train_001.png").unlink()
+    Image.fromarray(draw(3)[1]).save(dataset / "labels" / "stray.png")
+    Image.fromarray(draw(2)[1][::2, ::2]).save(dataset / "labels" / "train_002.png")
+    out = tmp_path / "copy"
+    status, output, _ = segue("check", dataset, "--allow-missing", "--fix", out)
+    assert status == 0
+    assert f"segue train {out} --out RUN --allow-missing" in output
+    assert "left out of the copy, masks without an image: " in output and "stray.png (1)" in output
+    assert "10 pairs written" in output and "1 files left out" in output
+    data = open_training(Data(data=str(out), allow_missing=True, unlabeled=("rest",)), seed=0)
+    assert (len(data.labelled), [pair.name for pair in data.unlabelled]) == (5, ["train_001"])

@@ -127,7 +127,7 @@ def check_command(arguments: argparse.Namespace) -> int:
 
         write_page(Path(arguments.html), audits, further)
     if arguments.fix:
-        return fix_command(audits[0], Path(arguments.fix), quiet=quiet)
+        return fix_command(audits[0], Path(arguments.fix), allow_missing=arguments.allow_missing, quiet=quiet)
     return USAGE_EXIT if any(one.stops for one in audits) or any(f.stop for f in further) else 0
 
 
@@ -136,12 +136,12 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
+def fix_command(found: "Audit", out: Path, *, allow_missing: bool, quiet: bool) -> int:
     """``segue check --fix``: writes the mended copy and checks it again."""
     from segue.data.check.audit import audit
     from segue.data.check.mend import fit_instances, mended, reader
     from segue.data.convert import convert
-    from segue.data.finding import argument
+    from segue.data.finding import argument, reading
     from segue.progress import track
 
     if not found.listing.classes:
@@ -151,7 +151,9 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     mend = mended(found.listing, found.findings, found.facts)
     with track("write", count_of(mend.listing), quiet=quiet) as tick:
         written = convert(mend.listing, out, read=reader(mend.listing), fit=fit_instances, tick=tick)
-    again = audit(str(out), layout="folder", mapping="", allow_missing=False, track=lambda *_: track("", 0, quiet=True))
+    again = audit(
+        str(out), layout="folder", mapping="", allow_missing=allow_missing, track=lambda *_: track("", 0, quiet=True)
+    )
     lines = [f"mended: {act}" for act in mend.acts]
     lines += [
         f"left out of the copy, {why}: {', '.join(files[:3])} ({len(files)})" for why, files in mend.dropped.items()
@@ -159,7 +161,8 @@ def fix_command(found: "Audit", out: Path, *, quiet: bool) -> int:
     lines += left_out_lines(out)
     dropped = sum(map(len, mend.dropped.values()))
     lines.append(f"{written['written']} pairs written to {out}, {dropped + written['left_out']} files left out")
-    sound = f"the copy has no fault that stops training: segue train {argument(out)} --out RUN"
+    allowed = reading("auto", "", allow_missing=allow_missing)
+    sound = f"the copy has no fault that stops training: segue train {argument(out)} --out RUN{allowed}"
     lines += again.lines() if again.stops else [sound]
     print("\n".join(lines), file=sys.stderr if quiet else sys.stdout)
     return USAGE_EXIT if again.stops else 0

@@ -37,17 +37,20 @@ class Mended:
 
 
 def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mended:
-    """The set with every fault put right that a rule can mend; see the table of codes in ``docs/data.md``."""
+    """The set with every fault put right that a rule can mend; see the table of codes in ``docs/data.md``.
+
+    Images without a mask stay where they are no fault among the ``findings``.
+    """
     codes = {finding.code for finding in findings}
     acts: list[str] = []
     dropped: dict[str, tuple[str, ...]] = {}
-    splits = {name: tuple(pairs) for name, pairs in listing.splits.items()}
+    splits, stray = {name: tuple(pairs) for name, pairs in listing.splits.items()}, tuple(listing.stray)
     if codes & {"E106", "E107"}:
-        splits, stray = _renamed(splits, listing.stray, acts)
+        splits, stray = _renamed(splits, stray, acts)
         bare = tuple(str(p.image) for split in splits.values() for p in split if p.mask is None)
         splits = {name: tuple(p for p in split if p.mask is not None) for name, split in splits.items()}
         _note(dropped, "images without a mask", bare)
-        _note(dropped, "masks without an image", tuple(map(str, stray)))
+    _note(dropped, "masks without an image", tuple(map(str, stray)))
     bad = {image for image, faults in facts.bad.items() if faults != {"E108"} or not _fits_by_rule(image, splits)}
     _note(dropped, "unreadable, or of a size no rule mends", tuple(map(str, sorted(bad))))
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in splits.items()}
