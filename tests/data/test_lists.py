@@ -224,6 +224,20 @@ def test_lists_of_voc_may_give_paths_and_images_without_an_augmented_mask_have_t
         open_listing(str(tmp_path))
 
 
+def test_names_of_voc_may_hold_spaces(tmp_path: Path) -> None:
+    for name in ("my photo 1", "plain", "other photo"):
+        save(tmp_path / "JPEGImages" / f"{name}.jpg", draw(0)[0])
+        save(tmp_path / "SegmentationClass" / f"{name}.png", draw(0)[1])
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text(
+        "my photo 1\nplain -1\n/JPEGImages/other photo.jpg /SegmentationClass/other photo.png\n"
+    )
+    pairs = open_listing(str(tmp_path)).split("train")
+    assert [(pair.name, pair.mask and pair.mask.stem) for pair in pairs] == [
+        (name, name) for name in ("my photo 1", "plain", "other photo")
+    ]
+
+
 @pytest.mark.parametrize("is_used", [False, True])
 def test_the_heading_of_roboflows_categories_is_a_class_only_where_it_is_used(tmp_path: Path, is_used: bool) -> None:
     square = [[4, 0, 8, 0, 8, 8, 4, 8]]

@@ -2,10 +2,12 @@
 
 Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010. Labels are palette PNGs; 255 is the border
 of objects. Where ``SegmentationClassAug/`` has a mask (10,582 training images), that is used. A line of a list is a
-name, or an image and a mask, as in ``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png``.
+name, which may hold spaces, a name and more, or an image and a mask, as in
+``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png``.
 A class list in the root, such as CVAT's ``labelmap.txt``, takes the place of the 21 classes.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -55,7 +57,7 @@ class Voc:
             years = " and ".join(str(other.relative_to(root)) for other in homes)
             raise DataError(f"{root} holds several sets of VOC, {years}; name one: {homes[-1]}")
         for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
-            names = [check_path(_name(line.split()[0]), str(path)) for line in lines_of(path)]
+            names = [check_path(_name(line, home), str(path)) for line in lines_of(path)]
             splits[path.stem] = tuple(_pair(home, name, path) for name in names)
         listing = Listing(
             root=root,
@@ -75,10 +77,13 @@ def _homes(root: Path) -> list[Path]:
     return [home for home in (root, *years) if (home / "ImageSets" / "Segmentation").is_dir()]
 
 
-def _name(word: str) -> str:
-    """The name of an image, where its path may be given."""
-    path = re.fullmatch(r"/?JPEGImages/(.+)\.jpg", word)
-    return path[1] if path else word
+def _name(line: str, home: Path) -> str:
+    """The name of the image that a line is about: of the path it begins with, or all of it, or else its first word."""
+    path = re.match(r"/?JPEGImages/(.+?)\.jpg(?:\s|$)", line)
+    if path:
+        return path[1]
+    first = line.split(maxsplit=1)[0]
+    return line if first != line and os.path.isfile(home / "JPEGImages" / f"{line}.jpg") else first
 
 
 def _pair(home: Path, name: str, origin: Path) -> Pair:
