@@ -14,6 +14,7 @@ from PIL import Image
 
 from segue.config import Data
 from segue.data.decoder import mask_image
+from segue.data.layouts import open_listing
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
 from segue.data.listing import Listing
 from segue.data.sample import IGNORE, ORIENTATION
@@ -264,6 +265,25 @@ def test_labelme_takes_order_from_labels_txt_and_splits_from_folders(tmp_path: P
     assert listing.classes == ("background", "dog", "cat")
     assert {split: len(pairs) for split, pairs in listing.splits.items()} == {"train": 2, "val": 1}
     np.testing.assert_array_equal(maps(listing)["val/a"], expected((2, slice(2, 10), slice(2, 10))))
+
+
+@pytest.mark.parametrize("folder", ["images/train", "a/b/c/d"])
+def test_labelme_is_found_in_folders_of_folders(tmp_path: Path, folder: str) -> None:
+    photo(tmp_path / "another" / "bare.jpg")
+    labelme(tmp_path, [shape("cat", box(2, 2, 9, 9))], f"{folder}/a")
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ncat\n")
+    listing = open_listing(str(tmp_path))
+    assert (listing.layout, listing.classes) == ("labelme", ("background", "cat"))
+    np.testing.assert_array_equal(maps(listing)[f"{folder}/a"], expected((1, slice(2, 10), slice(2, 10))))
+
+
+def test_json_elsewhere_than_beside_a_picture_is_no_labelme(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "train" / "a.jpg")
+    for name in ("other/a.json", ".hidden/a.json", "images/train/b.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    photo(tmp_path / ".hidden" / "a.jpg")
+    assert not LabelMe.matches(tmp_path)
 
 
 def test_labelme_takes_folders_in_capitals_for_splits_and_never_merges_them(tmp_path: Path) -> None:

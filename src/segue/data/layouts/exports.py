@@ -14,6 +14,7 @@ import base64
 import importlib
 import io
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,12 +85,17 @@ class LabelMe:
 
     @staticmethod
     def matches(root: Path) -> bool:
-        """Whether a JSON file in ``root``, or in a folder of it, has the name of a picture beside it."""
-        if has_class_list(root):
-            return False
-        files = [*root.glob("*.*"), *root.glob("*/*.*")]
-        pictures = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-        return any(path.suffix == ".json" and path.with_suffix("") in pictures for path in files)
+        """Whether a JSON file in ``root``, or in a folder below it that is no set, has the name of a picture beside."""
+        for place, below, names in os.walk(root):
+            if has_class_list(Path(place)):
+                below.clear()
+                continue
+            below[:] = [name for name in below if not name.startswith(".")]
+            labelled = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+            beside = (os.path.splitext(name) for name in names) if labelled else ()
+            if any(stem in labelled and suffix.lower() in IMAGE_SUFFIXES for stem, suffix in beside):
+                return True
+        return False
 
     @staticmethod
     def read(root: Path) -> Listing:
