@@ -290,6 +290,18 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(shards: Path) -> None:
         pair.image.read_bytes()
 
 
+def test_a_packed_file_of_a_relative_path_is_read_by_its_absolute_one(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    image = open_listing(shards.name).split("train")[0].image
+    whole, content = image.absolute(), image.read_bytes()
+    monkeypatch.chdir("/")
+    assert str(whole) == str(shards.parent / image)
+    assert whole.read_bytes() == content
+    assert pickle.loads(pickle.dumps(whole)).read_bytes() == content
+
+
 def test_a_packed_file_is_a_path_that_can_be_sent_to_a_process(shards: Path) -> None:
     image = open_listing(str(shards)).splits["train"][0].image
     again = pickle.loads(pickle.dumps(image))

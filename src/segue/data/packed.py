@@ -87,6 +87,10 @@ class Packed(type(Path())):  # type: ignore[misc]  # the class of this system's 
         """The same place by the shard's real path."""
         return self.shard.resolve(strict) / self.member
 
+    def absolute(self) -> "Packed":
+        """The same file, by the shard's absolute path."""
+        return Packed.at(self.shard.absolute(), self.member, self.offset, self.size)
+
     def read_bytes(self) -> bytes:
         """The content.
 
