@@ -178,6 +178,21 @@ def test_void_of_a_deep_scene_is_black_as_in_a_picture_of_it(tmp_path: Path, nod
     assert not shown[:, :10].any() and shown[:, 10:].any()
 
 
+def test_pixels_that_are_no_number_get_no_class_where_another_value_is_declared_void(tmp_path: Path) -> None:
+    values = picture(40, 40)[:1].astype(np.float32)
+    values[:, :10], values[:, 20, 20] = -9999, np.nan
+    knowing = untrained()
+    knowing.spec = replace(knowing.spec, tones=(("F", 20.0, 200.0),))
+    write_geotiff(tmp_path / "a.tif", values, nodata=-9999)
+    (failed,) = write_predictions(knowing, find_images([str(tmp_path / "a.tif")]), tmp_path / "out").failed.values()
+    assert "E113" in failed and "no number" in failed
+    values[:, 20, 20] = -9999
+    write_geotiff(tmp_path / "a.tif", values, nodata=-9999)
+    assert write_predictions(knowing, find_images([str(tmp_path / "a.tif")]), tmp_path / "out").written == 1
+    with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1) == 255, values[0] == -9999)
+
+
 def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 9000), np.uint8)
     path, grid = write_geotiff(tmp_path / "strips.tif", pixels, compress="deflate"), Grid(128, 0)

@@ -78,10 +78,8 @@ class Pixels:
             return 255 - found if self.is_negative else found
         if source.nodata is not None:
             found[:, holds(found, source.nodata).all(0)] = self.range[0]  # void, and left out of what is written
-        unknown = ~np.isfinite(found)
-        if unknown.any() and source.nodata is None:
+        if not np.isfinite(found).all():
             raise DataError(f"E113 {source.name} holds pixels that are no number (NaN or infinite); export it again")
-        found[unknown] = self.range[0]
         return in_eight_bit(found, *self.range)
 
 
