@@ -16,6 +16,7 @@ from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
 from segue.data.layouts.voc import voc_color
 from segue.data.sample import IGNORE
+from segue.data.unlabelled import open_image_set
 from segue.errors import DataError
 
 
@@ -236,6 +237,23 @@ def test_a_mask_of_the_other_kind_is_named_and_not_read_by_its_red_channel(tmp_p
     assert [(f.code, f.stop) for f in findings if "b.png" in " ".join(f.where)][:1] == [("E101", True)]
     with pytest.raises(DataError, match=r"b\.png"):
         masks_of(tmp_path, "train")
+
+
+def test_images_beside_a_folder_called_images_count_unless_it_is_a_set(tmp_path: Path) -> None:
+    root = tmp_path / "ph"
+    for name in ("images/c", "images/deep/d"):
+        photo(root / f"{name}.png")
+    assert [pair.name for pair in open_images(str(root))] == ["c", "deep/d"]
+    for name in ("a", "more/b"):
+        photo(root / f"{name}.png")
+    every = ["a", "images/c", "images/deep/d", "more/b"]
+    assert [pair.name for pair in open_images(str(root))] == every
+    assert [pair.name for pair in open_image_set(str(root)).images] == every
+    (root / "labels").mkdir()
+    assert [pair.name for pair in open_images(str(root))] == ["c", "deep/d"]
+    (root / "labels").rmdir()
+    (root / "classes.txt").write_text("a\nb\n")
+    assert [pair.name for pair in open_images(str(root))] == ["c", "deep/d"]
 
 
 def test_masks_are_no_images_in_sets_that_lie_as_they_were_published(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segue.data.check import check
 from segue.data.finding import Finding
-from segue.data.layouts import LAYOUTS, layout_of, open_images, split_address
+from segue.data.layouts import LAYOUTS, is_plain, layout_of, open_images, split_address
 from segue.data.listing import Listing, Pair, toned
 from segue.errors import DataError
 
@@ -97,7 +97,7 @@ def apart_from_held_out(address: str, pairs: tuple[Pair, ...]) -> tuple[tuple[Pa
     """
     root, split = split_address(address)
     layout = layout_of(root)
-    if split is not None or layout is None:
+    if split is not None or layout is None or is_plain(root):
         return pairs, 0
     splits = LAYOUTS[layout].read(root).splits
     there = [name for name in HELD_OUT if splits.get(name)]

@@ -17,7 +17,7 @@ from segue.data.layouts.coco_instances import CocoInstances
 from segue.data.layouts.coco_panoptic import CocoPanoptic
 from segue.data.layouts.dsb2018 import Dsb2018
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
-from segue.data.layouts.folder import CLASS_LISTS, Folder
+from segue.data.layouts.folder import CLASS_LISTS, MASK_FOLDERS, Folder, has_class_list
 from segue.data.layouts.gta5 import Gta5
 from segue.data.layouts.mapillary import Mapillary
 from segue.data.layouts.shards import Shards, all_images
@@ -137,8 +137,17 @@ def layout_of(root: Path) -> str | None:
     return next((name for name, layout in LAYOUTS.items() if layout.matches(root)), None)
 
 
+def is_plain(root: Path) -> bool:
+    """Whether nothing in a folder speaks for a labelled set, a folder called ``images`` aside."""
+    if any((root / name).is_dir() for name in (*MASK_FOLDERS, "instances", "splits")) or has_class_list(root):
+        return False
+    return layout_of(root) in (None, "folder")
+
+
 def open_images(address: str) -> tuple[Pair, ...]:
     """An unlabelled set: every image of a plain folder, or of a data set's split; masks are left alone.
+
+    Of a labelled set they are those in ``images/`` where there is such a folder; a plain folder has others beside it.
 
     Raises:
         DataError: the folder is missing or holds no image.
@@ -151,10 +160,13 @@ def open_images(address: str) -> tuple[Pair, ...]:
     if Shards.matches(root):
         return all_images(root)
     folder = root / "images" if (root / "images").is_dir() else root
-    found = images_in(folder)
     if folder == root:
         is_mask = _mask_test(root)
-        found = {name: path for name, path in found.items() if not is_mask(path)}
+        found = {name: path for name, path in images_in(root).items() if not is_mask(path)}
+    else:
+        every = images_in(root) if is_plain(root) else {}
+        are_beside = any(not path.is_relative_to(folder) for path in every.values())
+        found = every if are_beside else images_in(folder)
     if not found:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return tuple(Pair(name, path) for name, path in found.items())
