@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CLASSES, COLORS, draw, write_set
+from panoptic_sets import write_objects
 from PIL import Image
 
 from segue.data.check import check
@@ -15,6 +17,7 @@ from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_images, open_listing
 from segue.data.layouts.voc import voc_color
+from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE
 from segue.data.unlabelled import open_image_set
 from segue.errors import DataError
@@ -237,6 +240,22 @@ def test_a_mask_of_the_other_kind_is_named_and_not_read_by_its_red_channel(tmp_p
     assert [(f.code, f.stop) for f in findings if "b.png" in " ".join(f.where)][:1] == [("E101", True)]
     with pytest.raises(DataError, match=r"b\.png"):
         masks_of(tmp_path, "train")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".PNG"])
+def test_numbers_of_objects_are_found_under_every_suffix_of_an_image(tmp_path: Path, segue: Any, suffix: str) -> None:
+    root = write_objects(tmp_path / "set")
+    before = open_listing(str(root))
+    expected = [Annotation(before).read(pair).ids for pair in before.split("train")]
+    for path in sorted((root / "instances").iterdir())[1:]:
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    listing = open_listing(str(root))
+    for pair, ids in zip(listing.split("train"), expected, strict=True):
+        np.testing.assert_array_equal(Annotation(listing).read(pair).ids, ids)
+    assert segue("data", "convert", root, tmp_path / "copy")[0] == 0
+    assert len(list((tmp_path / "copy" / "instances").iterdir())) == 8
 
 
 def test_images_beside_a_folder_called_images_count_unless_it_is_a_set(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Pair:
         outlines: ``mask`` is an annotation file that gives these objects; class 0 is all that they leave free.
         is_wide: ``mask`` is a PNG of three 16-bit channels, the first of which holds class ids.
         tones: how ``image`` becomes 8-bit, where it is deeper.
-        instances: the file that numbers its objects, where it lies elsewhere than the layout says.
+        instances: the file that numbers its objects, where it is called otherwise than the layout says.
         labelled_at: (width, height) of the picture that ``outlines`` were drawn on, where the annotation file says it.
     """
 

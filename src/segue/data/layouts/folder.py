@@ -1,6 +1,6 @@
 """The canonical folder, and any folder with ``images/``, ``labels/`` and a class list.
 
-    images/NAME.{jpg,png,tif}   labels/NAME.png   [instances/NAME.png]
+    images/NAME.{jpg,png,tif}   labels/NAME.{png,tif}   [instances/NAME.{png,tif}]
     dataset.json                {"classes": [...], "colors": [[r, g, b], ...], "things": [...], "ignore": 255,
                                  "splits": {"train": [NAME, ...], ...}}
     or classes.txt              one class a line: ``name``, or ``name r g b`` where masks are coloured
@@ -12,6 +12,7 @@ capitals and with a year behind them too.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,12 @@ class Folder:
         classes, colors = _classes(root, described, next(iter(masks.values()), None))
         things = _things(root, described, len(classes))
         ids = identity(len(classes))
-        if not folder.is_dir() and (root / "instances").is_dir() and (len(classes), things) == (2, (1,)):
-            masks = images_in(root / "instances", faults)  # one kind of thing on a background: an id is a class
+        numbered = images_in(root / "instances", faults) if (root / "instances").is_dir() else {}
+        if not folder.is_dir() and numbered and (len(classes), things) == (2, (1,)):
+            masks = numbered  # one kind of thing on a background: an id is a class
             ids = {0: 0, **{i: 1 for i in range(1, 1 << 16)}}
         pairs, stray = pair_up(images, masks)
+        pairs = _numbered(pairs, numbered)
         if described.get("ignore") not in (None, IGNORE):
             raise DataError(f"{root / 'dataset.json'}: ignore is {described['ignore']!r}; Segue's is {IGNORE}")
         by_color = _is_colored(masks)
@@ -81,6 +84,12 @@ class Folder:
             things=things,
             faults=tuple(faults),
         )
+
+
+def _numbered(pairs: tuple[Pair, ...], numbered: Mapping[str, Path]) -> tuple[Pair, ...]:
+    """The pairs with the files that number their objects, where these are called otherwise than ``NAME.png``."""
+    others = {name: path for name, path in numbered.items() if path.suffix != ".png"}
+    return tuple(replace(pair, instances=others.get(pair.name)) for pair in pairs) if others else pairs
 
 
 def has_class_list(root: Path) -> bool:
