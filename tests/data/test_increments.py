@@ -82,6 +82,16 @@ def test_the_command_writes_them_and_reads_a_plan(segue: Segue, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_the_printed_option_for_a_set_that_numbers_no_objects_can_be_pasted(segue: Segue, tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set", instances=False)
+    command = ("data", "increments", root, tmp_path / "out", "--classes", "2-1")
+    status, _, errors = segue(*command)
+    assert status == 2
+    printed = errors.partition("instances, or ")[2].partition(" to take")[0].split()
+    status, _, errors = segue(*command, *printed)
+    assert status == 0, errors
+
+
 def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> None:
     root, bad = write_objects(tmp_path / "set"), tmp_path / "bad.json"
     bad.write_text(json.dumps({"protocol": "overlap", "increments": [["ground"], ["wheel"]], "images": [[], []]}))

@@ -152,7 +152,7 @@ def test_a_set_that_tells_no_objects_apart_says_what_to_do(segue: Segue, tmp_pat
     status, _, errors = trained(segue, data, tmp_path / "run")
     assert status == 2
     assert "p0000.png does not tell objects apart" in errors
-    assert "--by_region true" in errors
+    assert "or --by-region to take" in errors
     assert not (tmp_path / "run").exists()
     status, _, errors = trained(segue, data, tmp_path / "run", by_region="true")
     assert status == 0, errors

@@ -208,15 +208,17 @@ def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> N
 
 def test_a_scene_in_one_huge_tile_is_refused_before_it_is_read(segue: Segue, source: Path, tmp_path: Path) -> None:
     huge = {"tiled": True, "blockxsize": 9_600, "blockysize": 9_600, "interleave": "pixel", "sparse_ok": True}
+    (tmp_path / "my scenes").mkdir()
     write_geotiff(tmp_path / "small.tif", picture(32, 32))
     with rasterio.open(tmp_path / "small.tif") as small:
         profile = {**small.profile, **huge, "width": 9_400, "height": 9_400}
-    with rasterio.open(tmp_path / "a.tif", "w", **profile):
+    path = tmp_path / "my scenes" / "a.tif"
+    with rasterio.open(path, "w", **profile):
         pass
-    status, _, errors = segue("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out")
+    status, _, errors = segue("predict", source, path, "--out", tmp_path / "out")
     assert (status, errors.count("\n")) == (2, 1)
     assert "stored in tiles of 9600 x 9600 pixels" in errors
-    assert "TILED=YES" in errors
+    assert f"gdal_translate -co TILED=YES -co COMPRESS=DEFLATE '{path}' tiled.tif" in errors
 
 
 @pytest.mark.parametrize(

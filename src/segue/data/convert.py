@@ -90,8 +90,12 @@ def convert(
         _finish(listing, out, names, {file: message for file, (_, message) in left_out.items()})
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error}); the same command starts anew") from None
-    counts = {"found": len(names) + len(left_out), "written": len(names), "left_out": len(left_out)}
-    return {**counts, **Counter(reason for reason, _ in left_out.values())}
+    return _counts(len(names), [reason for reason, _ in left_out.values()])
+
+
+def _counts(written: int, reasons: Sequence[str]) -> dict[str, int]:
+    """How many files were found, written and left out, and these by their ``reasons``."""
+    return {"found": written + len(reasons), "written": written, "left_out": len(reasons), **Counter(reasons)}
 
 
 def _reader(listing: Listing) -> Callable[[Pair], Array]:

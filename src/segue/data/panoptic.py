@@ -98,7 +98,7 @@ class Annotation:
         if not self.by_region:
             raise DataError(
                 f"{pair.mask} does not tell objects apart and there is no "
-                f"{self.listing.root / 'instances' / f'{pair.name}.png'}; give instances, or --by_region true "
+                f"{self.listing.root / 'instances' / f'{pair.name}.png'}; give instances, or --by-region "
                 "to take connected regions as objects (outlines: segue data convert writes instances/)"
             )
         return classes, regions(classes, self.listing.things), ()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import TiffImagePlugin
 
+from segue.data.finding import argument
 from segue.data.sample import IGNORE, UNREADABLE, Array, Color, Tones, in_eight_bit, kind_of
 from segue.data.tones import holds
 from segue.disk import naming_a_full_disk
@@ -118,7 +119,7 @@ def open_scene(path: Path, grid: Grid) -> Iterator[Any]:
         if rows * columns * source.count > LARGEST_BLOCK:
             raise DataError(
                 f"{path} is stored in tiles of {columns} x {rows} pixels, which would fill the memory; write it in "
-                f"small ones: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {path.name} tiled.tif"
+                f"small ones: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {argument(path)} tiled.tif"
             )
         if columns >= source.width:  # a row of tiles comes back to each strip, once a tile
             kept = CACHE + (grid.tile + 2 * rows) * source.width * source.count
