@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from conftest import CLASSES, TINY, untrained
 from torch import Tensor
 
 from segue import verbs
 from segue.config import build
 from segue.data.training import open_training
-from segue.engine import Run
+from segue.data.transforms import ColorJitter
+from segue.engine import Run, cosine
 from segue.errors import DataError, UsageError
 from segue.methods.pixel_contrast import (
     CONTRASTS,
     Config,
+    _views,
     bags,
     class_thresholds,
+    fine_tune,
     labels_at,
     pseudo_label,
     refuse,
@@ -139,7 +142,16 @@ def test_pseudo_labels_by_hand() -> None:
     assert found.tolist() == [[255, 0, 255, 1]]
 
 
-def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("second_round", "stages"),
+    [
+        ("finetune", {"contrast": 2, "finetune": 2, "finetune_pseudo": 4}),
+        ("contrast", {"contrast": 2, "finetune": 2, "contrast_pseudo": 2, "finetune_pseudo": 2}),
+    ],
+)
+def test_the_whole_path_with_pseudo_labels(
+    dataset: Path, tmp_path: Path, second_round: str, stages: dict[str, int]
+) -> None:
     values = {
         **TINY,
         "data": str(dataset),
@@ -148,6 +160,8 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
         "threshold": 0.0,
         "evaluate_every": 1,
         "contrast_share": 0.5,
+        "first_round": 0.5,
+        "second_round": second_round,
     }
     config = build(Config, values)
     run = Run(tmp_path / "run", quiet=True)
@@ -157,16 +171,53 @@ def test_the_whole_path_with_pseudo_labels(dataset: Path, tmp_path: Path) -> Non
     last = {
         stage: max(line["step"] for line in lines if line["stage"] == stage) for stage in {x["stage"] for x in lines}
     }
-    assert last == {"contrast": 2, "finetune": 2, "contrast_pseudo": 2, "finetune_pseudo": 2}  # 8 steps in all
+    assert last == stages  # 8 steps in all
     assert any("val/miou" in line for line in lines)
     ledger = json.loads((run.out / "pseudo_labels.json").read_text())
     assert len(ledger["images"]) == len(data.unlabelled) == 3
     assert set(ledger["classes"]) == set(CLASSES)
     assert sum(row["kept"] for row in ledger["classes"].values()) == 3 * 48 * 48  # a threshold of 0 keeps all
-    for name in ("embeddings_before", "embeddings_after", "embeddings_after_pseudo"):
+    shown = ["embeddings_before", *(f"embeddings_after{s.removeprefix('contrast')}" for s in stages if "contrast" in s)]
+    assert sorted(path.stem for path in run.out.glob("embeddings*")) == sorted(shown)
+    for name in shown:
         with np.load(run.out / f"{name}.npz") as kept:
             assert kept["features"].shape == (len(kept["labels"]), 16)
             assert set(kept["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_where_fine_tuning_goes_on_the_classifier_is_kept(dataset: Path, tmp_path: Path) -> None:
+    config = build(Config, {**TINY, "data": str(dataset), "finetune_lr": 0.0, "weight_decay": 0.0})
+    data = open_training(config.data, seed=0)
+    network = untrained()
+    before = network.head.weight.detach().clone()
+    for stage, begun in (("a", 1), ("b", 0)):
+        run = Run(tmp_path / stage, quiet=True)
+        run.open()
+        sets = [(data.labelled, data.decoder, None)]
+        fine_tune(network, sets, config, run, data, 1, stage, begun=begun, total=2)
+        assert torch.equal(network.head.weight, before) == bool(begun)
+
+
+def test_both_rounds_of_fine_tuning_have_one_schedule(dataset: Path, tmp_path: Path) -> None:
+    values = {**TINY, "data": str(dataset), "labels": "3", "unlabeled": ("rest",), "threshold": 0.0, "steps": 10}
+    config = build(Config, {**values, "first_round": 0.6, "contrast_share": 0.34})
+    run = Run(tmp_path / "run", quiet=True)
+    train(config, run, open_training(config.data, seed=0))
+    rates = [line["lr"] for line in run.read_log() if line["stage"].startswith("finetune") and "lr" in line]
+    whole = [config.finetune_lr * cosine(8)(step) for step in range(8)]  # 2 of 10 steps are contrast
+    assert rates == pytest.approx(whole)
+
+
+def test_pseudo_labelled_pictures_alone_come_in_other_colours(dataset: Path) -> None:
+    config = build(Config, {**TINY, "data": str(dataset)})
+    data = open_training(config.data, seed=0)
+    sets = [(data.labelled[:2], data.decoder, None), (data.labelled[2:], data.decoder, None)]
+    views = _views(sets, config, pseudo_jitter=ColorJitter(gray=1.0))
+    labelled = {pair.name for pair in data.labelled[:2]}
+    for i in range(len(views)):  # type: ignore[arg-type]
+        sample = views[i]
+        is_grey = torch.equal(sample["image"][0], sample["image"][1])
+        assert is_grey == (sample["name"] not in labelled)
 
 
 def test_embeddings_are_of_the_middle_of_large_pictures_and_made_once(
@@ -239,8 +290,12 @@ def test_its_control_takes_the_learning_rate_and_weight_decay_that_were_given() 
 
 
 @pytest.mark.parametrize(
-    "given", [{"first_round": 0.4}, {"threshold": 0.9}, {"background_threshold": 0.9}, {"thresholds": "disc:0.9"}]
-)
+    "given",
+    [
+        {"first_round": 0.4}, {"second_round": "contrast"}, {"threshold": 0.9}, {"background_threshold": 0.9},
+        {"thresholds": "disc:0.9"},
+    ],
+)  # fmt: skip
 def test_settings_of_pseudo_labels_are_refused_where_no_image_gets_any(given: dict[str, Any], tmp_path: Path) -> None:
     (name,) = given
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: there are no images"):

@@ -11,13 +11,15 @@ the class y_p. N is the number of labelled pixels, N_c of those of class c, t th
     (5)  y^_p    =  argmax_c P_c(p)  where  P_c(p) >= T_c,  ignored elsewhere
 
 Contrast (1) first, then fine-tuning of the whole network (4). With unlabelled images the network so trained labels them
-by (5), and both stages run again on labelled and pseudo-labelled images together.
+by (5), and a second round learns from labelled and pseudo-labelled images together.
 
 Departs from the paper: a step of either stage passes ``batch`` crops through the network, so contrast takes half as
 many crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N
 matrix. ``negatives others`` takes the authors' released form, whose denominator holds one positive and the negatives
-only. Images on which (5) keeps nothing are left out of the second round, and labelled images are repeated in it:
-drawn as they come, 18 of 367, rare classes of which no pseudo-label is kept would be unlearnt.
+only. In the second round fine-tuning goes on under the same schedule, with pseudo-labelled images in other colours:
+with both stages again and a new classifier, as in the paper (``second_round contrast``), a run of 800 steps lost 10
+points. Images on which (5) keeps nothing are left out of it, and labelled images are repeated: drawn as they come, 18
+of 367, rare classes of which no pseudo-label is kept would be unlearnt.
 """
 
 import json
@@ -41,7 +43,7 @@ from segue.data.images import Middle, RandomViews, Whole
 from segue.data.listing import Pair, identity
 from segue.data.sample import IGNORE, Array, write_label_map
 from segue.data.training import TrainingData
-from segue.data.transforms import SIMCLR, ColorJitter
+from segue.data.transforms import PLAIN, SIMCLR, ColorJitter
 from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first
 from segue.errors import DataError, UsageError
@@ -75,8 +77,9 @@ class Config:
 
     Args:
         steps: optimiser steps of all stages together.
-        contrast_share: share of each round's steps spent on contrast, in (0, 1).
+        contrast_share: share of a round's steps spent on contrast, in (0, 1).
         first_round: share of the steps before pseudo-labels are made, in (0, 1); with unlabelled images only.
+        second_round: ``finetune`` goes on with fine-tuning, ``contrast`` runs both stages again, as the paper does.
         contrast_lr: peak learning rate of contrast; 0 takes the paper's 0.1 for an encoder of random weights, and 0.02
             for one of given weights, whose features 0.1 destroys.
         finetune_lr: peak learning rate of fine-tuning; 0.007 in the paper, over 50,000 steps and more.
@@ -98,7 +101,8 @@ class Config:
     views: Views = field(default_factory=Views)
     steps: int = 600
     contrast_share: float = 0.25
-    first_round: float = 0.5
+    first_round: float = 0.6
+    second_round: Literal["finetune", "contrast"] = "finetune"
     contrast_lr: float = 0.0
     finetune_lr: float = 0.03
     weight_decay: float = 4e-5
@@ -283,6 +287,18 @@ def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, r
     return tuple(pair for pair in labelled if pair.mask is not None and pair.mask.name in kept_images)
 
 
+def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
+    """Steps of contrast and of fine-tuning in each round."""
+    first = round(config.steps * config.first_round) if has_unlabelled else config.steps
+    contrasts = round(first * config.contrast_share)
+    rounds = [(contrasts, first - contrasts)]
+    if has_unlabelled:
+        rest = config.steps - first
+        contrasts = 0 if config.second_round == "finetune" else round(rest * config.contrast_share)
+        rounds.append((contrasts, rest - contrasts))
+    return rounds
+
+
 def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
     torch.manual_seed(run.seed)
@@ -291,19 +307,21 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = Middle(Whole(data.val or data.labelled, data.decoder))
     run.keep("embeddings_before", lambda: pixel_embeddings(network, probes, seed=run.seed))
-    first = round(config.steps * config.first_round)
-    rounds = [first, config.steps - first] if data.unlabelled else [config.steps]
+    goes_on, rounds = config.second_round == "finetune", rounds_of(config, bool(data.unlabelled))
     sets: list[Labels] = [(data.labelled, data.decoder, data.paste)]
-    for number, steps in enumerate(rounds):
+    for number, (contrasts, tunings) in enumerate(rounds):
         suffix = "" if number == 0 else "_pseudo"
         if number:
             pseudo = label_images(network, data.unlabelled, thresholds, run)
             if not pseudo:
                 run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
             sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False), None))
-        contrast(network, sets, config, run, round(steps * config.contrast_share), f"contrast{suffix}")
-        run.keep(f"embeddings_after{suffix}", lambda: pixel_embeddings(network, probes, seed=run.seed))
-        fine_tune(network, sets, config, run, data, steps - round(steps * config.contrast_share), f"finetune{suffix}")
+        if not (number and goes_on):
+            contrast(network, sets, config, run, contrasts, f"contrast{suffix}")
+            run.keep(f"embeddings_after{suffix}", lambda: pixel_embeddings(network, probes, seed=run.seed))
+        begun = sum(steps for _, steps in rounds[:number]) if goes_on else 0
+        total = sum(steps for _, steps in rounds) if goes_on else tunings
+        fine_tune(network, sets, config, run, data, tunings, f"finetune{suffix}", begun=begun, total=total)
     return network
 
 
@@ -313,7 +331,7 @@ def refuse(config: Config) -> None:
     Raises:
         UsageError: the first such field.
     """
-    for name in ("first_round", "threshold", "background_threshold", "thresholds"):
+    for name in ("first_round", "second_round", "threshold", "background_threshold", "thresholds"):
         if not config.data.unlabeled and getattr(config, name) != getattr(Config, name):
             option = name.replace("_", "-")
             raise UsageError(f"--{option}: there are no images to give pseudo-labels to; name them: --unlabeled FOLDER")
@@ -323,11 +341,16 @@ Labels = tuple[tuple[Pair, ...], Decoder, CopyPaste | None]
 Sets = Sequence[Labels]
 
 
-def _views(sets: Sets, config: Config, second: ColorJitter | None) -> Dataset[Any]:
+def _views(
+    sets: Sets, config: Config, *, second: ColorJitter | None = None, pseudo_jitter: ColorJitter = PLAIN
+) -> Dataset[Any]:
     """Training views; labelled images are repeated until they are drawn about as often as pseudo-labelled ones."""
     crop, scale = config.views.crop, config.views.scale
-    parts = [RandomViews(pairs, decoder, crop, scale, second=second, paste=paste) for pairs, decoder, paste in sets]
-    labelled, pseudo = parts[0], parts[1:]
+    jitters = (PLAIN, pseudo_jitter)
+    labelled, *pseudo = (
+        RandomViews(pairs, decoder, crop, scale, jitter=jitter, second=second, paste=paste)
+        for (pairs, decoder, paste), jitter in zip(sets, jitters, strict=False)
+    )
     return ConcatDataset([*[labelled] * max(1, round(sum(map(len, pseudo)) / len(labelled))), *pseudo])
 
 
@@ -338,7 +361,7 @@ def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: in
     weights = [*network.encoder.parameters(), *network.decoder.parameters(), *method.projection.parameters()]
     lr = config.contrast_lr or (0.02 if network.is_pretrained else 0.1)
     optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
-    views = _views(sets, config, SIMCLR.scaled(config.distortion))
+    views = _views(sets, config, second=SIMCLR.scaled(config.distortion))
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return endless(views, config.views.batch // 2, seed=mix(run.seed, stage), start=start, workers=run.workers)
@@ -350,23 +373,27 @@ def contrast(network: Segmenter, sets: Sets, config: Config, run: Run, steps: in
 
 
 def fine_tune(
-    network: Segmenter, sets: Sets, config: Config, run: Run, data: TrainingData, steps: int, stage: str
-) -> None:
-    """Eq. 4 on the whole network, with a new classifier."""
+    network: Segmenter, sets: Sets, config: Config, run: Run, data: TrainingData, steps: int, stage: str,
+    *, begun: int, total: int,
+) -> None:  # fmt: skip
+    """Eq. 4 on the whole network: ``steps`` of ``total``, with a new classifier where none were ``begun`` before."""
     torch.manual_seed(mix(run.seed, stage))
-    network.head.reset_parameters()
+    if not begun:
+        network.head.reset_parameters()
     method = FineTune(network, class_weights(data) if config.balance == "auto" else None)
     optimizer = torch.optim.SGD(
         network.parameters(), config.finetune_lr, momentum=0.9, weight_decay=config.weight_decay, fused=True
     )
-    views, val = _views(sets, config, None), Whole(data.val, data.decoder)
+    # Labels of its own say little to a network that sees the same again.
+    jitter = SIMCLR.scaled(config.distortion) if begun else PLAIN
+    views, val = _views(sets, config, pseudo_jitter=jitter), Whole(data.val, data.decoder)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return endless(views, config.views.batch, seed=mix(run.seed, stage), start=start, workers=run.workers)
 
     fit(
         method, batches, run=run, optimizer=optimizer, steps=steps, stage=stage,
-        schedule=cosine(steps), accumulate=config.views.accumulate,
+        schedule=lambda step: cosine(total)(begun + step), accumulate=config.views.accumulate,
         evaluate=(lambda: semantic(network, val, data.classes)) if config.evaluate_every else None,
         evaluate_every=config.evaluate_every,
     )  # fmt: skip
