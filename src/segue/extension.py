@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segue.config import Data
+from segue.data.decoder import Decoder
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
 from segue.data.panoptic import Annotation, images_with
@@ -74,6 +75,7 @@ class Extension:
         """What goes into ``run.json`` and the report."""
         told = self.training.account()
         dropped = dict(self.training.dropped)
+        sets = [((*self.labelled, *self.training.val), self.known), *([self.keep] if self.keep else [])]
         if len(self.labelled) < len(self.training.labelled):
             dropped[WITHOUT] = len(self.training.labelled) - len(self.labelled)
         return {
@@ -81,6 +83,7 @@ class Extension:
             "classes": [*self.base.spec.classes, *self.classes],
             "labelled": len(self.labelled),
             "labelled_names": [pair.name for pair in self.labelled],
+            "meaning": [Decoder.of(of.listing).meaning(pairs, of.listing.things) for pairs, of in sets],
             "dropped": dropped,
             "model": self.source,
             "old_validation": len(self.keep[0]) if self.keep else 0,

@@ -1,5 +1,7 @@
 """From what a label map stores to class ids. No torch here: the check of a data set starts without it."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -57,6 +59,23 @@ class Decoder:
             mapped.table = np.where(self.table < 0, self.table, table[self.table])
             mapped.below = {raw: int(table[index]) for raw, index in self.below.items()}
         return mapped
+
+    def meaning(self, pairs: Sequence[Pair], things: Sequence[int] = ()) -> str:
+        """A sha256 that changes where a label of ``pairs`` comes to stand for another class.
+
+        Args:
+            pairs: whose masks it decodes; the segments of panoptic ones are told apart in a file of their own.
+            things: ids of the countable classes, where objects are learnt.
+        """
+        keys = self.keys if self.by_color else np.flatnonzero(self.table != UNKNOWN)
+        known = [*zip(keys.tolist(), (self.order if self.by_color else self.table[keys]).tolist(), strict=True)]
+        known += [] if self.by_color else sorted(self.below.items())
+        digest = hashlib.sha256(json.dumps([self.by_color, known, sorted(things)]).encode())
+        for pair in pairs:
+            if pair.segments is not None:
+                segments = [(segment.id, segment.label, segment.is_crowd) for segment in pair.segments]
+                digest.update(json.dumps([pair.name, segments]).encode())
+        return digest.hexdigest()
 
     def __call__(self, stored: Array) -> Array:
         """Class ids int16 (H, W); `UNKNOWN` where the stored value belongs to no class."""

@@ -75,6 +75,7 @@ class TrainingData:
             "dropped": self.dropped,
             "labelled_names": [pair.name for pair in self.labelled],
             "validation_names": [pair.name for pair in self.val],
+            "meaning": [self.decoder.meaning((*self.labelled, *self.val), self.listing.things * self.by_object)],
             "warnings": [str(finding) for finding in self.warnings],
             "validation_at": dict(self.validation_at),
         }

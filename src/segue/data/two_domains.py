@@ -110,6 +110,10 @@ class DomainData:
             "dropped": self.dropped,
             "labelled_names": [pair.name for pair in self.labelled()],
             "validation_names": [pair.name for pair in self.val],
+            "meaning": [
+                *(source.decoder.meaning(source.pairs) for source in self.sources),
+                *([self.decoder.meaning(self.val)] if self.val else []),
+            ],
             "warnings": [str(finding) for finding in self.warnings],
             "notes": list(self.notes),
             "tones": [list(rule) for rule in self.listing.tones],

@@ -81,16 +81,21 @@ def refuse_changed(out: Path, described: bytes, root: object) -> None:
         root: the data, for the message.
 
     Raises:
-        UsageError: an image, a mask, a list or the classes have changed.
+        UsageError: an image, a mask, a list, the classes or what labels mean have changed.
     """
     before, now = run_data(str(out)), json.loads(described)["data"]
     if not before.get("fingerprint"):
         return
+    has_changed = {name: value != now.get(name) for name, value in before.items()}  # earlier versions noted less
     what = ""
-    if before["fingerprint"] != now["fingerprint"]:
+    if has_changed["fingerprint"]:
         what = f"images, masks or lists of {root} have changed"
+    elif has_changed.get("labelled_names") or has_changed.get("validation_names"):
+        what = f"which images of {root} are trained on and which are validated on has changed"
     elif before.get("classes") != now.get("classes"):
         what = f"the classes of {root} were {', '.join(map(str, before.get('classes', ())))}, and have changed"
+    elif has_changed.get("meaning"):
+        what = f"which class a label of {root} stands for has changed, by a class list, its colours or a class map,"
     if what:
         raise UsageError(
             f"--out {out} holds a run on other data: {what} since it began; bring them back, or name another folder"

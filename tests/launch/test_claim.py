@@ -1,0 +1,83 @@
+"""Whose a run folder is: what must be the same for a run to go on in it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, COLORS, options, write_set
+from PIL import Image
+
+Segue = Callable[..., tuple[int, str, str]]
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A set with coloured masks, a class list and lists of its splits."""
+    root = write_set(tmp_path / "listed")
+    described = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").unlink()
+    for path in (root / "labels").iterdir():
+        with Image.open(path) as image:
+            Image.fromarray(np.array(COLORS, np.uint8)[np.array(image)]).save(path)
+    write_classes(root, COLORS)
+    (root / "splits").mkdir()
+    for split, names in described["splits"].items():
+        (root / "splits" / f"{split}.txt").write_text("\n".join(names))
+    return root
+
+
+def write_classes(root: Path, colors: tuple[tuple[int, ...], ...]) -> None:
+    rows = zip(CLASSES, colors, strict=True)
+    (root / "classes.txt").write_text("\n".join(f"{name} {' '.join(map(str, color))}" for name, color in rows))
+
+
+def test_a_run_goes_on_only_where_labels_mean_and_teach_what_they_did(
+    segue: Segue, listed: Path, tmp_path: Path
+) -> None:
+    words = ("train", listed, "--out", tmp_path / "run", "--method", "supervised", *CPU, *options(steps=1))
+    status, _, errors = segue(*words)
+    assert status == 0, errors
+    assert segue(*words)[0] == 0
+
+    write_classes(listed, (COLORS[0], COLORS[2], COLORS[1]))
+    status, _, errors = segue(*words)
+    assert (status, f"which class a label of {listed} stands for has changed" in errors) == (2, True)
+    write_classes(listed, COLORS)
+
+    lists = [listed / "splits" / f"{split}.txt" for split in ("train", "val")]
+    train, val = ([path.read_text().splitlines(), path] for path in lists)
+    lists[0].write_text("\n".join(train[0][:-1]))
+    lists[1].write_text("\n".join([train[0][-1], *val[0]]))  # the same images and masks in the same order
+    status, _, errors = segue(*words)
+    assert (status, "trained on and which are validated on has changed" in errors) == (2, True)
+    for names, path in (train, val):
+        path.write_text("\n".join(names))
+    assert segue(*words)[0] == 0
+
+    record = tmp_path / "run" / "run.json"
+    known = json.loads(record.read_text())
+    del known["data"]["meaning"], known["data"]["validation_names"]
+    record.write_text(json.dumps(known))  # as earlier versions wrote it
+    assert segue(*words)[0] == 0
+
+
+def test_an_adaptation_goes_on_only_with_the_same_class_map(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    other, maps = tmp_path / "other", tmp_path / "maps.yaml"
+    shutil.copytree(dataset, other)
+    for path in (other / "images").iterdir():
+        with Image.open(path) as image:
+            Image.fromarray(255 - np.array(image)).save(path)
+    maps.write_text("".join(f"{name}: {name}\n" for name in CLASSES))
+    words = ("adapt", "--source", dataset, "--target", f"{other}:train", "--out", tmp_path / "run", *CPU,
+             *options(passes=1, map=maps, steps=1, looks=1))  # fmt: skip
+    status, _, errors = segue(*words)
+    assert status == 0, errors
+    maps.write_text("".join(f"{a}: {b}\n" for a, b in zip(CLASSES, (CLASSES[0], *CLASSES[:0:-1]), strict=True)))
+    status, _, errors = segue(*words)
+    assert (status, "stands for has changed" in errors) == (2, True)
+    maps.write_text("# the same\n" + "".join(f"{name}: {name}\n" for name in CLASSES))
+    assert segue(*words)[0] == 0
