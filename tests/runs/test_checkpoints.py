@@ -152,11 +152,12 @@ def work_without_steps(folder: Path) -> None:
         time.sleep(60)
 
 
-def test_a_signal_outside_steps_ends_with_75_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_steps_ends_with_75_too(tmp_path: Path, number: int) -> None:
     child = Child(work_without_steps, tmp_path)
     while not (tmp_path / "began").exists():
         time.sleep(0.01)
-    child.signal(signal.SIGTERM)
+    child.signal(number)
     assert child.status() == 75
 
 

@@ -13,7 +13,7 @@ from segue.cli import data, inspecting, learning, serving, shipping, using
 from segue.cli.parsing import FAILED_EXIT, STOPPED_EXIT, USAGE_EXIT, Parser
 from segue.config import did_you_mean
 from segue.errors import DataError, UsageError
-from segue.processes.signals import stoppable
+from segue.processes.signals import Preempted, stoppable
 
 __all__ = ["main", "parser"]
 
@@ -76,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = ADVICE.get(known.command, "free some, or take --device cpu")
         print(f"error: the GPU's memory is full ({str(error).splitlines()[0]}): {told}", file=sys.stderr)  # noqa: T201
         return FAILED_EXIT
-    except KeyboardInterrupt:  # of commands that end at once; see RESUMED
+    except Preempted as stop:
+        if stop.told:
+            print(stop.told, file=sys.stderr)  # noqa: T201
+        raise
+    except KeyboardInterrupt:  # of commands that begin anew; see RESUMED
         print("stopped", file=sys.stderr)  # noqa: T201
         return STOPPED_EXIT
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -14,10 +14,15 @@ ECHO = 2.0  # seconds
 
 
 class Preempted(SystemExit):
-    """A signal asked the run to stop; its checkpoint is on disk and the same command goes on from there."""
+    """A signal asked the run to stop; its checkpoint is on disk and the same command goes on from there.
 
-    def __init__(self) -> None:
+    Args:
+        told: what is still to be said of it.
+    """
+
+    def __init__(self, told: str = "") -> None:
         super().__init__(PREEMPTED)
+        self.told = told
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -60,19 +65,21 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM ends the block with `Preempted`, wherever it is; `Signals` in it still lets a step come to its end.
+    """SIGTERM and SIGINT end the block with `Preempted`, wherever it is; `Signals` in it still lets a step come to its
+    end.
 
     For work of which nothing is lost but what was not written yet.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted
+        raise Preempted("stopped by a signal; the same command goes on")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
