@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from segue.errors import UsageError
 
 ROOM = 1 << 20  # bytes; a disk with less is full for all that Segue writes
+HALF = re.compile(r"\.partial\..+|\..+\.\d+\.partial")  # names that `whole` and `write_atomically` write under
 PATIENCE = 10.0  # seconds; the data workers of a process that was killed notice it within 5
 
 
@@ -54,6 +56,11 @@ def _locked(lock: int, folder: Path) -> None:
                     f"another segue command is writing to {folder}; wait for its end, or name another folder"
                 ) from None
         time.sleep(0.1)
+
+
+def held(folder: Path) -> list[Path]:
+    """What a folder holds, but for files that a kill left before they took their names."""
+    return [path for path in folder.iterdir() if not HALF.fullmatch(path.name)]
 
 
 @contextlib.contextmanager

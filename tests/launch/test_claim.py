@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, COLORS, options, write_set
+from conftest import CLASSES, COLORS, options, write_model, write_set
 from PIL import Image
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -81,3 +81,22 @@ def test_an_adaptation_goes_on_only_with_the_same_class_map(segue: Segue, datase
     assert (status, "stands for has changed" in errors) == (2, True)
     maps.write_text("# the same\n" + "".join(f"{name}: {name}\n" for name in CLASSES))
     assert segue(*words)[0] == 0
+
+
+def test_what_a_kill_left_of_a_file_is_no_other_content(segue: Segue, dataset: Path, tmp_path: Path) -> None:
+    """Between a file's opening and its renaming there is its content under another name."""
+    folders = {name: tmp_path / name for name in ("train", "seeds", "predict", "mine")}
+    fields = ("--method", "supervised", *CPU, *options(steps=1))
+    words = {
+        "train": ("train", dataset, *fields),
+        "seeds": ("train", dataset, "--seeds", 2, *fields),
+        "predict": ("predict", write_model(tmp_path / "model"), dataset / "images"),
+        "mine": ("train", dataset, *fields),
+    }
+    for name, left in (("train", "run.json"), ("seeds", "seeds.json"), ("predict", "predict.json")):
+        folders[name].mkdir()
+        (folders[name] / f".{left}.4711.partial").write_text("{")
+    folders["mine"].mkdir()
+    (folders["mine"] / ".thesis.partial").write_text("years")
+    found = {name: segue(*words[name], "--out", folder) for name, folder in folders.items()}
+    assert {name: status for name, (status, _, _) in found.items()} == {"train": 0, "seeds": 0, "predict": 0, "mine": 2}

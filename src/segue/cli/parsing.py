@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from segue.disk import held
 from segue.errors import UsageError
 
 FAILED_EXIT = 1  # training did not converge, or the disk is full
@@ -91,6 +92,6 @@ def empty_folder(name: str) -> Path:
         UsageError: it holds something.
     """
     out = Path(name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or held(out)):
         raise UsageError(f"--out {out} is not an empty folder; name another")
     return out

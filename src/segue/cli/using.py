@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segue.cli.parsing import USAGE_EXIT, Command, empty_folder, refuse_idle, whole_number
-from segue.disk import alone_in, write_atomically
+from segue.disk import alone_in, held, write_atomically
 from segue.errors import UsageError
 from segue.text import percent
 
@@ -191,7 +191,7 @@ def claim(
         differing = [name for name in identity if known.get(name) != identity[name]]
         if differing:
             raise UsageError(f"--out {out} holds predictions of other settings ({', '.join(differing)}); name another")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or held(out)):
         raise UsageError(f"--out {out} is not an empty folder; name another")
     before: dict[str, list[object]] = {}
     if pictures.is_file():

@@ -13,6 +13,7 @@ import yaml
 
 import segue
 from segue.data.fingerprint import fingerprint
+from segue.disk import held
 from segue.errors import UsageError
 from segue.records import run_data
 
@@ -38,7 +39,7 @@ def claim_folder(out: Path, identity: dict[str, Any], anyhow: Sequence[str] = ()
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or not held(out):
         return
     record = out / "run.json"
     if not record.is_file():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from segue.disk import held
 from segue.errors import UsageError
 from segue.processes.ranks import only_first
 from segue.processes.surroundings import Surroundings
@@ -27,7 +28,7 @@ def with_seeds(run: Callable[[Path, Surroundings], Path], out: Path, around: Sur
     if seeds == 1:
         return run(out, around)
     own = ("seed_", "seeds.")
-    if out.exists() and (not out.is_dir() or any(not path.name.startswith(own) for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(own) for path in held(out))):
         raise UsageError(f"--out {out} is not empty and holds no runs of several seeds; name another folder")
     folders = [
         run(out / f"seed_{seed}", replace(around, seed=seed)) for seed in range(around.seed, around.seed + seeds)
