@@ -340,6 +340,28 @@ def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) ->
     assert read_ledger(path) == {"/a": "redraw", "/c": "reject"}
 
 
+def test_a_last_line_without_its_newline_counts_if_it_is_a_decision_and_else_is_left_as_it_is(tmp_path: Path) -> None:
+    from segue.data.ledger import append
+
+    path = tmp_path / "ledger"
+    path.write_text('{"image": "/a", "decision": "accept"}\n{"decision": "reject", "image": "/b"}')
+    assert read_ledger(path) == {"/a": "accept", "/b": "reject"}
+    append(path, {"image": "/c", "decision": "redraw"})
+    assert read_ledger(path) == {"/a": "accept", "/b": "reject", "/c": "redraw"}
+    for other in ("what I must not forget", '["notes"]', '{"decision": "rej', '{"image": "/a"}', "7"):
+        path.write_text(other)
+        with pytest.raises(DataError, match="ledger:1 is no decision"):
+            read_ledger(path)
+        with pytest.raises(DataError, match="ledger:1 is no decision"):
+            append(path, {"image": "/c", "decision": "redraw"})
+        assert path.read_text() == other
+    for cut in ("", "{", '{"ima', '{"image": "/a", "decision": "acc', '{"image": "/a", "decision": "accept"'):
+        path.write_text(cut)
+        assert read_ledger(path) == {}
+        append(path, {"image": "/c", "decision": "redraw"})
+        assert read_ledger(path) == {"/c": "redraw"}
+
+
 @pytest.mark.parametrize("line", ["no", "[]", '{"image": "/a"}', '{"image": "/a", "decision": "maybe"}'])
 def test_a_ledger_that_holds_something_else_is_named_with_its_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "ledger").write_text(f'{{"image": "/a", "decision": "accept"}}\n{line}\n')

@@ -144,6 +144,7 @@ class Review:
 
         Raises:
             OSError: it does not fit there; it is not taken.
+            DataError: the ledger holds something else by now; it is not taken.
         """
         image = str(self.items[number].pair.image.resolve())
         line = {"image": image, "decision": decision, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -200,6 +201,8 @@ def add_review(app: Any, review: Review) -> None:
         except OSError as error:
             told = f"the decision is not kept ({error}); make room for {review.ledger.name} and try again"
             return JSONResponse({"error": told}, 507)
+        except DataError as error:
+            return JSONResponse({"error": printable(str(error))}, 409)
         return JSONResponse({"item": item, "decision": decision})
 
     for path, give in (("", items), ("/progress", progress), ("/thumbnail", thumbnail), ("/picture", picture)):
