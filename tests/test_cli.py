@@ -190,6 +190,14 @@ WRONG: list[tuple[list[object], str]] = [
     (["check", "SET", "--maps", "OUT"], "--maps does nothing without --source and --target;"),
     (["data", "get", "camvidd", "--out", "OUT"], "camvid"),
     (["demo", "--sceed", "1"], "--sceed"),
+    (["extend", "BASE", "--new", "SET", "--out", "OUT", "--model", "OTHER"], "--model is given twice"),
+    (["compress", "T", "--data", "SET", "--out", "OUT", "--teacher=U"], "the command itself says T; leave --teacher"),
+    (["compress", "T", "--data", "SET", "--out", "OUT", "--budget", "3h", "--minutes", "1"], "itself says 180"),
+    (["compress", "T", "--data", "SET", "--out", "OUT", "--device", "cpu:2threads", "--threads", "1"], "itself says 2"),
+    *(
+        (["data", "increments", "SET", "OUT", "--plan", "GONE", *further], f"--plan says what {further[0]} would")
+        for further in (["--classes", "8-3"], ["--order", "1"], ["--protocol", "overlap"])
+    ),
 ]
 
 

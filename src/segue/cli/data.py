@@ -46,7 +46,9 @@ def _data_commands(data: Parser) -> None:
     increments.add_argument("out", metavar="DST", help="an empty or new folder")
     increments.add_argument("--classes", default="", metavar="B-I", help="B classes first, then I in each increment")
     increments.add_argument("--order", default="", metavar="SEED", help="shuffle the classes; as they are if absent")
-    increments.add_argument("--protocol", default="overlap", help="which images an increment has: overlap, disjoint")
+    increments.add_argument(
+        "--protocol", default="", help="which images an increment has: overlap (if absent), disjoint"
+    )
     increments.add_argument("--plan", default="", metavar="FILE", help="a plan written before, in place of these three")
     increments.add_argument("--by_region", "--by-region", action="store_true", help="connected regions are objects")
     increments.add_argument("--layout", default="auto", help="how the set lies on disk")
@@ -244,6 +246,9 @@ def increments_command(arguments: argparse.Namespace) -> int:
     from segue.data.panoptic import Annotation
     from segue.progress import track
 
+    for option in ("classes", "order", "protocol"):
+        if arguments.plan and getattr(arguments, option):
+            raise UsageError(f"segue data increments: --plan says what --{option} would; leave one of them out")
     listing = open_listing(arguments.source, arguments.layout)
     annotation = Annotation(listing, arguments.by_region)
     if arguments.plan:
@@ -255,7 +260,13 @@ def increments_command(arguments: argparse.Namespace) -> int:
             raise UsageError(f"segue data increments: --order {arguments.order}: give a whole number")
         with track("read", sum(map(len, listing.splits.values())), quiet=False) as tick:
             plan = plan_increments(
-                listing, annotation, base=base, more=more, order=order, protocol=arguments.protocol, tick=tick
+                listing,
+                annotation,
+                base=base,
+                more=more,
+                order=order,
+                protocol=arguments.protocol or "overlap",
+                tick=tick,
             )
     with track("write", sum(map(len, plan.images)), quiet=False) as tick:
         folders = write_increments(listing, annotation, plan, Path(arguments.out), tick=tick)

@@ -103,7 +103,19 @@ def _add_extend(command: Command) -> None:
 
 
 def field_options(arguments: argparse.Namespace, *own: str) -> list[str]:
-    """Options that set a method's fields: the command's own, then what was given; ``--help`` lists the fields."""
+    """Options that set a method's fields: the command's own, then what was given; ``--help`` lists the fields.
+
+    Raises:
+        UsageError: a field that the command has set is given by its name too.
+    """
+    values = {name: value for name, _, value in (option.partition("=") for option in own)}
+    for word in arguments.rest:
+        option = f"--{word.partition('=')[0][2:].replace('-', '_')}" if word.startswith("--") else ""
+        if option in values and not arguments.fields:
+            raise UsageError(
+                f"{arguments.parser.prog}: {option} is given twice, the command itself says {values[option]}; "
+                f"leave {option} out"
+            )
     file = [f"--config={arguments.config}"] if arguments.config else []
     return ["--help"] if arguments.fields else [*file, *own, *arguments.rest]
 
