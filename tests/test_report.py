@@ -153,6 +153,15 @@ def test_headline_states_both_arms_their_difference_and_the_images(compared: Pat
     assert "(30.6 %)" in text
     assert "better on 2 and worse on 0 of 2" in text  # the third has no score
     assert "one run cannot tell whether the difference is larger than that noise" in text
+    assert "Repeat it with several seeds (--seeds 3, into another folder)" in text
+
+
+def test_seeds_are_advised_as_the_command_has_them(compared: Path) -> None:
+    record = json.loads((compared / "run.json").read_text())
+    record["identity"] |= {"verb": "compress", "method": "compact_search"}
+    (compared / "run.json").write_text(json.dumps(record))
+    text = page_of(compared).text
+    assert ("--finalist-seeds 3" in text, "--seeds 3" in text) == (True, False)
 
 
 @pytest.mark.parametrize(("baseline", "words"), [(CONFUSION, "as much as plain"), ([[80, 0, 0], [0, 20, 0], [0, 0, 0]],
