@@ -11,11 +11,11 @@ from rich.console import Console
 from segue.data import synthetic
 from segue.data.finding import argument
 from segue.data.layouts import open_listing
-from segue.disk import write_atomically
+from segue.disk import held, write_atomically
 from segue.errors import UsageError
 from segue.prediction.pictures import Outputs, write_predictions
 from segue.processes.surroundings import Surroundings, refuse_several
-from segue.records import BASELINE
+from segue.records import BASELINE, expecting, read_json
 from segue.using import evaluate
 from segue.verbs import config_from, run_training
 from segue.weights import load_model
@@ -23,6 +23,7 @@ from segue.weights import load_model
 LABELLED, UNLABELLED, VALIDATION, TEST = 20, 150, 30, 60
 SIZE = (128, 192)
 STEPS = 400
+RECORD = "demo.json"  # of which seed the scenes are
 SHOWN = 8  # test scenes that are predicted for looking at
 
 
@@ -39,6 +40,7 @@ def run_demo(out: Path, around: Surroundings, *, steps: int = STEPS) -> dict[str
     """
     refuse_several("demo", "start it without torchrun")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    _refuse_other(out, {"seed": around.seed, "steps": steps})
     if (out / "scores.json").is_file():
         console.print(f"finished before: {out} (name another --out to run it again)", markup=False)
         return _tell(out, console)
@@ -63,6 +65,26 @@ def run_demo(out: Path, around: Surroundings, *, steps: int = STEPS) -> dict[str
     return _tell(out, console)
 
 
+def _refuse_other(out: Path, here: dict[str, int]) -> None:
+    """Refuses a demo whose scenes or trainings are others than those of ``here``.
+
+    Raises:
+        UsageError: ``out`` holds one; the message says what differs.
+    """
+    there: dict[str, Any] = {}
+    if (out / "run" / "run.json").is_file():
+        path = out / "run" / "run.json"
+        with expecting(path, "the record of a run"):
+            identity = read_json(path, "the record of a run")["identity"]
+            there = {"seed": identity["seed"], "steps": identity["config"]["steps"]}
+    elif (out / RECORD).is_file():
+        there = read_json(out / RECORD, "the record of a demo")
+    others = {name: there.get(name, value) for name, value in here.items() if there.get(name, value) != value}
+    differs = [f"{name}: {value} there, {here[name]} here" for name, value in others.items()]
+    if differs:
+        raise UsageError(f"--out {out} holds another demo ({', '.join(differs)}); name another folder")
+
+
 def draw_scenes(out: Path, seed: int) -> Path:
     """The scenes on disk, drawn unless they are there.
 
@@ -72,8 +94,10 @@ def draw_scenes(out: Path, seed: int) -> Path:
     data = out / "data"
     if (data / "dataset.json").is_file():
         return data
-    if out.exists() and any(path.name != ".data.partial" for path in out.iterdir()):
+    if out.exists() and any(path.name not in (".data.partial", RECORD) for path in held(out)):
         raise UsageError(f"--out {out} is not empty and holds no demo; name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / RECORD, json.dumps({"seed": seed}).encode())
     partial = out / ".data.partial"
     shutil.rmtree(partial, ignore_errors=True)
     synthetic.write(partial, train=LABELLED, val=VALIDATION, test=TEST, unlabelled=UNLABELLED, size=SIZE, seed=seed)
