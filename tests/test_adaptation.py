@@ -13,8 +13,10 @@ from PIL import Image
 
 import segue as library
 from segue.adaptation import curve, darkened, decide, keep_source_only
+from segue.cli.learning import report_decision
 from segue.report import model_of
 from segue.report.arm import Arm
+from segue.report.comparison import read_entries
 from segue.weights import load_model
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -78,6 +80,23 @@ def test_keeping_source_only_twice_or_after_a_cut_changes_nothing(tmp_path: Path
         assert (tmp_path / "model" / "weights").read_text() == "plain"
         assert (tmp_path / "rejected" / "weights").read_text() == "adapted"
         assert (tmp_path / "baseline" / "model" / "weights").read_text() == "plain"
+
+
+def test_scores_of_a_rejected_model_are_told_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [tmp_path / name for name in ("harmed", "sound")]
+    for run in runs:
+        for folder, method, miou in ((run, "mean_teacher", 0.25), (run / "baseline", "source_only", 0.75)):
+            folder.mkdir()
+            found = {"method": method, "scores": {"miou": miou}}
+            (folder / "evaluation.json").write_text(json.dumps(found))
+            (folder / "run.json").write_text("{}")
+        (run / "decision.json").write_text(json.dumps({"release": run.name == "sound"}))
+    (runs[0] / "rejected").mkdir()
+    shown = [(entry.arm.title, entry.arm.score("miou")) for entry in read_entries([str(run) for run in runs])]
+    assert shown == [("source_only", 0.75), ("mean_teacher", 0.25)]
+    assert [report_decision(run, as_json=True) for run in runs] == [3, 0]
+    told = [json.loads(line)["scores"]["miou"] for line in capsys.readouterr().out.splitlines()]
+    assert told == [0.75, 0.25]
 
 
 def test_curves_leave_out_what_was_not_measured() -> None:
@@ -150,6 +169,7 @@ def test_a_harmful_pair_leaves_the_source_only_model(segue: Segue, dataset: Path
     assert status == 3, errors
     found = json.loads(output)
     assert (found["release"], found["kept"]) == (False, "source_only")
+    assert found["scores"] == json.loads((out / "baseline" / "evaluation.json").read_text())["scores"]
     assert "NEGATIVE TRANSFER, not for release" in errors
     page = (out / "report.html").read_text()
     assert '<p class="headline warn">NEGATIVE TRANSFER, not for release' in page

@@ -113,12 +113,18 @@ def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> N
     write_run(root / "odd", [], 0.5, identity=["x"])
     (root / "odd" / "log.jsonl").write_text("[]\n")
     write_run(tmp_path / "elsewhere", [], 0.5)
+    write_run(root / "harmed", [], 0.25)
+    (root / "harmed" / "rejected").mkdir()
+    (root / "harmed" / "baseline").mkdir()
+    plain = {"method": "source_only", "scores": {"miou": 0.75}}
+    (root / "harmed" / "baseline" / "evaluation.json").write_text(json.dumps(plain))
     (root / "link").symlink_to(tmp_path / "elsewhere")
     with live(Served(made(0), "m", runs=RunList(root))) as server:
         found = {row["name"]: row for row in server.json("/runs")["runs"]}  # type: ignore[attr-defined]
-        assert set(found) == {"a", "a/baseline", "deep/b", "torn", "odd"}
+        assert set(found) == {"a", "a/baseline", "deep/b", "harmed", "torn", "odd"}
         assert [found[name]["at"] for name in ("a", "a/baseline", "deep/b")] == ["two 2000", "one 7", "one 1"]
         assert (found["a"]["score"], found["a"]["scores"]) == (["miou", 0.5], {"miou": 0.5})
+        assert (found["harmed"]["method"], found["harmed"]["score"]) == ("source_only", ["miou", 0.75])
         assert [found[name]["is_finished"] for name in ("a", "deep/b")] == [True, False]
         assert "is damaged" in found["torn"]["fault"]
         assert "no sound run" in found["odd"]["fault"]
@@ -129,11 +135,11 @@ def test_runs_are_read_by_number_and_damaged_ones_are_named(tmp_path: Path) -> N
         assert (len(second) <= POINTS + 1, second[0], second[-1]) == (True, [4, 1.0], [2003, 1 / 2000])
         status, content = server.ask(f"/runs/curves?run={found['odd']['run']}")
         assert (status, b"damaged" in content) == (404, True)
-        for run in ("-1", "5", "..", "/etc", "0/../..", ""):
+        for run in ("-1", "6", "..", "/etc", "0/../..", ""):
             assert server.ask(f"/runs/curves?run={run}")[0] in (404, 422), run
         write_run(root / "c", [], 0.25)
         numbers = {row["name"]: row["run"] for row in server.json("/runs")["runs"]}  # type: ignore[attr-defined]
-        assert numbers == {**{name: row["run"] for name, row in found.items()}, "c": 5}
+        assert numbers == {**{name: row["run"] for name, row in found.items()}, "c": 6}
 
 
 def test_runs_are_listed_once_when_several_ask_at_the_same_time(tmp_path: Path) -> None:

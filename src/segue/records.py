@@ -56,6 +56,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         return found
 
 
+def kept_part(run: Path) -> Path:
+    """The folder of the training whose model is the run's: the plain one's where the run's own was rejected."""
+    return run / BASELINE if (run / REJECTED).is_dir() else run
+
+
 def record_of(source: str) -> Path | None:
     """The ``run.json`` of the run that a folder is, or that the model in it is a part of; None where there is none."""
     folder = Path(source).absolute()

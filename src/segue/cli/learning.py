@@ -199,14 +199,16 @@ def adapt_command(arguments: argparse.Namespace) -> int:
 
 
 def report_decision(out: Path, *, as_json: bool) -> int:
-    """The exit status that ``decision.json`` asks for; prints the result as JSON on demand."""
+    """The exit status that ``decision.json`` asks for; prints it with the kept model's scores as JSON on demand."""
     from segue.processes.ranks import rank_and_world
+    from segue.records import kept_part
 
     if rank_and_world()[0]:
         return 0  # the first process decides, and may still be measuring
     decision = json.loads((out / "decision.json").read_text(encoding="utf-8"))
     if as_json:
-        scores = json.loads((out / "evaluation.json").read_text(encoding="utf-8")).get("scores")
+        kept = kept_part(out) / "evaluation.json"
+        scores = json.loads(kept.read_text(encoding="utf-8")).get("scores")
         print(json.dumps({"run": str(out), "model": str(out / "model"), "scores": scores, **decision}))  # noqa: T201
     return GATE_EXIT if decision["release"] is False else 0
 

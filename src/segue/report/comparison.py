@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.errors import DataError
-from segue.records import expecting
+from segue.records import expecting, kept_part
 from segue.report.arm import Arm, run_file
 from segue.report.plots import lines
 from segue.text import page
@@ -20,7 +20,7 @@ class Entry:
 
     Args:
         name: its folder, as it was named.
-        arm: what was trained.
+        arm: what was trained; the plain training where the run's own model was rejected.
         record: its run.json.
     """
 
@@ -39,7 +39,7 @@ def read_entries(runs: Sequence[str]) -> list[Entry]:
         raise DataError("segue compare needs two runs or more")
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise DataError("a run is named twice")
-    return [Entry(run, Arm.read("method", Path(run)), run_file(Path(run) / "run.json")) for run in runs]
+    return [Entry(run, Arm.read("method", kept_part(Path(run))), run_file(Path(run) / "run.json")) for run in runs]
 
 
 def differing(entries: Sequence[Entry]) -> list[tuple[str, list[str]]]:

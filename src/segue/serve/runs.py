@@ -13,7 +13,7 @@ from typing import Any
 
 from segue.data.finding import printable
 from segue.errors import DataError
-from segue.records import BASELINE, record_of
+from segue.records import BASELINE, kept_part, record_of
 from segue.report.arm import Arm, run_file
 from segue.runs.folder import Run
 
@@ -78,7 +78,7 @@ class RunList:
             record = run_file(record_of(str(path)) or path / "run.json")
             row |= _described(record)
             if (path / "evaluation.json").is_file():
-                row |= _measured(run_file(path / "evaluation.json"))
+                row |= _measured(run_file(kept_part(path) / "evaluation.json"))
             row["is_finished"] = row["is_finished"] or (path / "model" / "model.yaml").is_file()
             row["at"] = _last(path / "log.jsonl")
         except (DataError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
