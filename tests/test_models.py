@@ -293,6 +293,19 @@ def test_weights_to_start_from_that_are_damaged_are_named(tmp_path: Path, damage
         encoder_weights(str(folder), "test_efficientnet")
 
 
+@pytest.mark.parametrize(("name", "value"), [("encoder", None), ("mean", None), ("std", "white"), ("mean", [])])
+def test_a_description_to_start_from_that_lacks_something_is_named(tmp_path: Path, name: str, value: object) -> None:
+    spec = SegmenterSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), decoder_channels=16)
+    folder = save_model(Segmenter(spec), tmp_path / "model", method="supervised", metrics={})
+    described = yaml.safe_load((folder / "model.yaml").read_text())
+    described["spec"].pop(name)
+    described["spec"] |= {} if value is None else {name: value}
+    (folder / "model.yaml").write_text(yaml.safe_dump(described))
+    with pytest.raises(DataError, match=r"model\.yaml is damaged or not the description of a model"):
+        encoder_weights(str(folder), "test_efficientnet")
+        start_statistics(str(folder), "test_efficientnet", 3)
+
+
 def test_a_hub_name_that_is_none_is_one_line() -> None:
     with pytest.raises(DataError, match="hf:a/b/c cannot be had"):
         load_model("hf:a/b/c")

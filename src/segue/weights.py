@@ -29,7 +29,7 @@ from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.heads import LinearProbe
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, of_bands
-from segue.records import MISREAD, read_yaml
+from segue.records import MISREAD, expecting, read_yaml
 
 FORMAT = 1
 Model = Segmenter | LinearProbe | CompactSegmenter  # semantic: logits for every pixel
@@ -235,8 +235,10 @@ def encoder_weights(init: str, encoder: str) -> tuple[dict[str, Tensor] | None, 
     if init.startswith("hf:") or Path(init).is_dir():
         path = model_folder(init) / "model.safetensors"
         described = describe(init)
-        if described["spec"]["encoder"] != encoder:
-            raise DataError(f"{init} has the encoder {described['spec']['encoder']}; give --encoder the same")
+        with expecting(model_folder(init) / "model.yaml", "the description of a model"):
+            own = described["spec"]["encoder"]
+        if own != encoder:
+            raise DataError(f"{init} has the encoder {own}; give --encoder the same")
         prefix = {"compact": "encoder.", "linear_probe": "segmenter.encoder.model."}.get(
             described["kind"], "encoder.model."
         )
@@ -255,11 +257,13 @@ def start_statistics(init: str, encoder: str, bands: int) -> tuple[tuple[float, 
         bands: of the input.
 
     Raises:
-        DataError: timm knows no weights of that tag.
+        DataError: timm knows no weights of that tag, or the model does not say.
     """
     if init.startswith("hf:") or (init not in ("auto", "random") and Path(init).is_dir()):
         spec = describe(init)["spec"]
-        return of_bands(spec["mean"], bands), of_bands(spec["std"], bands)
+        with expecting(model_folder(init) / "model.yaml", "the description of a model"):
+            mean, std = (of_bands([float(value) for value in spec[name]], bands) for name in ("mean", "std"))
+        return mean, std
     published = _published(init, encoder)
     try:
         return encoder_statistics(published, bands)
