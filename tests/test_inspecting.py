@@ -172,6 +172,8 @@ def test_the_best_value_stands_out_and_a_small_calibration_error_is_best() -> No
     assert best("ece", [0.1, None, 0.3]) == 0
     assert best("miou", [0.1, 0.1]) is None
     assert best("miou", [None, 0.1]) is None
+    assert best("miou", [0.3, 0.1, 0.3]) is None
+    assert best("ece", [0.1, 0.3, 0.1]) is None
 
 
 def test_doctor_names_versions_extras_and_what_to_do(

@@ -28,6 +28,7 @@ from segue.errors import DataError
 from segue.evaluation import measure
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.report import Arm, class_rows, confusion_table, separation, write_report
+from segue.report.plots import lines, points_of
 from segue.runs.folder import Run
 from segue.runs.sections import write_headline, write_section
 from segue.text import count, duration, percent, points
@@ -487,6 +488,14 @@ def test_a_headline_takes_the_place_of_the_usual_one(tmp_path: Path) -> None:
     assert "The target is worse off." in page.words
     assert "nothing can be said of its accuracy" not in page.words
     assert 'class="headline warn"' in page.raw
+
+
+def test_every_name_stands_in_the_legend_of_a_plot() -> None:
+    names = ("_road", "road", "<i>", "$x$")
+    curves = lines("step", "%", {**{name: [[1, i], [2, i]] for i, name in enumerate(names)}, "_empty": []})
+    groups = points_of("ms", "%", {name: [[i + 1, i]] for i, name in enumerate(names)})
+    for drawn in (curves, groups):
+        assert [name for name in names if f">{html.escape(name)}</text>" not in drawn] == []
 
 
 def test_an_unknown_block_is_refused(tmp_path: Path) -> None:

@@ -78,9 +78,11 @@ def score_rows(entries: Sequence[Entry]) -> list[tuple[str, list[float | None]]]
 def best(name: str, values: Sequence[float | None]) -> int | None:
     """Which run has the best value; None where none stands out."""
     known = [(value, i) for i, value in enumerate(values) if value is not None]
-    if len({value for value, _ in known}) < 2:
+    if len(known) < 2:
         return None
-    return (min if name == "ece" else max)(known)[1]
+    top = (min if name == "ece" else max)(known)[0]
+    places = [i for value, i in known if value == top]
+    return places[0] if len(places) == 1 else None
 
 
 def comparison_page(entries: Sequence[Entry]) -> str:

@@ -133,17 +133,23 @@ def lines(x: str, y: str, series: Mapping[str, Sequence[Sequence[float]]]) -> st
     """Named curves of (x, y) points, as SVG."""
 
     def paint(axes: Any) -> None:
-        for i, (name, points) in enumerate(series.items()):
+        for i, points in enumerate(series.values()):
             if points:
                 along, up = zip(*points, strict=True)
                 axes.plot(
-                    along, up, "-", color=f"C{i}", marker="o" if len(points) < 12 else "", markersize=3, label=name
+                    along, up, "-", color=f"C{i}", marker="o" if len(points) < 12 else "", markersize=3, label=f"{i}"
                 )
         axes.set(xlabel=x, ylabel=y)
         if len(series) > 1:
-            axes.legend(loc="best", fontsize=8)
+            named(axes.legend(loc="best", fontsize=8), [name for name, points in series.items() if points])
 
     return svg(paint)
+
+
+def named(legend: Any, names: Sequence[str]) -> None:
+    """Gives a legend its names: as labels of what is drawn, Matplotlib would leave out those that begin with ``_``."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 MARKERS = "osD^vPX*<>"
@@ -153,18 +159,18 @@ def points_of(x: str, y: str, groups: Mapping[str, Sequence[Sequence[float]]]) -
     """Named groups of points (x, y) or (x, y, reach of x), x logarithmic, as SVG; each group with a mark of its own."""
 
     def paint(axes: Any) -> None:
-        for i, (name, points) in enumerate(groups.items()):
+        for i, points in enumerate(groups.values()):
             color, marker = f"C{i % 10}", MARKERS[i % len(MARKERS)]
             for along, up, *reach in points:
                 if reach:
                     axes.plot([along, reach[0]], [up, up], "-", color=color, linewidth=1, alpha=0.6)
-            axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=color, markersize=5, label=name)
+            axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=color, markersize=5, label=f"{i}")
         axes.set(xlabel=x, ylabel=y, xscale="log")
         ends = [value for points in groups.values() for point in points for value in (point[0], *point[2:])]
         axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-        axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        named(axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8), list(groups))
 
     return svg(paint, height=2.8 + 0.16 * len(groups))
 
