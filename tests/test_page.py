@@ -113,6 +113,33 @@ def test_a_person_looks_at_a_picture_and_compares_two_models(page: Any, more: Pa
 
 @needs_browser
 @pytest.mark.slow
+def test_two_models_may_have_more_than_255_names_together(page: Any, more: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from serving import TOKEN, live
+
+    from segue.serve.app import Served
+
+    models, colors = [], [tuple((i, 255 - i, blue) for i in range(255)) for blue in (0, 200)]
+    for seed, own in enumerate(colors):
+        torch.manual_seed(seed)
+        names = tuple(f"class {seed}.{i}" for i in range(255))
+        models.append(Segmenter(SegmenterSpec("test_efficientnet", names, own, decoder_channels=16)).eval())
+    with live(Served(models[0], "runs/first", models[1], "runs/second")) as server:
+        page.goto(f"{server.address}/#{TOKEN}")
+        wait(page, "document.body.dataset.ready")
+        page.set_input_files("#file", str(more / "new_0.png"))
+        wait(page, "document.querySelectorAll('#legend tbody tr').length == 510")
+        assert "the models differ on 100.0 %" in page.locator("#summary").inner_text()
+        page.locator("#colors").select_option("model")
+        page.locator("#opacity").fill("100")
+        page.locator("#slider").fill("0")
+        after = said(models[1], more / "new_0.png")[0]
+        np.testing.assert_array_equal(canvas(page, "canvas"), np.array(colors[1])[after])
+        assert page.faults == []
+
+
+@needs_browser
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_and_colours_that_look_alike_are_not_taken(page: Any, more: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     from serving import TOKEN, live

@@ -3,7 +3,7 @@ import { ask, at, counted, make, percent, say } from "./core.js";
 import { RAMP, chip, colored, paintOf } from "./colors.js";
 import { numbers } from "./maps.js";
 
-const NONE = 255; // the place of pixels that no segment has
+const NONE = 65535; // the place of pixels that no segment has; those of two models' classes are fewer
 let about = null; // what GET /about gave
 let shown = null; // {image, answers, classes}: classes of both models by name
 let only = new Set(); // places in shown.classes that are shown; all if empty
@@ -27,7 +27,7 @@ async function answerOf(model, file, classes) {
   answer.classes.forEach((entry, id) => { colors[places[id]] = entry.color; });
   const shares = [];
   answer.classes.forEach((entry, id) => { shares[places[id]] = entry.share; });
-  map.values = map.values.map((id) => places[id] ?? NONE);
+  map.values = Uint16Array.from(map.values, (id) => places[id] ?? NONE); // two models may have more than 255 names
   const segments = answer.segments ? await decoded(answer.panoptic_png) : null; // ids by their lowest byte
   const objects = [];
   for (const id of answer.things ?? []) objects[places[id]] = answer.segments.filter((segment) => segment.category_id === id).length;
