@@ -154,8 +154,8 @@ def test_what_goes_wrong_is_said_and_colours_that_look_alike_are_not_taken(page:
         page.goto(f"{server.address}/")
         wait(page, "document.getElementById('message').textContent.includes('holds the token')")
         page.faults.clear()  # the browser names the 401
-        page.goto(f"{server.address}/#{TOKEN}")
-        page.reload()
+        page.goto(f"{server.address}/#{TOKEN}")  # in the same tab, which takes it
+        page.wait_for_url(f"{server.address}/")
         wait(page, "document.body.dataset.ready")
         assert page.locator("#colors").input_value() == "safe"
         assert page.locator("#alike").is_visible()

@@ -6,6 +6,7 @@ if (location.hash) {
   sessionStorage.setItem("segue-token", token);
   history.replaceState(null, "", location.pathname);
 }
+addEventListener("hashchange", () => location.reload()); // another token in an open tab
 
 export const at = (id) => document.getElementById(id);
 export const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
