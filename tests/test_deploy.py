@@ -51,10 +51,10 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path: Path, monkeypatch
     assert len(commands) == 9
     port = free_port()
     server = None
-    environment = {**os.environ, "TOKEN": TOKEN}
+    environment = {**os.environ, "SEGUE_TOKEN": TOKEN}
     try:
         for command in commands:
-            words = shlex.split(command.replace("$TOKEN", TOKEN).replace("8765", str(port)), comments=True)
+            words = shlex.split(command.replace("$SEGUE_TOKEN", TOKEN).replace("8765", str(port)), comments=True)
             if words[0] == "python":
                 words[0] = sys.executable
             if words[0] != "segue":

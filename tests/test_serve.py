@@ -23,8 +23,9 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from serving import TOKEN, Live, live
 
-from segue.cli.serving import address_of, names_of
+from segue.cli.serving import address_of, names_of, token_of
 from segue.data.sample import read_image
+from segue.errors import UsageError
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
@@ -350,6 +351,18 @@ def test_the_logging_of_other_libraries_is_left_alone(
     assert (len(served), theirs.is_closed) == (1, False)
 
 
+def test_the_token_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGUE_TOKEN", raising=False)
+    made = token_of("")
+    assert (len(made) >= 16, made != token_of("")) == (True, True)
+    monkeypatch.setenv("SEGUE_TOKEN", "of-the-environment")
+    assert token_of("") == "of-the-environment"
+    assert token_of("of-the-option+/=?") == "of-the-option+/=?"
+    monkeypatch.setenv("SEGUE_TOKEN", "short")
+    with pytest.raises(UsageError, match="SEGUE_TOKEN: at least 16"):
+        token_of("")
+
+
 def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:
     source = save_model(model, tmp_path / "model", method="supervised", metrics={})
     half = save_model(model, tmp_path / "half", method="supervised", metrics={})
@@ -370,6 +383,8 @@ def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_p
             ((cut,), "model.yaml"),
             ((source, "--port", port), "name another port"),
             ((source, "--token", "short"), "--token"),
+            ((source, "--token", "a token with spaces"), "--token: the address of the page"),
+            ((source, "--token", "ein-schlüssel-von-hier"), "--token: the address of the page"),
             ((source, "--queue", 0), "--queue 0"),
             ((source, "--host", "0.0.0.0"), "--names"),
             ((source, "--review", tmp_path), "belong together"),

@@ -1,6 +1,8 @@
 """``segue serve``: a model behind HTTP on this machine, and the page."""
 
 import argparse
+import os
+import re
 import secrets
 import socket
 import sys
@@ -13,6 +15,8 @@ from segue.errors import UsageError
 if TYPE_CHECKING:
     from segue.serve.app import Served
 
+TOKEN = "SEGUE_TOKEN"  # noqa: S105  the name of a variable
+PLAIN = re.compile(r"[!#-;=?-_a-~]+")  # what browsers leave as it is behind the # of an address
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104  looked for, to be refused
 
 
@@ -36,7 +40,8 @@ def add_commands(command: Command) -> None:
         help="how others reach it, as box.lan,box.lan:8080; 0.0.0.0 and a proxy need them",
     )
     serve.add_argument("--port", type=whole_number, default=8765, help="0 takes a free one")
-    serve.add_argument("--token", default="", help="of at least 16 characters; a new one is made and printed if absent")
+    told = f"of at least 16 characters; that of {TOKEN} if absent, else a new one is made and printed"
+    serve.add_argument("--token", default="", help=told)
     serve.add_argument("--max-mb", type=whole_number, default=32, help="largest request")
     serve.add_argument("--max-megapixels", type=whole_number, default=64, help="largest picture")
     serve.add_argument("--timeout", type=float, default=30.0, help="seconds for a request to come and to be answered")
@@ -84,6 +89,24 @@ def address_of(host: str, port: int) -> str:
     return f"http://{bracketed(host)}:{port}/"
 
 
+def token_of(given: str) -> str:
+    """The token of the option, else of the environment, where no list of processes shows it; else a new one.
+
+    Raises:
+        UsageError: it is too short, or an address would not take it as it is.
+    """
+    token, origin = (given, "--token") if given else (os.environ.get(TOKEN, ""), TOKEN)
+    if not token:
+        return secrets.token_urlsafe(24)
+    if len(token) < 16:
+        raise UsageError(f"{origin}: at least 16 characters, or none for a new one")
+    if not PLAIN.fullmatch(token):
+        raise UsageError(
+            f'{origin}: the address of the page holds it: no spaces, no letters beyond ASCII, none of "<>`'
+        )
+    return token
+
+
 def serve_command(arguments: argparse.Namespace) -> int:
     """``segue serve``."""
     from segue.extras import require
@@ -93,8 +116,7 @@ def serve_command(arguments: argparse.Namespace) -> int:
     for name in ("max_mb", "max_megapixels", "timeout", "queue", "batch"):
         if getattr(arguments, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be above 0")
-    if arguments.token and len(arguments.token) < 16:
-        raise UsageError("--token: at least 16 characters, or none for a new one")
+    token = token_of(arguments.token)
     if arguments.host in EVERY_ADDRESS and not arguments.names:
         raise UsageError(
             f"--host {arguments.host}: say by which names others reach this machine, as --names box.lan,192.168.1.5; a "
@@ -118,7 +140,6 @@ def serve_command(arguments: argparse.Namespace) -> int:
         arguments.queue,
         arguments.batch,
     )
-    token = arguments.token or secrets.token_urlsafe(24)
     with open_socket(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
         hosts = names_of(arguments.host, arguments.names, port)
