@@ -99,8 +99,7 @@ class Experiment:
     def compressed(self, name: str, seed: int, *flags: str, **fields: object) -> Path:
         """What `segue compress` makes."""
         of = self.options
-        shared = {"encoder": of.encoder, "steps": of.steps, "crop": of.crop, "batch": of.batch, "finalists": 1,
-                  "reliable": "false", **CANDIDATE}  # fmt: skip
+        shared = {"encoder": of.encoder, "steps": of.steps, "crop": of.crop, "batch": of.batch}
         return self.run("compress", name, self.teacher(), "--data", self.data, "--seed", seed, *flags,
                         **{**shared, **fields})  # fmt: skip
 
@@ -108,7 +107,8 @@ class Experiment:
         """The same, after a search."""
         of = self.options
         limit = {"budget": f"{of.seconds}s", "candidates": of.candidates, "target": self.target()}
-        return self.compressed(name, seed, *flags, **{**limit, **fields})
+        rest = {"finalists": 1, "reliable": "false", **CANDIDATE}
+        return self.compressed(name, seed, *flags, **{**limit, **rest, **fields})
 
     def chance(self, seed: int) -> Path:
         """A random genotype about as fast as the found one."""

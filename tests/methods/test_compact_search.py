@@ -34,7 +34,7 @@ from segue.data.copy_paste import learn
 from segue.engine import Run
 from segue.errors import DataError, UsageError
 from segue.launch.claim import claim_folder
-from segue.methods.compact_search import ANYHOW, Config, Distilled, cached, recipe_of, search, train
+from segue.methods.compact_search import ANYHOW, Config, Distilled, cached, recipe_of, refuse, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
     OPERATIONS,
@@ -637,7 +637,6 @@ def test_what_cannot_be_searched_is_one_line(
     assert "--output_stride is of the DeepLabV3+ that --compare trains" in refused("--output_stride", "8")
     assert "give at least 1" in refused("--candidates", "0")
     assert "--finalists 0: give at least 1" in refused("--finalists", "0")
-    assert "leave out --controls or --genotype" in refused("--genotype", ARCH1, "--controls", "1")
     assert "write milliseconds" in refused("--target", "fast")
     assert "holds no model" in refused(teacher=dataset)
     assert "multiple of 32" in refused("--search_crop", "50")
@@ -649,13 +648,30 @@ def test_what_cannot_be_searched_is_one_line(
 
 @pytest.mark.slow
 def test_a_genotype_that_is_given_is_trained_without_a_search(dataset: Path, tmp_path: Path) -> None:
-    fields = dict(FIELDS)
+    fields = {name: value for name, value in TINY.items() if name != "decoder_channels"}
     out = segue.compress(
         semantic_teacher(tmp_path / "teacher"), str(dataset), tmp_path / "run", genotype=ARCH1, quiet=True,
-        device="cpu", precision="fp32", **fields,
+        device="cpu", precision="fp32", channels=8, **fields,
     )  # fmt: skip
     assert segue.load_model(str(out)).spec.genotype == str(Genotype.parse(ARCH1))  # type: ignore[union-attr]
     assert not (out / "trials.sqlite").exists()
+
+
+def test_what_is_said_of_a_search_is_refused_beside_a_genotype(
+    segue: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    given = ["compress", "teacher", "--data", tmp_path, "--out", tmp_path / "run", "--genotype", ARCH1]
+    status, _, errors = segue(*given, "--encoder=test_efficientnet", "--budget=3h")
+    assert status == 2
+    assert "--minutes or --budget: with --genotype nothing is searched" in errors
+    plain: dict[str, Any] = {"encoder": "test_efficientnet", "genotype": ARCH1}
+    for field, value in (
+        ("candidates", 9), ("strategy", "random"), ("gate", "never"), ("ray", "auto"), ("parallel", 2),
+        ("finalists", 3), ("controls", 1), ("decoder_steps", 7), ("cost", 2.0), ("reliable", False),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}: with --genotype nothing is searched"):
+            refuse(build(Config, {**plain, field: value}))
+    refuse(build(Config, {**plain, "target": "20ms@64x64", "threads": 2}))
 
 
 def test_a_panoptic_teacher_is_refused(dataset: Path, tmp_path: Path) -> None:

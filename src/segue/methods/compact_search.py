@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from segue.batches import mix
 from segue.bounds import AT_LEAST_0, AT_LEAST_1, BATCH, Bound
-from segue.config import Data, Network, Views
+from segue.config import Data, Network, Views, flat
 from segue.data.fingerprint import fingerprint
 from segue.data.images import RandomViews, Whole
 from segue.data.transforms import ColorJitter
@@ -49,6 +49,7 @@ from segue.search.controller import Feedback
 from segue.search.data import Compression, divided
 from segue.search.finalists import Entry, best_trials, contest, entries, of_its_size
 from segue.search.gate import Rule
+from segue.search.given import refuse_given
 from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
 from segue.search.pool import Workers
@@ -322,7 +323,7 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
 
 
 def refuse(config: Config) -> None:
-    """Refuses fields that do not go together, a genotype that is none, and a cluster that does not answer.
+    """Refuses fields that do not go together, and a cluster that does not answer.
 
     Raises:
         UsageError: the first of them.
@@ -332,13 +333,8 @@ def refuse(config: Config) -> None:
     new_compact_encoder(config.network.encoder, None)
     if config.distill == "kl" and config.distill_weight > 1:
         raise UsageError(f"--distill_weight {config.distill_weight:g}: with kl it is a share, from 0 to 1")
-    if config.genotype and config.controls:
-        raise UsageError("--controls: random genotypes are drawn in a search; leave out --controls or --genotype")
     if config.genotype:
-        try:
-            Genotype.sound(config.genotype)
-        except ValueError as error:
-            raise UsageError(f"--genotype {error}") from None
+        refuse_given(config.genotype, [*flat(config.search), "finalists", "controls"], flat(config), flat(Config()))
     elif config.search.ray:
         connect(config.search.ray)
 
