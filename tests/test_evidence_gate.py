@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
 import gate as script
 
-from segue.search.latency import Cost
+from segue.search.latency import Cost, Table
 from segue.search.trials import Trial
 
 REWARDS = ((0.4, 0.5), (0.9, 0.6), (0.5, 0.8), (0.2, 0.3))
@@ -54,6 +54,19 @@ def test_the_gate_draws_as_it_does_in_a_search() -> None:
             expected.append(i)
     assert stopped == expected
     assert stopped
+
+
+def test_the_replayed_gate_charges_a_candidates_time() -> None:
+    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4)
+    times = [80.0 if i % 2 else 20.0 for i in range(40)]  # a slow one is a little better
+    trials = [
+        Trial(i, f"g{i}", "done", reward1=0.6 if i % 2 else 0.5, reward2=0.5, latency=time)
+        for i, time in enumerate(times)
+    ]
+    found = script.Search(trials, Cost(table, 20.0), 40, 3)
+    stopped = [trial.trial for trial in found.replayed("metropolis", 1e9) if trial.state == "stopped"]
+    assert stopped
+    assert all(i % 2 for i in stopped)
 
 
 def test_the_table_pairs_the_searches() -> None:

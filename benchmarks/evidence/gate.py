@@ -8,9 +8,9 @@ genotypes are proposed and have the same rewards. A rule decides who is trained 
 tried. So one search that trains all of them end to end holds what each rule would have found, in any budget below its
 own; a + behind the candidates says that a rule had seconds left when those of a search were all replayed.
 
-The pick of a search is the best of those that were trained end to end, or of all where none was. What it is worth is
-its reward after training end to end, its time considered, which the pick of ``never`` was not chosen by; *best* is
-the most that any candidate of the whole search is worth.
+The pick of a search is the first by `Cost.rank`, as of `segue compress`. What it is worth is its reward after training
+end to end, its time considered, which the pick of ``never`` was not chosen by; *best* is the most that any candidate of
+the whole search is worth.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Search:
                 if is_beyond(known, seconds / 60, trial.trial):
                     return list(known.values())
                 known[trial.trial] = self._gated(trial, rule, before)
-                rewards += [] if trial.reward1 is None else [trial.reward1]
+                rewards += [] if trial.reward1 is None else [self.cost.of(trial, trial.reward1)]
         return list(known.values())
 
     def is_short(self, found: Sequence[Trial], seconds: float) -> bool:
@@ -91,7 +91,8 @@ class Search:
         """A candidate as it would have come out under ``rule``."""
         if trial.reward1 is None:
             return trial
-        passed = decide(rule, trial.reward1, before, trial=trial.trial, planned=self.planned, seed=self.seed).accepted
+        reward = self.cost.of(trial, trial.reward1)
+        passed = decide(rule, reward, before, trial=trial.trial, planned=self.planned, seed=self.seed).accepted
         return trial if passed else replace(trial, state="stopped", reward2=None, seconds2=0.0, cpu2=0.0)
 
     def worth(self, trial: Trial | None) -> float:

@@ -382,6 +382,34 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         assert done == [number for number in range(5) if number not in there], name
 
 
+def test_the_gate_decides_by_the_reward_that_is_left_of_it_for_its_time(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, cache, recipe = prepared
+    jobs: list[Job] = []
+
+    def tries(_: pool.Workers, asked: list[Job]) -> Iterator[Trial]:
+        for job in asked:
+            jobs.append(job)
+            yield Trial(job.trial, job.genotype, "done", reward1=0.5, reward2=0.5)
+
+    monkeypatch.setattr(pool.Workers, "tried", tries)
+    parts = tuple((0.1 * n,) * 11 for n in range(1, 5))
+    cost = Cost(Table(10.0, parts, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4), target=5.0)
+    for trial, job in zip(search(config, run, cache, recipe, cost), jobs, strict=True):
+        assert job.charge == pytest.approx(5.0 / trial.latency)  # type: ignore[operator]
+    assert jobs[9].before == pytest.approx([0.5 * job.charge for job in jobs[:8]])
+
+    reward = reward_of(Confusion(2))
+    monkeypatch.setattr("segue.search.candidates.train_decoder", lambda *_: reward._replace(value=0.6))
+    monkeypatch.setattr("segue.search.candidates.train_end_to_end", lambda *_: reward)
+    before = (0.5, 0.4, 0.5, 0.4)
+    verdicts = [
+        try_candidate(Job(cache.folder, recipe, 9_999, ARCH1, before, charge=charge)).verdict for charge in (1.0, 0.25)
+    ]
+    assert verdicts == ["accepted", "stopped"]
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     identity = {"verb": "compress", "seed": 0, "config": {"parallel": 8, "ray": "", "blocks": 2}}
     (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))

@@ -40,6 +40,23 @@ def test_finalists_are_distinct_and_those_trained_end_to_end_come_first() -> Non
     assert [trial.trial for trial in best_trials(trials, Cost(), 9)] == [3, 1, 0, 5]
 
 
+def test_one_far_above_the_target_ranks_among_the_stopped_by_its_short_training() -> None:
+    texts = [ARCH1.replace("[[2, [", f"[[{n}, [", 1) for n in range(4)]
+    cost = Cost(TABLE, target=20.0)
+    trials = [
+        Trial(0, texts[0], "done", reward1=0.65, reward2=0.60, latency=80.0),  # a quarter is left: 0.15 and 0.1625
+        Trial(1, texts[1], "stopped", reward1=0.50, latency=20.0),
+        Trial(2, texts[2], "stopped", reward1=0.16, latency=20.0),
+    ]
+    assert [trial.trial for trial in best_trials(trials, cost, 9)] == [1, 0, 2]
+    best = cost.best(trials)
+    assert best is not None
+    assert best.trial == 1
+    trials.append(Trial(3, texts[3], "done", reward1=0.3, reward2=0.4, latency=40.0))  # half is left: it is not far
+    assert [trial.trial for trial in best_trials(trials, cost, 9)] == [3, 1, 0, 2]
+    assert [trial.trial for trial in best_trials(trials, Cost(TABLE, 20.0, 0.0), 9)] == [0, 3, 1, 2]
+
+
 def test_every_training_has_a_folder_and_a_seed_of_its_own() -> None:
     found = entries(["a", "b"], 3, ["c"], lr_aspp=True)
     assert [entry.name for entry in found] == ["finalist 1"] * 3 + ["finalist 2"] * 3 + ["random 1", "LR-ASPP"]

@@ -6,7 +6,7 @@ tried on cached maps, where neither the encoder nor the teacher need be run:
 
     (1)  g_k  ~  strategy(R_1 ... R_{k-1})                                             `segue.search.strategies`
     (2)  short training of the decoder alone:   min  L(z_s, z_t, y)  +  0.15 sum_b L_seg(aux_b, y)
-    (3)  gate A:  goes on with probability  1 if z_k >= 0,  else  e^{z_k / T_k}        `segue.search.gate`
+    (3)  gate A, on R_k:  goes on with probability  1 if z_k >= 0,  else  e^{z_k / T_k}    `segue.search.gate`
     (4)  training end to end:   min  L_seg(z_s, y)
     (5)  R  =  ( mIoU fwIoU mPA )^{1/3} min(1, t* / t)^w                               `segue.search.objective`
 
@@ -54,7 +54,7 @@ from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
 from segue.search.pool import Workers
 from segue.search.report import Teller, tell
-from segue.search.strategies import Name, strategy
+from segue.search.strategies import Name, Proposal, strategy
 from segue.search.trials import Trial, Trials, is_beyond
 from segue.weights import encoder_weights, new_compact_encoder, new_compact_segmenter, start_statistics
 
@@ -211,14 +211,15 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     is_spent = partial(is_beyond, known, settings.minutes)
     at_once = min(GENERATION if settings.ray else settings.parallel, GENERATION)
     teller = Teller(run, cost, planned=settings.candidates, minutes=settings.minutes, at_once=at_once)
+
+    def job(number: int, proposal: Proposal) -> Job:
+        text, before = str(proposal.genotype), tuple(rewards)
+        return Job(cache.folder, recipe, number, text, before, proposal.log_probability, charge=cost.charge(text))
+
     with Signals() as signals, Workers(settings.parallel, ray=settings.ray, ledger=ledger) as workers:
         for start in range(0, settings.candidates, GENERATION):
             proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
-            jobs = [
-                Job(cache.folder, recipe, n, str(p.genotype), tuple(rewards), p.log_probability)
-                for n, p in proposals.items()
-                if n not in known and not is_spent(n)
-            ]
+            jobs = [job(n, p) for n, p in proposals.items() if n not in known and not is_spent(n)]
             for trial in workers.tried(jobs):
                 trial = replace(trial, latency=cost.latency(trial.genotype))
                 ledger.add(trial)
@@ -235,8 +236,8 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 if trial.genotype != str(proposal.genotype):
                     raise DataError(f"{ledger.path} does not follow from its own first lines; name another --out")
                 if trial.reward1 is not None:
-                    found.tell(proposal, cost.of(trial, trial.reward1))
-                    rewards.append(trial.reward1)
+                    rewards.append(cost.of(trial, trial.reward1))
+                    found.tell(proposal, rewards[-1])
                 teller.tell(trial, known)
                 counted.append(trial)
             if is_spent(len(counted)):

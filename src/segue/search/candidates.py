@@ -78,9 +78,10 @@ class Job:
         recipe: of its training.
         trial: its number.
         genotype: in its text form.
-        before: short rewards known when it was asked for.
+        before: charged rewards of short trainings, known when it was asked for.
         log_probability: of the policy that proposed it.
         attempt: counts trainings of the same genotype with other seeds.
+        charge: what its time leaves of its reward, in (0, 1]; 1 without a target.
     """
 
     cache: Path
@@ -90,6 +91,7 @@ class Job:
     before: tuple[float, ...] = ()
     log_probability: float | None = None
     attempt: int = 0
+    charge: float = 1.0
 
 
 def opened(folder: Path) -> Cache:
@@ -127,7 +129,7 @@ def try_candidate(job: Job) -> Trial:
                 found, reward1=first.value, parts1=first.parts, seconds1=started.seconds(), cpu1=started.cpu()
             )
             verdict = decide(
-                job.recipe.gate, first.value, job.before,
+                job.recipe.gate, job.charge * first.value, job.before,
                 trial=job.trial, planned=job.recipe.planned, seed=job.recipe.seed,
             )  # fmt: skip
             found = replace(

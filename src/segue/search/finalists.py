@@ -96,9 +96,8 @@ class Outcome:
 
 
 def best_trials(trials: Iterable[Trial], cost: Cost, count: int) -> list[Trial]:
-    """The best one of each of the best genotypes; those that were trained end to end come before all others."""
-    known = [trial for trial in trials if trial.state != "failed"]
-    ranked = sorted(known, key=lambda trial: (trial.state == "done", cost.worth(trial)), reverse=True)
+    """The best one of each of the best genotypes, in the order of `Cost.rank`."""
+    ranked = sorted((trial for trial in trials if trial.state != "failed"), key=cost.rank, reverse=True)
     best: dict[str, Trial] = {}
     for trial in ranked:
         best.setdefault(trial.genotype, trial)

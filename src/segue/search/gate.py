@@ -1,7 +1,7 @@
 """Gate A: whether a candidate goes on from the short training of its decoder to training end to end.
 
-r_k is the reward of candidate k after the short training, mu and s mean and deviation of those known when it was asked
-for, exponentially weighted with bias correction.
+r_k is the reward of candidate k after the short training, charged for its time where there is a target; mu and s are
+mean and deviation of those known when it was asked for, exponentially weighted with bias correction.
 
     (1)  z  =  (r - mu) / s
     (2)  T_k  =  T_0 (T_1 / T_0)^{min(k, K) / K},      T = 1 / ln(1 / p):  T_0 for p = 0.9, T_1 for p = 0.1
@@ -71,8 +71,8 @@ def decide(rule: Rule, reward: float, before: Sequence[float], *, trial: int, pl
 
     Args:
         rule: ``metropolis`` (eqs. 1 to 3), ``published``, ``always`` or ``never``.
-        reward: of its short training.
-        before: rewards known when it was asked for, in order of their trials.
+        reward: of its short training, its time charged.
+        before: such rewards known when it was asked for, in order of their trials.
         trial: its number, from 0.
         planned: candidates of the whole search, K.
         seed: of the run.

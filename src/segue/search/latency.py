@@ -25,6 +25,7 @@ from segue.search.runtime import enlarging_runner, maps_runner, model_runner, on
 from segue.search.trials import Trial
 
 STRIDES = (4, 8, 16, 32)
+LEAST = 0.5  # share of its reward that its time leaves a candidate that does not miss the target by far
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,23 @@ class Cost:
         """A reward, times what so many milliseconds make of it."""
         return float(reward * min(1.0, self.target / milliseconds) ** self.power) if self.table else reward
 
+    def charge(self, genotype: str) -> float:
+        """What its time leaves of the reward of a genotype that was not tried yet: a share."""
+        milliseconds = self.latency(genotype)
+        return 1.0 if milliseconds is None else self.charged(1.0, milliseconds)
+
+    def rank(self, trial: Trial) -> tuple[bool, float]:
+        """By this candidates are put in order: first those trained end to end, by what they are worth.
+
+        One that its time leaves less than `LEAST` of its reward is not among those. It is compared with the stopped
+        ones, and by the short training, the only one that all of them had.
+        """
+        is_first = trial.state == "done" and self.of(trial, 1.0) >= LEAST
+        return is_first, self.worth(trial) if is_first else self.of(trial, float(trial.reward1 or 0.0))
+
     def best(self, trials: Iterable[Trial]) -> Trial | None:
-        """The best of those that were trained end to end, or of all that did not fail; None if all failed."""
-        known = list(trials)
-        sound = [t for t in known if t.state == "done"] or [t for t in known if t.state != "failed"]
-        return max(sound, key=self.worth) if sound else None
+        """The first by `rank` of those that did not fail; None if all failed."""
+        return max((t for t in trials if t.state != "failed"), key=self.rank, default=None)
 
 
 @torch.no_grad()
