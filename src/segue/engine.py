@@ -45,6 +45,7 @@ __all__ = [
     "endless",
     "fit",
     "hold_statistics",
+    "hold_still",
     "mix",
     "only_first",
     "rank_and_world",
@@ -101,6 +102,16 @@ def hold_statistics(module: nn.Module) -> None:
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
+
+
+def hold_still(module: nn.Module) -> None:
+    """`hold_statistics`, and nothing is dropped: what ``module`` says comes of its weights and the image alone."""
+    from timm.layers.drop import DropPath  # whoever holds an encoder has imported it
+
+    hold_statistics(module)
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd | DropPath):
+            part.eval()
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.drop import DropPath
 from torch import Tensor
 
 from segue.extension import joined
@@ -307,6 +308,16 @@ def batch_of(labels: list[int], size: int = 64) -> dict[str, Tensor]:
         "image": images, "segments": segments, "labels": padded, "is_labelled": torch.ones(2, dtype=torch.bool),
         "inside": torch.ones_like(segments, dtype=torch.bool),
     }  # fmt: skip
+
+
+def test_nothing_of_the_current_model_is_dropped() -> None:
+    model = base_model()
+    model.encoder.add_module("path", DropPath(0.5))
+    model.encoder.add_module("drop", torch.nn.Dropout(0.5))
+    method = method_of(model)
+    assert method.current.training
+    assert not method.current.encoder.path.training
+    assert not method.current.encoder.drop.training
 
 
 def test_distillation_starts_at_zero_and_grows_with_change() -> None:

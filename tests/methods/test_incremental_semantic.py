@@ -16,6 +16,7 @@ from segue.evaluation import Measured
 from segue.forgetting import ExtensionMeasured, decide
 from segue.methods.incremental_semantic import IncrementalSemantic, class_masks, old_divergence, with_pseudo_labels
 from segue.metrics import Calibration, Confusion
+from segue.models.encoder import settle_statistics
 from segue.models.segmenter import UNLIKELY, Segmenter, SegmenterSpec, grown_segmenter
 from segue.verbs import extend, train
 from segue.weights import load_model
@@ -73,6 +74,7 @@ def test_growth_keeps_old_logits_and_refuses_known_classes() -> None:
 
 def test_distillation_starts_at_zero_and_the_historic_model_stays() -> None:
     model = segmenter()
+    settle_statistics(model, torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))  # else the decoder is near 0
     method = IncrementalSemantic(
         grown_segmenter(model, ("square",), ((0, 0, 0),)), model, pseudo=True, min_score=0.3, distill=1.0
     ).train()

@@ -22,7 +22,7 @@ As an option, a query must be credible: of T views with noise, as the mean-teach
 With ``order="comformer"``, (4) takes the best mask over all of K before (3), and (5) counts the pixels so won.
 
 Departs from the documents: new rows of the class head start from the no-object row (`segue.models.mask_classifier`), so
-that (9) is 0 at first; statistics of batch norm stay the historic model's; (8) is of the last layer.
+that (9) is 0 at first; batch statistics stay the historic model's; nothing is dropped; (8) is of the last layer.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ from segue.credibility import certainty
 from segue.data.panoptic import PanopticViews, PanopticWhole
 from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import Array
-from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics, rank_and_world
+from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_still, rank_and_world
 from segue.extension import Extension, joined
 from segue.models.mask_classifier import MaskClassifier, Queries, grown, on_padded, padded_size, parameter_groups
 from segue.panoptic.loss import Segments, mask_losses, true_segments
@@ -263,10 +263,10 @@ class IncrementalPanoptic(Method):
         self.register_buffer("weights", torch.zeros(BINS, dtype=torch.long))
 
     def train(self, mode: bool = True) -> "IncrementalPanoptic":
-        """The historic model and all batch statistics stay as they are."""
+        """The historic model and all batch statistics stay as they are; nothing is dropped."""
         super().train(mode)
         self.historic.eval()
-        hold_statistics(self.current)
+        hold_still(self.current)
         return self
 
     def forward(self, batch: dict[str, Any]) -> Losses:

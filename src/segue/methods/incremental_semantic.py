@@ -10,7 +10,8 @@ is the new class of a pixel, or unknown. p' are the historic model's class proba
     (4)  L  =  L_c + l L_d
 
 It is what ``segue extend --task semantic`` runs. Departs from the papers: there is no background class, so that (3)
-compares old classes with each other; one threshold for all classes; statistics of batch norm stay the historic model's.
+compares old classes with each other; one threshold for all classes; statistics of batch norm stay the historic model's,
+and nothing is dropped, so that (3) is 0 at first.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from segue.bounds import BELOW_1, SHARE
 from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews
 from segue.data.sample import IGNORE
-from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_statistics
+from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_still
 from segue.extension import Extension, joined
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, grown_segmenter
@@ -110,10 +111,10 @@ class IncrementalSemantic(Method):
         self.pseudo, self.min_score, self.distill = pseudo, min_score, distill
 
     def train(self, mode: bool = True) -> "IncrementalSemantic":
-        """The historic model and all batch statistics stay as they are."""
+        """The historic model and all batch statistics stay as they are; nothing is dropped."""
         super().train(mode)
         self.historic.eval()
-        hold_statistics(self.current)
+        hold_still(self.current)
         return self
 
     def forward(self, batch: dict[str, Any]) -> Losses:
