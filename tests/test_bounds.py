@@ -68,6 +68,7 @@ def test_bounds_name_fields_that_there_are() -> None:
         ("ranking_distillation", {"batch": 4, "others": 4}, "--others 4: give fewer than --batch 4"),
         ("ranking_distillation", {"ema_start": 0.9, "ema_end": 0.5}, "--ema_start 0.9: give at most --ema_end 0.5"),
         ("compact_search", {"decoder_batch": 1}, "--decoder_batch 1: give at least 2; batch normalisation"),
+        ("compact_search", {"images": 1}, "--images 1: give at least 2: some to train on"),
         ("compact_search", {"genotype": "x"}, "--genotype "),
         ("supervised", {"val": "none", "evaluate_every": 9}, "--evaluate-every 9: with --val none there is nothing to"),
         ("incremental_panoptic", {"min_ratio": 1.5}, "--min_ratio 1.5: give a share from 0 to 1"),

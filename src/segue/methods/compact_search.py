@@ -62,11 +62,12 @@ VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
 ANYHOW = ("parallel", "ray")  # where and how many at once: the trials are the same, and a run may go on with others
 BOUNDS = {
-    **dict.fromkeys(("candidates", "blocks", "images", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
+    **dict.fromkeys(("candidates", "blocks", "draws", "search_channels", "decoder_steps"), AT_LEAST_1),
     **dict.fromkeys(("parallel", "threads", "finalists", "finalist_seeds", "channels", "repeats"), AT_LEAST_1),
     **dict.fromkeys(("cost", "minutes", "decoder_lr", "end_steps", "end_lr", "controls"), AT_LEAST_0),
     **dict.fromkeys(("aux_weight", "distill_weight"), AT_LEAST_0),
     **dict.fromkeys(("decoder_batch", "end_batch"), BATCH),
+    "images": Bound(lambda value: value >= 2, "at least 2: some to train on, the rest for the reward"),
     "search_crop": Bound(lambda value: value >= 64 and value % 32 == 0, "a multiple of 32, at least 64"),
 }
 STAGES = ((0.2, 1.0, False), (0.2, 0.3, False), (0.15, 0.1, True))  # aux weight, share of the rate, frozen statistics
