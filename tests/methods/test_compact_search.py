@@ -37,6 +37,7 @@ from segue.launch.claim import claim_folder
 from segue.methods.compact_search import ANYHOW, Config, Distilled, cached, recipe_of, refuse, search, train
 from segue.metrics import Confusion
 from segue.models.compact import (
+    GLOBAL,
     OPERATIONS,
     SKIP,
     ZERO,
@@ -50,7 +51,16 @@ from segue.models.compact import (
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.search import pool
 from segue.search.cache import Cache
-from segue.search.candidates import Job, Recipe, measured_once, measured_reliability, opened, reliability, try_candidate
+from segue.search.candidates import (
+    Job,
+    Recipe,
+    draws,
+    measured_once,
+    measured_reliability,
+    opened,
+    reliability,
+    try_candidate,
+)
 from segue.search.data import divided, open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
@@ -782,6 +792,18 @@ def test_fewer_images_than_a_batch_are_searched_and_trained_on(tmp_path: Path) -
     train(config, run, open_compression(config.teacher, config.data, seed=0))
     assert [line["step"] for line in run.read_log() if line["stage"] != "search"] == [1, 1, 1]
     assert {line["step"] for line in run.read_log() if "reward1" in line} == {1, 2}
+
+
+def test_two_images_with_one_crop_each_are_enough_for_a_genotype_with_global_averages(tmp_path: Path) -> None:
+    config = config_for(write_set(tmp_path / "set", train=2, size=64), draws=1, images=2)
+    run = Run(tmp_path / "run", quiet=True)
+    run.open()
+    data = open_compression(config.teacher, config.data, seed=0)
+    cache = cached(config, run, data, None)
+    assert list(draws(cache.train, 4, 2)) == [[0, 0], [0, 0]]
+    recipe = replace(recipe_of(config, data.training.classes, 0), gate="always")
+    trial = try_candidate(Job(cache.folder, recipe, 0, ARCH1.replace("[[2,", f"[[{GLOBAL},", 1)))
+    assert (trial.state, trial.error) == ("done", "")
 
 
 def test_one_class_is_refused_in_a_line(tmp_path: Path) -> None:

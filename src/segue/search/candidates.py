@@ -177,7 +177,11 @@ def macs(decoder: nn.Module, known: Cache) -> int:
 
 
 def draws(part: Part, batch: int, steps: int) -> Iterator[list[int]]:
-    """Indices of each step's crops: one shuffle after the other, from torch's generator."""
+    """Indices of each step's crops: one shuffle after the other, from torch's generator.
+
+    As many as there are, if those are fewer than ``batch``; but never one alone, which batch normalisation cannot take.
+    """
+    batch = max(2, min(batch, len(part)))
     left: list[int] = []
     for _ in range(steps):
         while len(left) < batch:
@@ -192,7 +196,7 @@ def train_decoder(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Rewa
     both = nn.ModuleList([decoder, auxiliary]) if recipe.aux_weight else nn.ModuleList([decoder])
     optimizer = torch.optim.Adam(both.parameters(), recipe.decoder_lr, weight_decay=1e-5, fused=True)
     averaged = _averaged(decoder, 0.9)
-    for chosen in draws(known.train, min(recipe.decoder_batch, len(known.train)), recipe.decoder_steps):
+    for chosen in draws(known.train, recipe.decoder_batch, recipe.decoder_steps):
         labels = torch.from_numpy(known.train.labels[chosen]).long()
         teacher = torch.from_numpy(known.train.logits[chosen]).float()
         blocks = decoder.block_outputs(known.train.maps(chosen))
@@ -222,7 +226,7 @@ def train_end_to_end(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> R
         torch.optim.Adam(decoder.parameters(), recipe.decoder_lr, weight_decay=1e-5, fused=True),
     ]
     averaged = _averaged(both, end_decay(recipe.end_steps))
-    for chosen in draws(known.train, min(recipe.end_batch, len(known.train)), recipe.end_steps):
+    for chosen in draws(known.train, recipe.end_batch, recipe.end_steps):
         labels = torch.from_numpy(known.train.labels[chosen]).long()
         maps = encoder(normalise(torch.from_numpy(known.train.images[chosen])))
         logits = enlarged(decoder(maps), labels.shape[-2:])
