@@ -396,6 +396,20 @@ def test_eqs_6_to_8_join_the_losses_of_the_cotap_variant() -> None:
     assert torch.autograd.grad(others, method.student.filter.prototypes, allow_unused=True)[0] is None
 
 
+def test_weight_decay_leaves_the_filters_prototypes_alone(dataset: Path, tmp_path: Path) -> None:
+    images, found = open_image_set(str(dataset)), []
+    for decay in (0.0, 0.5):
+        run = Run(tmp_path / f"{decay}", quiet=True)
+        train(build(Config, {**SMALL, "variant": "cotap", "steps": 1, "weight_decay": decay}), run, images)
+        state = run.checkpoint("distil")
+        assert state is not None
+        found.append(state["method"])
+    plain, decayed = found
+    assert torch.equal(plain["student.filter.prototypes"], decayed["student.filter.prototypes"])
+    name = next(name for name, value in plain.items() if name.startswith("student.encoder") and value.ndim == 4)
+    assert not torch.equal(plain[name], decayed[name])
+
+
 @pytest.mark.slow
 def test_the_cotap_variant_resumes_with_its_queues(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     images = open_image_set(str(dataset))

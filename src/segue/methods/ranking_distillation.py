@@ -47,7 +47,7 @@ from segue.errors import DataError, UsageError
 from segue.health import Watch, history, write_health
 from segue.losses import ranking_loss
 from segue.losses.prototypes import code_cross_entropy
-from segue.models.encoder import Encoder, settle_statistics
+from segue.models.encoder import Encoder, decay_groups, settle_statistics
 from segue.models.heads import projection_head
 from segue.models.object_filter import CodeQueue, ObjectFilter, PrototypeHead
 from segue.weights import new_encoder
@@ -87,7 +87,7 @@ class Config:
         output_stride: of a convolutional encoder, 8 or 16.
         steps: optimiser steps at most.
         lr: peak learning rate of AdamW; 3e-5 in the released code, for transformers trained before and 210,000 steps.
-        weight_decay: of weights that are no bias and no norm; from 0.024 to 0.24 in the released code.
+        weight_decay: of weights that are no bias, norm or prototype of the filter; 0.024 to 0.24 in the released code.
         crop: side of the views, in pixels; a multiple of 16.
         area: smallest and largest share of an image that a view shows.
         batch: anchors x a step; as many positives go through the networks with them.
@@ -369,7 +369,9 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
 
     if is_new:
         run.log(STAGE, 0, {f"val/{name}": value for name, value in health().items()})
-    optimizer = torch.optim.AdamW(_groups(method.student, config.weight_decay), config.lr, fused=True)
+    held = method.student.filter.parameters() if method.student.filter else ()  # its prototypes move by eq. 8 alone
+    groups = decay_groups(method.student, config.weight_decay, held)
+    optimizer = torch.optim.AdamW(groups, config.lr, fused=True)
     fit(
         method, batches, run=run, optimizer=optimizer, steps=config.steps, stage=STAGE, schedule=cosine(config.steps),
         evaluate=health, evaluate_every=refresh, converged=method.has_converged,
@@ -378,13 +380,6 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
         run.say(f"converged: the loss has not fallen for {config.patience} spans of {refresh} steps")
     only_first(lambda: write_health(run, len(data.images)))
     return method.student.encoder
-
-
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for the optimiser: biases and norms do not decay."""
-    decaying = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def refuse(config: Config) -> None:

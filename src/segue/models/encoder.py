@@ -4,6 +4,7 @@ Convolutional encoders are those of a `Segmenter`, so one that DeepLabV3+ cannot
 Plain vision transformers of timm give one map, of their patches.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,14 @@ def is_transformer(name: str) -> bool:
 
 
 @torch.no_grad()
+def decay_groups(network: nn.Module, weight_decay: float, held: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
+    """Parameters for the optimiser: biases and norms do not decay, nor what is ``held``."""
+    apart = {id(parameter) for parameter in held}
+    decaying = [p for p in network.parameters() if p.ndim > 1 and id(p) not in apart]
+    others = [p for p in network.parameters() if p.ndim <= 1 or id(p) in apart]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
 def settle_statistics(encoder: nn.Module, images: Tensor) -> None:
     """Sets the running statistics of batch normalisation to those of ``images``: new weights know none.
 

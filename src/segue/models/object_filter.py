@@ -28,7 +28,7 @@ class ObjectFilter(nn.Module):
         self.norm = nn.LayerNorm(2 * channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The prototypes get no gradient here: they move by `use_loss` alone."""
+        """The prototypes get no gradient here: they move by `use_loss` alone, and do not decay."""
         kernel = self.prototypes.detach()
         keys = F.conv2d(maps, kernel, padding=SIDE // 2) / math.sqrt(kernel[0].numel())  # (B, P, h, w)
         filtered = torch.einsum("bphw,pc->bchw", keys.softmax(1), kernel.mean((2, 3)))
