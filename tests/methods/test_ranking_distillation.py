@@ -21,6 +21,7 @@ from segue.data.unlabelled import open_image_set
 from segue.embeddings import centred, most_similar, spherical_clusters
 from segue.engine import Run
 from segue.errors import DataError
+from segue.health import history
 from segue.losses import ranking_loss
 from segue.losses.prototypes import even_codes
 from segue.methods.ranking_distillation import (
@@ -197,6 +198,32 @@ def test_a6_stops_when_the_loss_has_not_fallen_for_a_while() -> None:
     for step in range(20):
         method.after_step(step)
     assert not method.has_converged()
+
+
+def test_a6_a_span_ends_though_its_last_step_is_refused() -> None:
+    method = method_of(patience=1, refresh=2, steps=100)
+    for step, loss in ((0, 2.0), (2, 2.0), (3, 2.0)):  # step 1 is not taken
+        method.recent += torch.tensor([loss, 1.0], dtype=torch.float64)
+        method.after_step(step)
+    assert method.has_converged()
+    assert method.recent.tolist() == [0, 0]
+
+
+def test_a_look_after_a_refused_step_has_the_number_that_is_logged(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def loss(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(len(calls) // 2)  # two lists a step
+        return ranking_loss(*arguments, **options) * (math.nan if calls[-1] == 1 else 1.0)
+
+    monkeypatch.setattr("segue.methods.ranking_distillation.ranking_loss", loss)
+    run = Run(tmp_path / "run", quiet=True)
+    train(build(Config, {**SMALL, "steps": 5, "refresh": 2}), run, open_image_set(str(dataset)))
+    assert [line["step"] for line in run.read_log() if "refused" in line] == [2]
+    assert [step for step, _ in history(run)] == [0, 2, 4, 5]
+    assert {int(path.name.split("_")[0]) for path in (run.out / "panels").iterdir()} == {0, 2, 4, 5}
 
 
 def test_v1_and_v2_show_the_same_places(dataset: Path) -> None:

@@ -297,8 +297,9 @@ class RankingDistillation(Method):
         config = self.config
         share = cosine(config.steps)(step)
         ema_update(self.teacher, self.student, config.ema_end - (config.ema_end - config.ema_start) * share)
+        ends = (step + 1) // self.refresh > int(self.done) // self.refresh  # a span's last step may be refused
         self.done.fill_(step + 1)
-        if (step + 1) % self.refresh == 0:
+        if ends:
             mean = self.recent[0] / self.recent[1].clamp(min=1)
             has_fallen = mean < FALLEN * self.best
             self.stale = torch.where(has_fallen, 0, self.stale + 1)
@@ -365,7 +366,8 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     watch = Watch(run, tau=config.tau_patch, threshold=config.threshold)
 
     def health() -> dict[str, float]:
-        return watch(probes, *method.patches(probes.to(run.device)), step=int(method.done))
+        step = min(len(history(run)) * refresh, config.steps)  # as it is logged, though its step may be refused
+        return watch(probes, *method.patches(probes.to(run.device)), step=step)
 
     if is_new:
         run.log(STAGE, 0, {f"val/{name}": value for name, value in health().items()})
