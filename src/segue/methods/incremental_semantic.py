@@ -28,6 +28,7 @@ from segue.config import Data, Views
 from segue.data.panoptic import PanopticViews
 from segue.data.sample import IGNORE
 from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_still
+from segue.errors import UsageError
 from segue.extension import Extension, joined
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, grown_segmenter
@@ -45,7 +46,7 @@ class Config:
         keep_val: set with old classes, on which forgetting is measured, as ``FOLDER`` or ``FOLDER:split``.
         max_forget: largest loss of the old classes' mIoU, in points, that is released.
         new_classes: the classes of the new set to learn; all that the model does not know if empty.
-        by_region: unused; semantic models tell no objects apart.
+        by_region: of panoptic models; semantic ones tell no objects apart, and it is refused.
         steps: optimiser steps.
         lr: peak learning rate of SGD with momentum 0.9.
         weight_decay: of all weights.
@@ -164,3 +165,13 @@ def train(config: Config, run: Run, data: Extension) -> Segmenter:
         accumulate=config.views.accumulate,
     )
     return current
+
+
+def refuse(config: Config) -> None:
+    """Refuses what is said of objects.
+
+    Raises:
+        UsageError: ``by_region`` was given.
+    """
+    if config.by_region:
+        raise UsageError("--by-region: semantic models tell no objects apart; leave the option out")

@@ -42,6 +42,7 @@ from segue.data.listing import spread
 from segue.data.style import Style
 from segue.data.two_domains import DomainData
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit, only_first
+from segue.errors import UsageError
 from segue.evaluation import Samples
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, upsample
@@ -387,3 +388,13 @@ def train(config: Config, run: Run, data: DomainData) -> Segmenter:
         only_first(lambda: shown(run, data.labelled(), learnt, data.target))
         only_first(lambda: show_target(run, method.result(), method.trusted, data.target))
     return method.result()
+
+
+def refuse(config: Config) -> None:
+    """Refuses a style beside pictures that have one already.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if config.domains.translated and (config.style not in (Config.style, "none") or config.band != Config.band):
+        raise UsageError("--style and --band: pictures of --translated have the target's style already; leave one out")

@@ -392,5 +392,7 @@ def refuse(config: Config) -> None:
     """
     if not 0 <= config.others < config.batch:
         raise UsageError(f"--others {config.others}: give fewer than --batch {config.batch}")
+    if config.embedding and config.variant == "cotap":
+        raise UsageError(f"--embedding {config.embedding}: --variant cotap compares scores of prototypes: leave one")
     if config.ema_start > config.ema_end:
         raise UsageError(f"--ema_start {config.ema_start:g}: give at most --ema_end {config.ema_end:g}")
