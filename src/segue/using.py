@@ -134,12 +134,12 @@ def suggest(
     Raises:
         DataError: no model, no such images, or not so many are left without labels.
     """
-    found = open_image_set(images, skip_bad=skip_bad)
-    if not quiet:
-        print("\n".join(found.lines()))  # noqa: T201
     device = pick_device(device)
     tune(device)
     encoder = load_encoder(str(model), device=device)
+    found = open_image_set(images, skip_bad=skip_bad, tones=encoder.spec.tones)
+    if not quiet:
+        print("\n".join(found.lines()))  # noqa: T201
     trained = load_model(str(model), device=device) if describe(str(model))["kind"] != "encoder" else None
     names, learnt_from = labelled_names(str(model))
     with track("suggest", len(found.images) * (2 if trained else 1), quiet=quiet) as tick:

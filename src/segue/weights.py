@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segue.config import Network, did_you_mean
 from segue.data.finding import argument
 from segue.data.listing import Listing
+from segue.data.sample import Tones
 from segue.disk import write_atomically
 from segue.errors import DataError
 from segue.models.compact import CompactSegmenter, CompactSpec, feature_encoder
@@ -179,8 +180,10 @@ def load_encoder(source: str, *, device: str = "cpu") -> Encoder:
     inner = model.segmenter if isinstance(model, LinearProbe) else model
     spec = inner.spec
     encoder = Encoder(
-        EncoderSpec(spec.encoder, spec.in_channels, spec.value_range, spec.mean, spec.std, spec.output_stride)
-    )
+        EncoderSpec(
+            spec.encoder, spec.in_channels, spec.value_range, spec.mean, spec.std, spec.output_stride, spec.tones
+        )
+    )  # fmt: skip
     encoder.encoder = inner.encoder
     return encoder.to(device).eval()
 
@@ -469,8 +472,15 @@ def new_mask_classifier(
     return model
 
 
-def new_encoder(encoder: str, init: str, *, output_stride: int, say: Callable[[str], None]) -> Encoder:
+def new_encoder(
+    encoder: str, init: str, *, output_stride: int, say: Callable[[str], None], tones: Tones = ()
+) -> Encoder:
     """An encoder of timm, started as ``init`` says; `segue.config.Network` describes all three.
+
+    Args:
+        encoder, init, output_stride: as there.
+        say: told which weights were taken.
+        tones: rules by which the images that it is to learn from become 8-bit.
 
     Raises:
         DataError: unknown encoder, one that no decoder can use, or no such weights.
@@ -478,7 +488,7 @@ def new_encoder(encoder: str, init: str, *, output_stride: int, say: Callable[[s
     state, origin = encoder_weights(init, encoder)
     try:
         mean, std = start_statistics(init, encoder, 3)
-        found = Encoder(EncoderSpec(encoder, mean=mean, std=std, output_stride=output_stride))
+        found = Encoder(EncoderSpec(encoder, mean=mean, std=std, output_stride=output_stride, tones=tones))
     except ValueError as error:
         raise DataError(f"--encoder: {error}") from None
     if state is not None:

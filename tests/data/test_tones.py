@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import COLORS, draw, options, write_model, write_set
+from conftest import CLASSES, COLORS, TINY, draw, options, write_model, write_set
 from PIL import Image
 
-from segue.config import Data
+from segue.config import Data, build, leaves
 from segue.data.check import check
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
@@ -20,9 +20,14 @@ from segue.data.listing import Pair
 from segue.data.sample import ORIENTATION, Array, kind_of, picture_size
 from segue.data.tones import NODATA, deep_pixels, percentiles, read_rgb, tones_of, void_pixels
 from segue.data.training import open_training
+from segue.data.unlabelled import open_image_set
+from segue.engine import Run
 from segue.errors import DataError
 from segue.extension import open_extension
-from segue.models.segmenter import Segmenter, grown_segmenter
+from segue.methods.ranking_distillation import Config, train
+from segue.models.segmenter import Segmenter, SegmenterSpec, grown_segmenter
+from segue.using import suggest
+from segue.weights import load_encoder, save_model
 
 NO_VOID = np.zeros((48, 48), bool)
 
@@ -211,6 +216,22 @@ def test_the_model_keeps_the_rule_and_predicts_by_it(dataset: Path, tmp_path: Pa
     status, output, errors = segue("predict", run, tmp_path / "float.tif", "--out", tmp_path / "no", "--no-overlays")
     assert status != 0
     assert "E114" in output + errors and "RGB;16" in output + errors
+
+
+def test_suggest_reads_by_the_rule_of_the_model(dataset: Path, tmp_path: Path) -> None:
+    rule = (("RGB;16", 0.0, 65535.0),)  # of the set itself it would end at 4,080
+    spec = SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16, tones=rule)
+    save_model(Segmenter(spec), tmp_path / "model", method="none", metrics={})
+    found = suggest(str(deepened(dataset)), tmp_path / "model", n=2, device="cpu")
+    assert found.tones == load_encoder(str(tmp_path / "model")).spec.tones == rule
+
+
+def test_an_encoder_keeps_the_rule_of_the_images_that_it_learnt_from(dataset: Path, tmp_path: Path) -> None:
+    given = {**TINY, "steps": 1, "positives": 2}
+    config = build(Config, {name: value for name, value in given.items() if name in leaves(Config)})
+    images = open_image_set(str(deepened(dataset)))
+    assert images.images[0].tones
+    assert train(config, Run(tmp_path / "run", quiet=True), images).spec.tones == images.images[0].tones
 
 
 def test_a_deep_kind_gets_its_rule_from_images_whose_masks_are_not_read(dataset: Path) -> None:

@@ -8,6 +8,7 @@ from segue.data.check import check
 from segue.data.finding import Finding
 from segue.data.layouts import LAYOUTS, is_plain, layout_of, open_images, split_address
 from segue.data.listing import Listing, Pair, toned
+from segue.data.sample import Tones
 from segue.errors import DataError
 
 LABELS = {"E107"}  # codes that ask for masks
@@ -59,13 +60,14 @@ class ImageSet:
         return [f"{used}; left out of {self.found} found: {left_out}", *(f"note: {found}" for found in self.warnings)]
 
 
-def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
+def open_image_set(address: str, *, skip_bad: bool = False, tones: Tones = ()) -> ImageSet:
     """Every image of a folder, or of a data set's split, once its header and its end have been looked at; of a data set
     named without a split, those that no model is to be measured on.
 
     Args:
         address: the folder, or ``FOLDER:split``; masks in it are left alone.
         skip_bad: go on without images that cannot be read.
+        tones: the rules of a model for deep images, which hold here too; other kinds get one of their own.
 
     Raises:
         DataError: no image, or one that cannot be read; each kind of fault is one line of the message.
@@ -75,7 +77,7 @@ def open_image_set(address: str, *, skip_bad: bool = False) -> ImageSet:
     every = open_images(address)
     pairs, held = apart_from_held_out(address, every)
     listing = Listing(Path(address), "images", (), (), {"images": pairs}, {})
-    findings, facts = check(listing, allow_missing=True, skip_bad=skip_bad)
+    findings, facts = check(listing, allow_missing=True, skip_bad=skip_bad, tones=tones)
     findings = [finding for finding in findings if finding.code not in LABELS]
     stops = [finding for finding in findings if finding.stop]
     if stops:

@@ -339,7 +339,8 @@ def train(config: Config, run: Run, data: ImageSet) -> Encoder:
     """The student's encoder."""
     refuse_few(data, config.positives)
     torch.manual_seed(run.seed)
-    encoder = new_encoder(config.encoder, config.init, output_stride=config.output_stride, say=run.say)
+    stride, tones = config.output_stride, data.images[0].tones
+    encoder = new_encoder(config.encoder, config.init, output_stride=stride, say=run.say, tones=tones)
     encoder.to(memory_format=torch.channels_last)
     refresh = config.refresh or max(100, math.ceil(1.25 * len(data.images) / config.batch))
     probes = evenly(data.images, PROBES, config.crop)
