@@ -125,17 +125,19 @@ def measure(model: Model, data: Samples, classes: Sequence[str], *, batch: int =
         model: (B, 3, H, W) -> logits (B, K, H, W); left in the mode it was in.
         data: samples with ``image``, ``mask`` and ``name``.
         classes: names by id.
-        batch: images of one size that go through together, fewer of large ones.
+        batch: images of one size that go through together, fewer of large ones; each alone where ``how`` asks for more
+            than one pass, or for a temperature.
         how: as of `segue.prediction.pictures.predict_image`, so that what is scored is what is predicted.
     """
     device, largest = next(model.parameters()).device, how.pixels(len(classes))
     measured = Measured(tuple(classes), Confusion(len(classes)), Calibration())
     with evaluating(model):
         for samples, images in same_size_batches(data, batch, largest):
-            if images[0, 0].numel() > largest:
-                predictions, probabilities = (part[None] for part in predict_image(model, images[0], how)[:2])
-            else:
+            if how.is_once and images[0, 0].numel() <= largest:
                 probabilities, predictions = model(images.to(device)).float().softmax(1).max(1)
+            else:
+                found = (predict_image(model, image, how)[:2] for image in images)
+                predictions, probabilities = (torch.stack(part) for part in zip(*found, strict=True))
             for sample, probability, prediction in zip(samples, probabilities.cpu(), predictions.cpu(), strict=True):
                 alone = Confusion(len(classes))
                 alone.update(sample["mask"].numpy(), prediction.numpy())

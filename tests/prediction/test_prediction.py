@@ -15,7 +15,8 @@ from PIL import Image
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair, toned
 from segue.errors import DataError
-from segue.evaluation import measure, semantic
+from segue.evaluation import Measured, measure, semantic
+from segue.metrics import Calibration, Confusion
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import (
     How,
@@ -97,6 +98,22 @@ def test_what_is_too_large_is_scored_in_tiles_as_it_is_predicted() -> None:
     assert int(measured.confusion.counts.sum()) == sum(one.size for one in ids)
     assert max(model.passes) <= 10_000
     assert model.passes[-2:] == [9_000, 3_000]
+
+
+def test_pictures_of_one_pass_are_scored_as_they_are_predicted(model: Segmenter) -> None:
+    draws = np.random.default_rng(0)
+    ids = [draws.integers(0, 3, (48, 40)) for _ in range(3)]
+    data = [{"image": pure(one), "mask": torch.from_numpy(one), "name": str(i)} for i, one in enumerate(ids)]
+    for how in (How(temperature=3.0), How(flips=True), How(scales=(0.5, 1.0))):
+        expected = Measured(model.spec.classes, Confusion(3), Calibration())
+        for sample in data:
+            classes, probability, _ = predict_image(model, sample["image"], how)  # type: ignore[arg-type]
+            expected.confusion.update(sample["mask"].numpy(), classes.numpy())  # type: ignore[union-attr]
+            expected.calibration.update(sample["mask"], classes, probability)  # type: ignore[arg-type]
+        found, plain = (measure(model, data, model.spec.classes, how=given) for given in (how, How()))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found.confusion.counts, expected.confusion.counts)
+        np.testing.assert_allclose(found.calibration.probability, expected.calibration.probability)
+        assert not np.allclose(found.calibration.probability, plain.calibration.probability)
 
 
 @pytest.mark.parametrize(

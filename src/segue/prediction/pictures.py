@@ -114,6 +114,11 @@ class How:
     grid: Grid = field(default_factory=Grid)
     largest: int = 1 << 22
 
+    @property
+    def is_once(self) -> bool:
+        """Whether the model's own probabilities of one pass are what is asked for."""
+        return not self.flips and self.scales == (1.0,) and self.temperature == 1
+
     def pixels(self, classes: int) -> int:
         """Those that go through in one pass: ``largest``, or as many as take the memory of that with `FEW` classes."""
         return self.largest * FEW // max(FEW, classes)
