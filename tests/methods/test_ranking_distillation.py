@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from segue.config import build, leaves
-from segue.data.candidates import Candidates, area_window
+from segue.data.candidates import Candidates, area_window, evenly
+from segue.data.listing import Pair
 from segue.data.unlabelled import open_image_set
 from segue.embeddings import centred, most_similar, spherical_clusters
 from segue.engine import Run
@@ -224,6 +225,15 @@ def test_a_look_after_a_refused_step_has_the_number_that_is_logged(
     assert [line["step"] for line in run.read_log() if "refused" in line] == [2]
     assert [step for step, _ in history(run)] == [0, 2, 4, 5]
     assert {int(path.name.split("_")[0]) for path in (run.out / "panels").iterdir()} == {0, 2, 4, 5}
+
+
+def test_probes_are_even_over_the_whole_set(tmp_path: Path) -> None:
+    pairs = []
+    for i in range(15):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i:02d}.png")
+        pairs.append(Pair(str(i), tmp_path / f"{i:02d}.png"))
+    assert evenly(pairs, 8, 16)[:, 0, 0, 0].tolist() == [0, 1, 3, 5, 7, 9, 11, 13]
+    assert evenly(pairs[:3], 8, 16)[:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_v1_and_v2_show_the_same_places(dataset: Path) -> None:

@@ -102,7 +102,8 @@ class Squeezed(Dataset[Tensor]):
 
 def evenly(images: Sequence[Pair], count: int, side: int) -> Tensor:
     """At most ``count`` images, evenly from the whole set, squeezed: uint8 (K, 3, side, side)."""
-    squeezed = Squeezed(images[:: max(1, len(images) // count)][:count], side)
+    count = min(count, len(images))
+    squeezed = Squeezed([images[i * len(images) // count] for i in range(count)], side)
     return torch.stack([squeezed[i] for i in range(len(squeezed))])
 
 
