@@ -17,7 +17,7 @@ Departs from the paper: a step of either stage passes ``batch`` crops through th
 many crops, each in two views. The maps are compared at full resolution, with no pixel left out: the loss needs no N x N
 matrix. ``negatives others`` takes the authors' released form, whose denominator holds one positive and the negatives
 only. In the second round fine-tuning goes on under the same schedule, with pseudo-labelled images in other colours:
-with both stages again and a new classifier, as in the paper (``second_round contrast``), a run of 800 steps lost 10
+with both stages again and a new classifier, as in the paper (``second_round contrast``), a run of 800 steps lost 3
 points. Images on which (5) keeps nothing are left out of it, and labelled images are repeated: drawn as they come, 18
 of 367, rare classes of which no pseudo-label is kept would be unlearnt.
 """
