@@ -199,6 +199,7 @@ def test_two_processes_make_one_model_and_go_on_when_one_is_killed(name: str, da
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compress", "demo"])
 def test_what_does_not_divide_refuses_several_processes(command: str, dataset: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "run")

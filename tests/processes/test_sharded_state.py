@@ -191,6 +191,7 @@ def test_divided_it_makes_the_steps_of_one_process(done: Path, tmp_path: Path) -
     assert scores == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "like"), [("divided", "together"), ("again", "again_plain")])
 def test_divided_it_makes_the_steps_of_whole_copies(name: str, like: str, done: Path) -> None:
     for key, value in found(done, name).items():
@@ -203,17 +204,20 @@ def test_divided_it_makes_the_steps_of_whole_copies(name: str, like: str, done: 
             assert line[key] == pytest.approx(expected[key], rel=1e-5), key
 
 
+@pytest.mark.slow
 def test_divided_and_cut_it_ends_the_same_bit_for_bit(done: Path) -> None:
     for key, value in found(done, "whole").items():
         assert torch.equal(value, found(done, "cut")[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "like"), [("cut_together", "whole"), ("begun_together", "divided")])
 def test_a_run_goes_on_without_shard_and_with_it(name: str, like: str, done: Path) -> None:
     for key, value in found(done, name).items():
         torch.testing.assert_close(value, found(done, like)[key], **CLOSE)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_that_of_one_process(done: Path, tmp_path: Path) -> None:
     """Names, shapes and kinds of everything in it; and one process goes on with it."""
     cut(tmp_path / "one", adam=True)
@@ -231,6 +235,7 @@ def shape(value: Any) -> Any:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
 
 
+@pytest.mark.slow
 def test_a_process_holds_its_part_alone(done: Path) -> None:
     first, second = (json.loads((done / f"counts_{rank}.json").read_text()) for rank in (0, 1))
     student = 7 * 27 + 7 + 9 * 63 + 9 + 9 + 1
@@ -242,6 +247,7 @@ def test_a_process_holds_its_part_alone(done: Path) -> None:
         assert counts["state"] <= 0.6 * student
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_refused(done: Path) -> None:
     refused = torch.load(done / "poisoned" / "refused_train.pt", weights_only=True)
     assert refused["step"] == 4
@@ -249,6 +255,7 @@ def test_steps_that_are_not_finite_are_refused(done: Path) -> None:
     assert torch.tensor(refused["norms"]["student.head.bias"]).isnan()
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_is_left(done: Path) -> None:
     assert [(done / f"threads_{rank}").read_text() for rank in (0, 1)] == ["", ""]
 
