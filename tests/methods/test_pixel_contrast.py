@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, TINY, untrained
+from PIL import Image
 from torch import Tensor
 
 from segue import verbs
@@ -25,11 +26,11 @@ from segue.methods.pixel_contrast import (
     class_thresholds,
     fine_tune,
     labels_at,
-    pseudo_label,
     refuse,
     train,
     within_image,
 )
+from segue.prediction.pseudo_labels import RAREST, adjusted, pseudo_label
 from segue.verbs import control
 
 T = 0.2
@@ -185,6 +186,44 @@ def test_the_whole_path_with_pseudo_labels(
             assert set(kept["labels"].tolist()) <= {0, 1, 2}
 
 
+def test_adjusted_probabilities_are_divided_by_the_shares_of_the_classes_and_put_back() -> None:
+    network, image = untrained(spread=0.5), torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    shares = np.array([0.9, 0.1, 0.0])  # of the last there is no label
+    with torch.inference_mode():
+        plain_probabilities = network(image).softmax(1)
+        with adjusted(network, shares):
+            found = network(image).softmax(1)
+        with adjusted(network, np.array([1 - 1e-6, 1e-6, 0.0])):
+            capped = network(image).softmax(1)
+    expected = plain_probabilities / torch.tensor([0.9, 0.1, 1.0])[:, None, None]
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
+    expected = plain_probabilities / torch.tensor([1 - 1e-6, RAREST, 1.0])[:, None, None]
+    torch.testing.assert_close(capped, expected / expected.sum(1, keepdim=True))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_pseudo_labels_of_a_run_are_adjusted_unless_it_is_told_not_to(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def noted(network: Any, pairs: Any, thresholds: Any, shares: np.ndarray, run: Run) -> tuple[Any, ...]:
+        given.append(shares)
+        return ()
+
+    monkeypatch.setattr("segue.methods.pixel_contrast.label_images", noted)
+    values = {**TINY, "data": str(dataset), "labels": "3", "unlabeled": ("rest",), "steps": 4}
+    for adjust in (True, False):
+        config = build(Config, {**values, "adjust": adjust})
+        data = open_training(config.data, seed=0)
+        run = Run(tmp_path / str(adjust), quiet=True)
+        train(config, run, data)
+    masks = np.stack([np.asarray(Image.open(str(pair.mask))) for pair in data.labelled])
+    np.testing.assert_allclose(given[0], [(masks == i).mean() for i in range(3)])
+    np.testing.assert_array_equal(given[1], np.ones(3))
+
+
 def test_where_fine_tuning_goes_on_the_classifier_is_kept(dataset: Path, tmp_path: Path) -> None:
     config = build(Config, {**TINY, "data": str(dataset), "finetune_lr": 0.0, "weight_decay": 0.0})
     data = open_training(config.data, seed=0)
@@ -293,7 +332,7 @@ def test_its_control_takes_the_learning_rate_and_weight_decay_that_were_given() 
     "given",
     [
         {"first_round": 0.4}, {"second_round": "contrast"}, {"threshold": 0.9}, {"background_threshold": 0.9},
-        {"thresholds": "disc:0.9"},
+        {"thresholds": "disc:0.9"}, {"adjust": False},
     ],
 )  # fmt: skip
 def test_settings_of_pseudo_labels_are_refused_where_no_image_gets_any(given: dict[str, Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ the class y_p. N is the number of labelled pixels, N_c of those of class c, t th
     (2)  L_C(I)  =  as (1), with positives also from I^ of another crop J of the batch, negatives from I^ alone
     (3)  L_B     =  as (1), with all crops of the batch as one
     (4)  L_CE    =  cross-entropy of the classifier h(d(e(x))) that takes the projection head's place
-    (5)  y^_p    =  argmax_c P_c(p)  where  P_c(p) >= T_c,  ignored elsewhere
+    (5)  y^_p    =  argmax_c P_c(p)  where  P_c(p) >= T_c,  ignored elsewhere       `segue.prediction.pseudo_labels`
 
 Contrast (1) first, then fine-tuning of the whole network (4). With unlabelled images the network so trained labels them
 by (5), and a second round learns from labelled and pseudo-labelled images together.
@@ -18,14 +18,13 @@ many crops, each in two views. The maps are compared at full resolution, with no
 matrix. ``negatives others`` takes the authors' released form, whose denominator holds one positive and the negatives
 only. In the second round fine-tuning goes on under the same schedule, with pseudo-labelled images in other colours:
 with both stages again and a new classifier, as in the paper (``second_round contrast``), a run of 800 steps lost 3
-points. Images on which (5) keeps nothing are left out of it, and labelled images are repeated: drawn as they come, 18
-of 367, rare classes of which no pseudo-label is kept would be unlearnt.
+points. P_c of (5) is divided by the share of the class among the labels: else all that poles and signs got was the
+class around them. Images on which (5) keeps nothing are left out, and labelled images are repeated: drawn as they come,
+18 of 367, rare classes of which no pseudo-label is kept would be unlearnt.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,22 +35,21 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from segue.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BETWEEN_0_AND_1, SHARE, Bound
 from segue.config import Data, Network, Views
-from segue.data.balance import class_weights
+from segue.data.balance import class_shares, class_weights
 from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder
 from segue.data.images import Middle, RandomViews, Whole
 from segue.data.listing import Pair, identity
-from segue.data.sample import IGNORE, Array, write_label_map
+from segue.data.sample import IGNORE, Array
 from segue.data.training import TrainingData
 from segue.data.transforms import PLAIN, SIMCLR, ColorJitter
-from segue.disk import write_atomically
-from segue.engine import Losses, Method, Run, cosine, endless, fit, mix, only_first
+from segue.engine import Losses, Method, Run, cosine, endless, fit, mix
 from segue.errors import DataError, UsageError
 from segue.evaluation import pixel_embeddings, semantic
 from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
-from segue.prediction.pictures import predict
+from segue.prediction.pseudo_labels import label_images
 from segue.weights import new_segmenter
 
 VERB = "train"
@@ -93,6 +91,7 @@ class Config:
         threshold: T_c of eq. 5; 0.8 in the paper.
         background_threshold: T_c of the class ``background``; 0.97 in the paper.
         thresholds: T_c of single classes, as ``car:0.9,pole:0.6``.
+        adjust: divides P_c of eq. 5 by the share of the class among the labels; not in the paper.
         evaluate_every: steps between two evaluations on the validation split; 0 evaluates at the end only.
     """
 
@@ -115,6 +114,7 @@ class Config:
     threshold: float = 0.8
     background_threshold: float = 0.97
     thresholds: str = ""
+    adjust: bool = True
     evaluate_every: int = 0
 
 
@@ -242,51 +242,6 @@ def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
     return np.array([found[name] for name in classes], np.float32)
 
 
-def pseudo_label(classes: Array, probability: Array, thresholds: Array) -> Array:
-    """Eq. 5: class ids (H, W) and their probability (H, W) -> uint8 (H, W) with `IGNORE` below the threshold."""
-    return np.where(probability >= thresholds[classes], classes, IGNORE).astype(np.uint8)
-
-
-def label_images(network: Segmenter, pairs: Sequence[Pair], thresholds: Array, run: Run) -> tuple[Pair, ...]:
-    """Pseudo-labels by eq. 5, as pictures in ``pseudo_labels/`` of the run; what was kept goes to its ledger."""
-    folder, ledger = run.out / "pseudo_labels", run.out / "pseudo_labels.json"
-    labelled = tuple(
-        Pair(pair.name, pair.image, folder / f"{i:06d}.png", tones=pair.tones) for i, pair in enumerate(pairs)
-    )
-
-    def work() -> None:
-        folder.mkdir(exist_ok=True)
-        seen, kept = (np.zeros(len(thresholds), np.int64) for _ in range(2))
-        images: dict[str, str] = {}
-        left_out: list[str] = []
-        for found, pair in zip(predict(network, pairs), labelled, strict=True):
-            mask = pseudo_label(found.classes, found.probability, thresholds)
-            name = Path(str(pair.mask)).name
-            write_label_map(folder / name, mask, network.spec.colors)
-            if (mask != IGNORE).any():
-                images[name] = str(pair.image)
-            else:
-                left_out.append(str(pair.image))
-            seen += np.bincount(found.classes.ravel(), minlength=len(seen))
-            kept += np.bincount(mask[mask != IGNORE], minlength=len(kept))
-        rows = {
-            name: {"threshold": round(float(t), 4), "predicted": int(s), "kept": int(k)}
-            for name, t, s, k in zip(network.spec.classes, thresholds, seen, kept, strict=True)
-        }
-        for name, row in rows.items():
-            share = row["kept"] / max(row["predicted"], 1)
-            run.say(f"pseudo-labels: {name}: {share:.0%} of its pixels kept at {row['threshold']}")
-        run.say(
-            f"pseudo-labels: {len(images)} of {len(labelled)} images used, {len(left_out)} left out with no pixel kept"
-        )
-        described = {"classes": rows, "images": images, "left_out": left_out}
-        write_atomically(ledger, json.dumps(described, indent=1).encode())
-
-    only_first(lambda: None if ledger.is_file() else work())
-    kept_images = json.loads(ledger.read_text(encoding="utf-8"))["images"]
-    return tuple(pair for pair in labelled if pair.mask is not None and pair.mask.name in kept_images)
-
-
 def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
     """Steps of contrast and of fine-tuning in each round."""
     first = round(config.steps * config.first_round) if has_unlabelled else config.steps
@@ -312,7 +267,8 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     for number, (contrasts, tunings) in enumerate(rounds):
         suffix = "" if number == 0 else "_pseudo"
         if number:
-            pseudo = label_images(network, data.unlabelled, thresholds, run)
+            shares = class_shares(data) if config.adjust else np.ones(len(data.classes))
+            pseudo = label_images(network, data.unlabelled, thresholds, shares, run)
             if not pseudo:
                 run.say("pseudo-labels: none reached its threshold; the second round learns from the labels alone")
             sets.append((pseudo, Decoder(identity(len(data.classes)), data.listing.colors, by_color=False), None))
@@ -331,7 +287,7 @@ def refuse(config: Config) -> None:
     Raises:
         UsageError: the first such field.
     """
-    for name in ("first_round", "second_round", "threshold", "background_threshold", "thresholds"):
+    for name in ("first_round", "second_round", "threshold", "background_threshold", "thresholds", "adjust"):
         if not config.data.unlabeled and getattr(config, name) != getattr(Config, name):
             option = name.replace("_", "-")
             raise UsageError(f"--{option}: there are no images to give pseudo-labels to; name them: --unlabeled FOLDER")
