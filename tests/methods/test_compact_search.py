@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -67,7 +66,7 @@ from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
 from segue.search.runtime import enlarging_runner, idlest, on_cores, part_runner
 from segue.search.strategies import strategy
-from segue.search.trials import DIED, Trial, Trials
+from segue.search.trials import Trial, Trials
 from segue.weights import save_model
 
 FIELDS = {name: value for name, value in {**TINY, **SEARCH}.items() if name != "decoder_channels"}
@@ -318,27 +317,6 @@ def test_a_process_that_dies_costs_its_candidate_alone(
     assert [found[n].state for n in range(4)] == ["done", "failed", "done", "done"]
     assert found[1].error.startswith("ProcessDied")
     assert found[1].reward1 is None
-
-
-@pytest.mark.slow
-def test_a_candidate_that_ended_the_process_of_the_search_is_tried_in_its_own(tmp_path: Path) -> None:
-    recipe = recipe_of(build(Config, SEARCH), ("ground", "disc"), 0)
-    jobs, ledger = [Job(tmp_path, recipe, n, ARCH1) for n in range(3)], Trials(tmp_path / "trials.sqlite", "same")
-    (tmp_path / "died_2").touch()
-
-    def searches() -> None:
-        with pool.Workers(1, dies, ledger=ledger) as workers:
-            for trial in workers.tried([job for job in jobs if job.trial not in ledger.all()]):
-                ledger.add(trial)
-
-    for status in (-signal.SIGKILL, 0):
-        driver = multiprocessing.get_context("fork").Process(target=searches)
-        driver.start()
-        driver.join(120)
-        assert (driver.exitcode, ledger.begun()) == (status, {1})
-    assert [(t.state, t.error_type) for t in ledger.all().values()] == [("done", ""), ("failed", DIED), ("done", "")]
-    assert sorted(ledger.resumed(8)) == [0, 2]  # the next start tries it again, and not in that process
-    assert ledger.begun() == {1}
 
 
 def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def words(name: str, dataset: Path, **changes: object) -> list[str]:
     values: dict[str, object] = {**TINY, "steps": 3, "queries": 6, "points": 32}
     if name == "pixel_contrast":
         values |= {"steps": 8, "labels": "3", "unlabeled": "rest", "threshold": 0.0, "contrast_share": 0.5}
+        values |= {"first_round": 0.5, "second_round": "contrast"}  # each stage twice
     if name == "mean_teacher":
         values |= {"looks": 3, "keep": "information", "passes": 2, "limit": 100, "class_limit": 100}
     if name == "ranking_distillation":

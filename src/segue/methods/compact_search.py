@@ -217,7 +217,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
         text, before = str(proposal.genotype), tuple(rewards)
         return Job(cache.folder, recipe, number, text, before, proposal.log_probability, charge=cost.charge(text))
 
-    with Signals() as signals, Workers(settings.parallel, ray=settings.ray, ledger=ledger) as workers:
+    with Signals() as signals, Workers(settings.parallel, ray=settings.ray) as workers:
         for start in range(0, settings.candidates, GENERATION):
             proposals = {n: found.ask() for n in range(start, min(start + GENERATION, settings.candidates))}
             jobs = [job(n, p) for n, p in proposals.items() if n not in known and not is_spent(n)]

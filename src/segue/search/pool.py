@@ -1,8 +1,4 @@
-"""Candidates in this process, in several, or over a Ray cluster: the same results, in the order they finish.
-
-A candidate that the system ends its process for fails, and costs the search nothing else. In this process that is known
-at the next start alone, from the ledger: the candidate is then tried in a process of its own.
-"""
+"""Candidates in this process, in several, or over a Ray cluster: the same results, in the order they finish."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -18,7 +14,7 @@ from typing import Any
 from segue.errors import DataError
 from segue.processes.cluster import connect
 from segue.search.candidates import Job, try_candidate
-from segue.search.trials import DIED, Trial, Trials
+from segue.search.trials import DIED, Trial
 
 WHY = (
     "killed by the system, most often for want of memory (a smaller --parallel needs less), or started by a script "
@@ -34,18 +30,10 @@ class Workers:
         parallel: processes; 1 takes this one.
         work: tries one.
         ray: address of a Ray cluster, which then takes the place of processes; see `segue.processes.cluster.connect`.
-        ledger: keeps which candidates were begun in this process; without one, one that ends it is never told.
     """
 
-    def __init__(
-        self,
-        parallel: int,
-        work: Callable[[Job], Trial] = try_candidate,
-        *,
-        ray: str = "",
-        ledger: Trials | None = None,
-    ) -> None:
-        self._parallel, self._work, self._ray, self._ledger = parallel, work, ray, ledger
+    def __init__(self, parallel: int, work: Callable[[Job], Trial] = try_candidate, *, ray: str = "") -> None:
+        self._parallel, self._work, self._ray = parallel, work, ray
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -64,17 +52,9 @@ class Workers:
         if self._ray:
             yield from _over_cluster(jobs, connect(self._ray), self._work)
         elif self._parallel == 1:
-            begun = self._ledger.begun() if self._ledger else set()
-            for job in jobs:
-                yield _alone(job, self._work) if job.trial in begun else self._here(job)
+            yield from map(self._work, jobs)
         else:
             yield from self._in_processes(jobs)
-
-    def _here(self, job: Job) -> Trial:
-        """In this process."""
-        if self._ledger:
-            self._ledger.begin(job.trial)
-        return self._work(job)
 
     def _in_processes(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         left = {job.trial: job for job in jobs}

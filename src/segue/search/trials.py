@@ -113,7 +113,6 @@ class Trials:
                 ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL, about TEXT, started REAL)")
                 columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
                 ledger.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
-                ledger.execute("CREATE TABLE IF NOT EXISTS begun (trial INTEGER PRIMARY KEY)")
                 there = [row[1] for row in ledger.execute("PRAGMA table_info(trials)")]
                 known = ledger.execute("SELECT identity FROM search").fetchone()
                 if known is None:
@@ -137,17 +136,6 @@ class Trials:
         finally:
             ledger.close()
 
-    @contextmanager
-    def _writing(self, number: int) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._open() as ledger:
-                yield ledger
-        except sqlite3.OperationalError as error:
-            raise DataError(
-                f"{self.path}: candidate {number} cannot be written ({error}). The others are kept: make "
-                "room on the disk and give the same command again"
-            ) from None
-
     def add(self, trial: Trial) -> None:
         """Writes a candidate; a second time it changes nothing.
 
@@ -156,24 +144,14 @@ class Trials:
         """
         row = [json.dumps(value) if name in _JSON else value for name, value in asdict(trial).items()]
         marks = ", ".join("?" * len(_COLUMNS))
-        with self._writing(trial.trial) as ledger:
-            ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
-            if trial.error_type != DIED:
-                ledger.execute("DELETE FROM begun WHERE trial = ?", (trial.trial,))
-
-    def begin(self, number: int) -> None:
-        """Notes that a candidate is tried now, in the process of the search.
-
-        Raises:
-            DataError: as of `add`.
-        """
-        with self._writing(number) as ledger:
-            ledger.execute("INSERT OR IGNORE INTO begun VALUES (?)", (number,))
-
-    def begun(self) -> set[int]:
-        """Candidates that were begun in the process of the search and not ended, or by its death."""
-        with self._open() as ledger:
-            return {row[0] for row in ledger.execute("SELECT trial FROM begun")}
+        try:
+            with self._open() as ledger:
+                ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
+        except sqlite3.OperationalError as error:
+            raise DataError(
+                f"{self.path}: candidate {trial.trial} cannot be written ({error}). The others are kept: make "
+                "room on the disk and give the same command again"
+            ) from None
 
     def all(self) -> dict[int, Trial]:
         """The candidates by number, in their order."""
