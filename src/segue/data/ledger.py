@@ -10,8 +10,6 @@ from segue.errors import DataError
 
 ACCEPT, REJECT, REDRAW, UNDECIDED = "accept", "reject", "redraw", "undecided"
 DECISIONS = (ACCEPT, REJECT, REDRAW, UNDECIDED)
-
-
 BEGINNING = '{"image": "'  # of every line that `append` writes
 
 
