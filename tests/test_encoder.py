@@ -11,7 +11,8 @@ from segue.errors import DataError
 from segue.models.encoder import Encoder, EncoderSpec, settle_statistics
 from segue.models.heads import LinearProbe
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.weights import load_encoder, load_model, new_encoder, save_model
+from segue.starting import new_encoder
+from segue.weights import load_encoder, load_model, save_model
 
 
 @pytest.mark.parametrize(("name", "stride"), [("test_efficientnet", 16), ("test_resnet", 16), ("test_vit", 16)])

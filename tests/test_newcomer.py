@@ -12,7 +12,7 @@ from segue.data.check.domains import model_faults
 from segue.data.layouts import open_listing
 from segue.data.panoptic import Annotation
 from segue.errors import DataError
-from segue.weights import encoder_weights
+from segue.starting import encoder_weights
 
 
 def test_numbered_objects_without_a_class_that_has_any_are_refused(tmp_path: Path) -> None:

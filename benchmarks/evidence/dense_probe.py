@@ -40,7 +40,8 @@ from segue.data.listing import Listing
 from segue.data.sample import IGNORE
 from segue.metrics import Confusion
 from segue.models.encoder import Encoder, settle_statistics
-from segue.weights import load_encoder, new_encoder
+from segue.starting import new_encoder
+from segue.weights import load_encoder
 
 ARMS: dict[str, tuple[str, ...]] = {  # what each adds to the command; nothing: no pre-training
     "before": (),

@@ -49,7 +49,8 @@ from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, reliability, try_candidate
 from segue.search.strategies import strategy
 from segue.search.trials import Trial
-from segue.weights import encoder_weights, load_model
+from segue.starting import encoder_weights
+from segue.weights import load_model
 
 BLOCKS, SEEDS, GENERATION = 2, 3, 8
 HEADER = ("genotype", "seed", "reward", "miou", "fwiou", "mpa", "seconds", "parameters", "macs", "error")

@@ -21,7 +21,8 @@ from shared import segue, shrunk
 
 from segue.data.layouts import open_listing
 from segue.data.splits import choose
-from segue.weights import new_encoder, save_model
+from segue.starting import new_encoder
+from segue.weights import save_model
 
 
 def names_of(data: Path, count: int, seed: int) -> list[str]:

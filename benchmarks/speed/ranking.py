@@ -102,7 +102,7 @@ def measure_step(encoder_name: str, batch: int, device: str, precision: str, rou
     from segue.config import build
     from segue.engine import ema_update
     from segue.methods.ranking_distillation import Config, RankingDistillation, image_loss, patch_loss
-    from segue.weights import new_encoder
+    from segue.starting import new_encoder
 
     config = build(Config, {"encoder": encoder_name, "init": "random", "batch": batch})
     encoder = new_encoder(encoder_name, "random", output_stride=16, say=print).to(memory_format=torch.channels_last)

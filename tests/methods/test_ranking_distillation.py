@@ -34,7 +34,8 @@ from segue.methods.ranking_distillation import (
     unit_images,
     unit_patches,
 )
-from segue.weights import load_encoder, new_encoder
+from segue.starting import new_encoder
+from segue.weights import load_encoder
 
 SMALL = {"encoder": "test_efficientnet", "init": "random", "crop": 32, "batch": 4, "steps": 6, "refresh": 4}
 Cli = Callable[..., tuple[int, str, str]]

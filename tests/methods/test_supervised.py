@@ -14,7 +14,8 @@ from segue.data.training import open_training
 from segue.engine import Run
 from segue.evaluation import semantic
 from segue.methods.supervised import Config, Supervised, train
-from segue.weights import encoder_weights, save_model
+from segue.starting import encoder_weights
+from segue.weights import save_model
 
 
 def test_class_weights_by_hand(dataset: Path) -> None:

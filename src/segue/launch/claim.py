@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from segue.data.fingerprint import fingerprint
 from segue.disk import held
 from segue.errors import UsageError
 from segue.records import run_data
+from segue.starting import start_in_words
 
 
 class MethodData(Protocol):
@@ -114,6 +115,7 @@ def describe_run(
         "versions": versions(),
         "git": _git(),
         "device": device,
+        **_start(identity["config"]),
         "tuning": list(tuned),
         "data": {**data.account(), "fingerprint": fingerprint(data.files())},
     }
@@ -121,6 +123,12 @@ def describe_run(
         "config.yaml": yaml.safe_dump(identity["config"], sort_keys=False).encode(),
         "run.json": json.dumps(described, indent=1).encode(),
     }
+
+
+def _start(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the encoder starts from, where a method has one to start: ``auto`` is not the same on each machine."""
+    known = config.get("init") is not None and config.get("encoder") is not None
+    return {"start": start_in_words(config["init"], config["encoder"])} if known else {}
 
 
 def versions() -> dict[str, str]:

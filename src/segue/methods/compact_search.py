@@ -56,7 +56,13 @@ from segue.search.pool import Workers
 from segue.search.report import Teller, tell
 from segue.search.strategies import Name, Proposal, strategy
 from segue.search.trials import Trial, Trials, is_beyond
-from segue.weights import encoder_weights, new_compact_encoder, new_compact_segmenter, start_statistics
+from segue.starting import (
+    encoder_weights,
+    new_compact_encoder,
+    new_compact_segmenter,
+    start_line,
+    start_statistics,
+)
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
@@ -346,7 +352,7 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     torch.manual_seed(run.seed)
     state, origin = encoder_weights(config.network.init, config.network.encoder)
     run.open()
-    run.say(f"encoder: {config.network.encoder} from {origin}")
+    run.say(start_line(f"encoder: {config.network.encoder} from {origin}", config.network.init, state))
     count, seeds, settings = config.finalists, config.finalist_seeds, config.search
     if not data.training.val and (count, seeds) != (1, 1):
         if not config.genotype or seeds > 1:

@@ -25,7 +25,7 @@ from segue.engine import Losses, Method, Run, cosine, endless, fit
 from segue.models.mask_classifier import MaskClassifier, padded_size, parameter_groups
 from segue.panoptic.evaluation import measure_panoptic
 from segue.panoptic.loss import mask_losses, true_segments
-from segue.weights import new_mask_classifier
+from segue.starting import new_mask_classifier
 
 VERB = "train"
 BOUNDS = {"queries": Bound(lambda value: value >= 0, "a number of segments, or 0 for that of --size")}

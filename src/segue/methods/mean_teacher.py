@@ -47,8 +47,8 @@ from segue.evaluation import Samples
 from segue.losses import pixel_cross_entropy
 from segue.models.segmenter import Segmenter, upsample
 from segue.processes.ranks import as_on_first
+from segue.starting import new_segmenter
 from segue.watch import watch
-from segue.weights import new_segmenter
 
 VERB = "adapt"
 IGNORE = 255

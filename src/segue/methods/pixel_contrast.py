@@ -50,7 +50,7 @@ from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_e
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
 from segue.prediction.pseudo_labels import label_images
-from segue.weights import new_segmenter
+from segue.starting import new_segmenter
 
 VERB = "train"
 BOUNDS = {

@@ -50,7 +50,7 @@ from segue.losses.prototypes import code_cross_entropy
 from segue.models.encoder import Encoder, decay_groups, settle_statistics
 from segue.models.heads import projection_head
 from segue.models.object_filter import CodeQueue, ObjectFilter, PrototypeHead
-from segue.weights import new_encoder
+from segue.starting import new_encoder
 
 VERB = "pretrain"
 STAGE = "distil"

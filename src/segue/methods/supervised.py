@@ -23,7 +23,8 @@ from segue.engine import Losses, Method, Run, cosine, endless, fit
 from segue.evaluation import Samples, semantic
 from segue.losses import pixel_cross_entropy
 from segue.models.heads import LinearProbe
-from segue.weights import Model, new_segmenter
+from segue.starting import new_segmenter
+from segue.weights import Model
 
 VERB = "train"
 
