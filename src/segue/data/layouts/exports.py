@@ -36,6 +36,7 @@ from segue.data.outlines import Outline
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, Color, palette, picture_size
 from segue.data.split_names import split_folders
 from segue.errors import DataError
+from segue.extras import install
 
 FARTHEST = 1e5  # pixels from the corner that a point may lie
 DEEPEST = 32  # elements within each other
@@ -229,7 +230,7 @@ def _library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(f'reading XML exports needs datumaro ({error}): pip install "segue[formats]"') from None
+        raise DataError(f"reading XML exports needs datumaro ({error}): {install('formats')}") from None
 
 
 @contextmanager
