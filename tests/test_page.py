@@ -211,7 +211,7 @@ def test_ten_pseudo_labels_are_reviewed_by_keys_and_the_next_training_obeys(
         page.locator("#thresholds input").nth(0).fill("99")
         assert kept_share(page, 0) == kept_of(listed, 0, 99)
         pasted = shlex.split(page.locator("#option").inner_text())
-        assert pasted == ["--thresholds", "ground:0.99,traffic light:0.80,child's bar:0.80"]
+        assert pasted == ["--adjust", "false", "--thresholds", "ground:0.99,traffic light:0.80,child's bar:0.80"]
         for i, key in enumerate("arrdaar"):  # keys go to the page, though a slider has the focus
             wait(page, f"document.body.dataset.painted == '{order[i]}'")
             press(page, key, decided=i + 1)

@@ -177,7 +177,8 @@ document.addEventListener("colors", () => {
 
 const option = () => {
   const given = review.classes.map((name, i) => `${name}:${thresholds[i].toFixed(2)}`).join(",");
-  at("option").textContent = `--thresholds ${argument(given)}`;
+  // What the page counts is what the network says: training would divide it by the shares of the classes.
+  at("option").textContent = `--adjust false --thresholds ${argument(given)}`;
 };
 
 // Of the pixels taken for a class, the share at or above its threshold; in pictures that training would take.
