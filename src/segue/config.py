@@ -86,8 +86,9 @@ class Network:
 
     Args:
         encoder: any timm model that gives feature maps.
-        init: what the encoder starts from: ``auto`` (ImageNet weights at hand, else random), ``random``, ``timm:``
-            (downloads), ``hf:owner/name`` (downloads), a .safetensors file, or the folder of a run or model.
+        init: what the encoder starts from: ``auto`` (ImageNet weights at hand, from ``$SEGUE_MIRROR/weights`` or
+            the extra ``weights``, else random), ``random``, ``timm:`` or ``hf:owner/name`` (download), a .safetensors
+            file, or the folder of a run or model.
         output_stride: of the encoder, 8 or 16.
         decoder_channels: channels of the decoder.
     """

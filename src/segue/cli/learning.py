@@ -34,7 +34,7 @@ def add_commands(command: Command) -> None:
     )
     add_seeds(train)
     add_surroundings(train, divisible=True)
-    train.epilog = f"Every field of a method is an option: segue train --method {methods.names('train')[0]} --fields"
+    train.epilog = f"Every field of a method is an option: segue train --method {TASKS['semantic']} --fields"
     add_fields(train)
 
     _add_extend(command)

@@ -437,5 +437,6 @@ def suggest_command(arguments: argparse.Namespace) -> int:
         print(json.dumps({**asdict(found), "out": str(out)}))  # noqa: T201
         return 0
     print("\n".join(found.lines()))  # noqa: T201
-    print(f"written to {out}: {', '.join(written)}. Label them, then: segue train DATA --out RUN")  # noqa: T201
+    print(f"written to {out}: {', '.join(written)}")  # noqa: T201
+    print("label them, then: segue train DATA --out RUN (--allow-missing if others without a mask lie there)")  # noqa: T201
     return 0
