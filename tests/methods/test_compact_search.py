@@ -45,6 +45,7 @@ from segue.models.compact import (
     CompactSpec,
     Genotype,
     enlarged,
+    feature_encoder,
     operation,
 )
 from segue.models.segmenter import Segmenter, SegmenterSpec
@@ -64,7 +65,7 @@ from segue.search.data import divided, open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
 from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
-from segue.search.runtime import enlarging_runner, idlest, on_cores, part_runner
+from segue.search.runtime import enlarging_runner, idlest, maps_runners, on_cores, part_runner
 from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
 from segue.weights import save_model
@@ -383,7 +384,7 @@ def test_the_gate_decides_by_the_reward_that_is_left_of_it_for_its_time(
 
     monkeypatch.setattr(pool.Workers, "tried", tries)
     parts = tuple((0.1 * n,) * 11 for n in range(1, 5))
-    cost = Cost(Table(10.0, parts, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4), target=5.0)
+    cost = Cost(Table((10.0,) * 4, (0.0,) * 4, parts, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4), target=5.0)
     for trial, job in zip(search(config, run, cache, recipe, cost), jobs, strict=True):
         assert job.charge == pytest.approx(5.0 / trial.latency)  # type: ignore[operator]
     assert jobs[9].before == pytest.approx([0.5 * job.charge for job in jobs[:8]])
@@ -482,12 +483,20 @@ def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Re
 
 
 def test_slower_candidates_are_worth_less() -> None:
-    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (8.0, 0.25, 0.125, 8.0), (9.0, 2.0, 9.0, 9.0))
+    table = Table(
+        (5.0, 6.0, 9.0, 10.0), (0.1, 0.2, 0.4, 0.8), ((1.0,) * 11,) * 4, (0.5,) * 4, (8.0, 0.25, 0.125, 8.0),
+        (9.0, 2.0, 9.0, 9.0),
+    )  # fmt: skip
     cost = Cost(table, target=20.0, power=1.0)
-    # 10 + two blocks of two cells of (7 + 0.5); block 4 of maps 2 and 3 brings one to 2, block 5 of 3 and 1 one to 1;
+    # maps 1 to 3: 10 + 1.4
+    # two blocks of two cells of (7 + 0.5); block 4 of maps 2 and 3 brings one to 2, block 5 of 3 and 1 one to 1;
     # both are loose: two projections at 1, block 4 is brought there, and one classifier at 1
-    assert cost.latency(ARCH1) == pytest.approx(10 + 30 + 0.125 + 0.25 + 2 * 0.5 + 0.25 + 2.0)
-    assert table.fastest(2) == pytest.approx(10 + 30 + 0.5 + 2.0)
+    assert cost.latency(ARCH1) == pytest.approx(10 + 1.4 + 30 + 0.125 + 0.25 + 2 * 0.5 + 0.25 + 2.0)
+    assert table.fastest(2) == pytest.approx(5 + 0.1 + 30 + 0.5 + 2.0)
+    finer = Genotype.parse(ARCH1)
+    finer = replace(finer, blocks=((0, 1), (1, 4)))  # takes maps 0 and 1 alone: the encoder ends there
+    assert table.maps({0, 1}) == pytest.approx(6.0 + 0.3)
+    assert table.estimate(finer) == pytest.approx(6.3 + 30 + 8.0 + 8.0 + 0.5 + 9.0)
     trial = Trial(0, ARCH1, "stopped", reward1=0.6, latency=40.0)
     assert cost.worth(trial) == pytest.approx(0.3)
     assert Cost().worth(Trial(0, ARCH1, "done", reward1=0.6, reward2=0.7)) == 0.7
@@ -516,13 +525,37 @@ def test_the_end_of_a_model_as_it_is_timed_computes_what_it_computes() -> None:
     assert (torch.from_numpy(picked) == large.argmax(1)).float().mean() > 0.99  # rounding decides a tie
 
 
+@pytest.mark.slow
+def test_an_exported_model_ends_with_the_coarsest_map_that_is_taken(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from segue.export.graph import write_onnx
+
+    encoder, x = feature_encoder("test_resnet").eval(), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        maps = encoder(x)
+    for number, run in enumerate(maps_runners(encoder, x, 1)):
+        found = run()
+        assert len(found) == number + 1  # type: ignore[arg-type]
+        for one, other in zip(found, maps, strict=False):  # type: ignore[call-overload]
+            torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-4, rtol=1e-4)
+
+    def convolutions(blocks: tuple[tuple[int, int], ...]) -> int:
+        genotype = replace(Genotype.parse(ARCH1), blocks=blocks)
+        spec = CompactSpec("test_resnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), str(genotype), channels=4)
+        write_onnx(CompactSegmenter(spec).eval(), tmp_path / "model.onnx")
+        return sum(node.op_type == "Conv" for node in onnx.load(tmp_path / "model.onnx").graph.node)
+
+    assert convolutions(((0, 1), (1, 4))) < convolutions(((0, 1), (3, 4)))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="its clock of a thread is coarse")
 def test_a_table_counts_no_time_in_which_a_thread_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def waits(*_: Any, **__: Any) -> Callable[[], object]:
         return lambda: time.sleep(0.001)
 
-    for runner in ("part_runner", "enlarging_runner", "maps_runner"):
+    for runner in ("part_runner", "enlarging_runner"):
         monkeypatch.setattr(f"segue.search.latency.{runner}", waits)
+    monkeypatch.setattr("segue.search.latency.maps_runners", lambda *_: [waits()] * 4)
     encoder = torch.nn.Identity()
     monkeypatch.setattr(encoder, "forward", lambda _: [torch.rand(1, 4, 8 >> i, 8 >> i) for i in range(4)])
     one, two = (

@@ -23,7 +23,7 @@ from segue.search.picture import picture
 from segue.search.trials import Trial
 
 ARCH1 = "[[2, [1, 0, 3, 6], [0, 1, 2, 8], [2, 0, 6, 1]], [[2, 3], [3, 1]]]"
-TABLE = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4)
+TABLE = Table((10.0,) * 4, (0.0,) * 4, ((1.0,) * 11,) * 4, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4)
 
 
 def test_finalists_are_distinct_and_those_trained_end_to_end_come_first() -> None:

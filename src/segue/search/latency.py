@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from segue.disk import write_atomically
 from segue.errors import UsageError
 from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
 from segue.records import expecting
-from segue.search.runtime import enlarging_runner, maps_runner, model_runner, on_cores, part_runner
+from segue.search.runtime import enlarging_runner, maps_runners, model_runner, on_cores, part_runner, runtime
 from segue.search.trials import Trial
 
 STRIDES = (4, 8, 16, 32)
@@ -105,7 +105,8 @@ class Table:
     On one thread they are those of computing alone: what else a machine does must not rule out a target that it meets.
 
     Args:
-        encoder: of normalisation and encoder, with the adaptation of its four maps.
+        encoder: (4,), of normalisation and encoder, up to each of its maps.
+        adaptation: (4,), of a 1 x 1 convolution from each of the maps to the decoder's channels.
         operations: (4, 11), of each operation at each stride.
         projection: (4,), of a 1 x 1 convolution and a sum: behind a cell, and for each map that the output is made of.
         enlarging: (4,), of bringing a coarser map to each stride.
@@ -113,7 +114,8 @@ class Table:
             pixel.
     """
 
-    encoder: float
+    encoder: tuple[float, ...]
+    adaptation: tuple[float, ...]
     operations: tuple[tuple[float, ...], ...]
     projection: tuple[float, ...]
     enlarging: tuple[float, ...]
@@ -154,14 +156,13 @@ class Table:
         """The table in ``path``."""
         with expecting(path, "a table of times: remove it, and it is made again"):
             columns = json.loads(path.read_text(encoding="utf-8"))
-            encoder, operations = columns.pop("encoder"), columns.pop("operations")
-            rest = {name: tuple(column) for name, column in columns.items()}
-            return cls(encoder, tuple(map(tuple, operations)), **rest)
+            operations = tuple(map(tuple, columns.pop("operations")))
+            return cls(operations=operations, **{name: tuple(column) for name, column in columns.items()})
 
     def estimate(self, genotype: Genotype) -> float:
         """Milliseconds of a genotype's model."""
         levels = list(range(MAPS))
-        total = self.encoder
+        total = self.maps({level for pair in genotype.blocks for level in pair if level < MAPS})
         for i, j in genotype.blocks:
             for level in (levels[i], levels[j]):
                 chosen = (genotype.first, *(index for layer in genotype.layers for index in layer[2:]))
@@ -173,11 +174,16 @@ class Table:
         joined = sum(self.projection[finest] + self.enlarging[finest] * (level != finest) for level in loose)
         return total + joined + self.output[finest]
 
+    def maps(self, taken: Collection[int]) -> float:
+        """Milliseconds of the maps that a decoder takes: of the encoder up to the coarsest, and of their adaptation."""
+        return self.encoder[max(taken)] + sum(self.adaptation[level] for level in taken)
+
     def fastest(self, blocks: int) -> float:
         """Milliseconds below which no genotype of so many blocks can come, by the table."""
+        encoder = min(self.maps({level}) for level in range(MAPS))
         cheapest = [min(row) for row in self.operations]
         block = min(2 * (7 * cheap + cost) for cheap, cost in zip(cheapest, self.projection, strict=True))
-        return self.encoder + blocks * block + min(map(sum, zip(self.projection, self.output, strict=True)))
+        return encoder + blocks * block + min(map(sum, zip(self.projection, self.output, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,8 @@ class Cost:
         if fastest > goal.milliseconds:
             raise UsageError(
                 f"--target {target}: no model of {blocks} blocks on this encoder comes below {fastest:.1f} ms here, "
-                f"{table.encoder:.1f} of them the encoder's; give more time, fewer pixels or another --encoder"
+                f"and the encoder takes {table.encoder[0]:.1f} up to its finest map; give more time, fewer pixels or "
+                "another --encoder"
             )
         return cls(table, goal.milliseconds, power)
 
@@ -272,12 +279,12 @@ def _measure(
     size = (height + -height % 32, width + -width % 32)
     pictures = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     encoder = encoder.eval()
-    of_encoder = maps_runner(encoder, pictures, threads)
+    to_maps = maps_runners(encoder, pictures, threads)
     operations, projection, enlarging, output = [], [], [], []
     head, join = nn.Conv2d(channels, classes, 3, padding=1), conv_bn_relu(channels, channels)
     with on_cores(threads):
-        encoded = min(measured(of_encoder, runs=15, clock=clock))
-        encoded += sum(least(conv_bn_relu(feature.shape[1], channels), feature) for feature in encoder(pictures))
+        encoded = tuple(min(measured(run, runs=15, clock=clock)) for run in to_maps)
+        adaptation = tuple(least(conv_bn_relu(found.shape[1], channels), found) for found in encoder(pictures))
         for stride in STRIDES:
             here = (size[0] // stride, size[1] // stride)
             x = torch.rand(1, channels, *here).to(memory_format=torch.channels_last)
@@ -289,4 +296,6 @@ def _measure(
             coarser = torch.rand(1, channels, -(-here[0] // 2), -(-here[1] // 2))
             enlarging.append(least_enlarged(coarser.to(memory_format=torch.channels_last), here))
             output.append(least(head, x) + least_enlarged(torch.rand(1, classes, *here), size, picks=True))
-    return Table(encoded, tuple(operations), tuple(projection), tuple(enlarging), tuple(output))
+    if runtime() == "torch":  # which leaves nothing out
+        encoded, adaptation = (encoded[-1] + sum(adaptation),) * MAPS, (0.0,) * MAPS
+    return Table(encoded, adaptation, tuple(operations), tuple(projection), tuple(enlarging), tuple(output))

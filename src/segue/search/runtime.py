@@ -227,19 +227,29 @@ def peak_memory(path: Path, height: int, width: int, threads: int) -> float:
     return float(done.stdout) if done.returncode == 0 else math.nan
 
 
-def maps_runner(encoder: nn.Module, example: Tensor, threads: int) -> Callable[[], object]:
-    """Runs an encoder that gives several maps."""
+def maps_runners(encoder: nn.Module, example: Tensor, threads: int) -> list[Callable[[], object]]:
+    """What runs an encoder that gives several maps, as far as the first of them, the second, and so on.
+
+    An exported model holds no layer that nothing comes of, so one whose decoder takes no coarse map ends at a finer
+    one. In torch all layers run, whatever is taken.
+    """
     if runtime() == "torch":
 
         def in_torch() -> None:
             with threads_of_torch(threads), torch.inference_mode():
                 encoder(example)
 
-        return in_torch
+        return [in_torch] * len(encoder(example))
+    from onnx.utils import Extractor
+
     program = torch.onnx.export(encoder.eval(), (example,), dynamo=True, opset_version=OPSET, verbose=False)
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing back")
-    return _session(program.model_proto.SerializeToString(), threads, example)
+    parts = Extractor(program.model_proto)
+    given = [value.name for value in parts.graph.input]
+    maps = [value.name for value in parts.graph.output]
+    cut = [parts.extract_model(given, maps[: number + 1]) for number in range(len(maps))]
+    return [_session(part.SerializeToString(), threads, example) for part in cut]
 
 
 def _session(content: bytes, threads: int, example: Tensor) -> Callable[[], object]:
