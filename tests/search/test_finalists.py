@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segue.engine import Run
+from segue.errors import DataError
 from segue.models.compact import (
     LR_ASPP,
     AuxiliaryHeads,
@@ -17,8 +18,18 @@ from segue.models.compact import (
     LiteDecoder,
 )
 from segue.report.plots import graph, points_of
-from segue.search.finalists import Entry, Outcome, best_trials, entries, take_log, winner
-from segue.search.latency import Cost, Table
+from segue.search.finalists import (
+    Entry,
+    Outcome,
+    best_trials,
+    chosen_once,
+    contest,
+    controls,
+    finalists,
+    take_log,
+    winner,
+)  # fmt: skip
+from segue.search.latency import Cost, Speed, Table
 from segue.search.picture import picture
 from segue.search.trials import Trial
 
@@ -58,7 +69,8 @@ def test_one_far_above_the_target_ranks_among_the_stopped_by_its_short_training(
 
 
 def test_every_training_has_a_folder_and_a_seed_of_its_own() -> None:
-    found = entries(["a", "b"], 3, ["c"], lr_aspp=True)
+    other = ARCH1.replace("[[2, [", "[[3, [", 1)
+    found = [*finalists([ARCH1, other], 3), *controls([ARCH1], lr_aspp=True)]
     assert [entry.name for entry in found] == ["finalist 1"] * 3 + ["finalist 2"] * 3 + ["random 1", "LR-ASPP"]
     assert len({entry.folder for entry in found}) == 8
     assert [entry.seed(5) for entry in found[:3]] == [5, found[1].seed(5), found[5].seed(5)]
@@ -78,6 +90,43 @@ def test_the_winner_is_the_best_mean_after_its_time_is_charged() -> None:
     # a target of 20 ms halves 0.57
     assert winner(slow, Cost(TABLE, target=20.0, power=1.0)) == one
     assert winner(slow, Cost()).name == "finalist 2"
+
+
+def test_controls_are_those_of_the_finalist_that_won(tmp_path: Path) -> None:
+    texts = [ARCH1.replace("[[2, [", f"[[{n}, [", 1) for n in range(3)]
+    accuracies = {texts[0]: 0.4, texts[1]: 0.6, texts[2]: 0.9}
+    spec = CompactSpec("test_efficientnet", ("a", "b"), ((0, 0, 0), (9, 9, 9)), ARCH1, channels=4)
+    asked: list[str] = []
+
+    def against(genotype: str) -> list[Entry]:
+        asked.append(genotype)
+        return controls([texts[2]], lr_aspp=False)
+
+    trained: list[Entry] = []
+
+    def trains(entry: Entry, part: Run) -> CompactSegmenter:
+        part.log("stage_1", 1, {"distilled": accuracies[entry.genotype]})
+        trained.append(entry)
+        return CompactSegmenter(replace(spec, genotype=entry.genotype))
+
+    run = Run(tmp_path / "run", quiet=True)
+    found = contest(
+        finalists(texts[:2], 2), run, Cost(), against=against, train=trains,
+        accuracy=lambda model: accuracies[model.spec.genotype], speed=lambda _: Speed(1.0, 1.0, 1.0),
+    )  # fmt: skip
+    assert asked == [texts[1]]
+    assert [entry.name for entry in trained] == ["finalist 1", "finalist 1", "finalist 2", "finalist 2", "random 1"]
+    assert found.spec.genotype == texts[1]  # a control is never the result, however good
+    assert [line["distilled"] for line in run.read_log()] == [0.6]
+
+
+def test_finalists_stay_those_that_were_chosen_first(tmp_path: Path) -> None:
+    other = ARCH1.replace("[[2, [", "[[3, [", 1)
+    assert chosen_once(tmp_path, lambda: [ARCH1]) == [ARCH1]
+    assert chosen_once(tmp_path, lambda: [other]) == [ARCH1]  # a candidate that was tried once more is better now
+    (tmp_path / "chosen.json").write_text('["[[1]]"]')
+    with pytest.raises(DataError, match="finalists of a search"):
+        chosen_once(tmp_path, lambda: [other])
 
 
 def test_the_chosen_training_becomes_the_log_of_the_run_once(tmp_path: Path) -> None:

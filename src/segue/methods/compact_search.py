@@ -39,7 +39,7 @@ from segue.data.transforms import ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
-from segue.models.compact import AuxiliaryHeads, CompactSegmenter, Genotype, enlarged
+from segue.models.compact import AuxiliaryHeads, CompactSegmenter, enlarged
 from segue.models.pixels import Normalise
 from segue.processes.cluster import connect
 from segue.processes.signals import Preempted, Signals
@@ -47,7 +47,7 @@ from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_once
 from segue.search.controller import Feedback
 from segue.search.data import Compression, divided
-from segue.search.finalists import Entry, best_trials, contest, entries, of_its_size
+from segue.search.finalists import Entry, Found, best_trials, chosen_once, contest, controls, finalists, of_its_size
 from segue.search.gate import Rule
 from segue.search.given import refuse_given
 from segue.search.latency import Cost, Target, of_model
@@ -56,13 +56,7 @@ from segue.search.pool import Workers
 from segue.search.report import Teller, tell
 from segue.search.strategies import Name, Proposal, strategy
 from segue.search.trials import Trial, Trials, is_beyond
-from segue.starting import (
-    encoder_weights,
-    new_compact_encoder,
-    new_compact_segmenter,
-    start_line,
-    start_statistics,
-)
+from segue.starting import encoder_weights, new_compact_encoder, new_compact_segmenter, start_line, start_statistics
 
 VERB = "compress"
 GENERATION = 8  # candidates that are asked for before any of them is told: the same trials with any number of processes
@@ -353,52 +347,53 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
     state, origin = encoder_weights(config.network.init, config.network.encoder)
     run.open()
     run.say(start_line(f"encoder: {config.network.encoder} from {origin}", config.network.init, state))
-    count, seeds, settings = config.finalists, config.finalist_seeds, config.search
+    count, seeds = config.finalists, config.finalist_seeds
     if not data.training.val and (count, seeds) != (1, 1):
-        if not config.genotype or seeds > 1:
+        if not (config.genotype and seeds == 1):
             run.say("no validation images to choose by: one model is trained")
         count = seeds = 1
-    if config.genotype:
-        genotypes, controls, cost = [str(Genotype.parse(config.genotype))], list[str](), Cost()
-    else:
-        genotypes, controls, cost = searched(config, run, data, state, count)
-    every = entries(genotypes, seeds, controls, lr_aspp=config.lr_aspp and bool(data.training.val))
+    found = Found([config.genotype]) if config.genotype else searched(config, run, data, state, count)
+    has_others = bool(data.training.val) and (config.controls > 0 or config.lr_aspp)
 
     def train_one(entry: Entry, part: Run) -> CompactSegmenter:
         torch.manual_seed(mix(part.seed, "model"))
-        network = new_compact_segmenter(
-            config.network, state, data.training.listing, entry.genotype,
-            channels=config.channels, repeats=config.repeats,
-        )  # fmt: skip
+        sizes = {"channels": config.channels, "repeats": config.repeats}
+        network = new_compact_segmenter(config.network, state, data.training.listing, entry.genotype, **sizes)
         return train_model(config, part, data, network)
 
-    if len(every) == 1:
+    every = finalists(found.genotypes, seeds)
+    if len(every) == 1 and not has_others:
         return train_one(every[0], run)
     val = Whole(data.training.val, data.training.decoder)
-    goal = Target.parse(settings.target)
+    goal = Target.parse(config.search.target)
     return contest(
-        every, run, cost, train=train_one, accuracy=lambda model: semantic(model, val, data.training.classes)["miou"],
-        speed=lambda model: of_model(model, goal.height, goal.width, settings.threads),
+        every, run, found.cost, train=train_one,
+        against=lambda chosen: controls(found.alike(chosen), lr_aspp=config.lr_aspp) if has_others else [],
+        accuracy=lambda model: semantic(model, val, data.training.classes)["miou"],
+        speed=lambda model: of_model(model, goal.height, goal.width, config.search.threads),
     )  # fmt: skip
 
 
-def searched(
-    config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None, count: int
-) -> tuple[list[str], list[str], Cost]:
-    """The ``count`` best genotypes of a search, the best first; random ones of its size; and what a picture costs."""
+def searched(config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None, count: int) -> Found:
+    """The ``count`` best genotypes, the best first."""
     settings = config.search
-    data.teacher.to(run.device).eval()
-    recipe = recipe_of(config, data.training.classes, run.seed)
-    cache = cached(config, run, data, state)
-    cost = Cost.made(
-        run.out / "latency.json", nn.Sequential(*reversed(cache.new_encoder())), target=settings.target,
+    normalise = Normalise(*start_statistics(config.network.init, config.network.encoder, 3), 255.0, 32)
+    encoder = new_compact_encoder(config.network.encoder, state)
+    cost = Cost.made(  # before the teacher is asked: a target that nothing can meet costs a minute
+        run.out / "latency.json", nn.Sequential(normalise, encoder), target=settings.target,
         power=settings.cost, blocks=settings.blocks, channels=config.channels, repeats=config.repeats,
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
-    share = measured_once(run.out, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
-    trials = search(config, run, cache, recipe, cost)
-    best = best_trials(trials, cost, count)
-    tell(run, trials, best[0], share, cost)
-    genotypes = [trial.genotype for trial in best]
-    controls = of_its_size(genotypes[0], config.controls if data.training.val else 0, cache, recipe)
-    return genotypes, controls, cost
+    data.teacher.to(run.device).eval()
+    recipe = recipe_of(config, data.training.classes, run.seed)
+    cache = cached(config, run, data, state)
+
+    def best() -> list[str]:
+        share = measured_once(run.out, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan
+        trials = search(config, run, cache, recipe, cost)
+        found = best_trials(trials, cost, count)
+        tell(run, trials, found[0], share, cost)
+        return [trial.genotype for trial in found]
+
+    alike = partial(of_its_size, count=config.controls, known=cache, recipe=recipe)
+    return Found(chosen_once(run.out, best), cost, alike)

@@ -4,13 +4,14 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from segue.batches import mix
 from segue.disk import write_atomically
 from segue.models.compact import LR_ASPP, CompactDecoder, CompactSegmenter, Genotype
 from segue.processes.ranks import only_first
+from segue.records import expecting
 from segue.runs.folder import Run
 from segue.search.cache import Cache
 from segue.search.candidates import Recipe, macs
@@ -18,7 +19,7 @@ from segue.search.latency import Cost, Speed
 from segue.search.strategies import strategy
 from segue.search.trials import Trial
 
-FILE = "finalists.json"
+CHOSEN, FILE = "chosen.json", "finalists.json"
 DRAWS = 40  # random genotypes of which those of the found one's size are taken
 
 
@@ -104,14 +105,50 @@ def best_trials(trials: Iterable[Trial], cost: Cost, count: int) -> list[Trial]:
     return list(best.values())[:count]
 
 
-def entries(genotypes: Sequence[str], seeds: int, controls: Sequence[str], *, lr_aspp: bool) -> list[Entry]:
-    """Every full training, finalists first."""
-    found = [Entry(f"finalist {n}", text, k) for n, text in enumerate(genotypes, 1) for k in range(seeds)]
-    found += [Entry(f"random {n}", text) for n, text in enumerate(controls, 1)]
+@dataclass(frozen=True)
+class Found:
+    """What a search gave.
+
+    Args:
+        genotypes: in their text form, the best first.
+        cost: what a picture costs.
+        alike: gives random genotypes of the size of one.
+    """
+
+    genotypes: list[str]
+    cost: Cost = field(default_factory=Cost)
+    alike: Callable[[str], list[str]] = lambda _: []
+
+
+def chosen_once(out: Path, choose: Callable[[], Sequence[str]]) -> list[str]:
+    """The genotypes that are trained in full, as they were chosen before the first of these trainings.
+
+    A candidate may have been tried once more since, and be better than they are: its weights are not in the folders.
+    """
+    path = out / CHOSEN
+
+    def write() -> None:
+        if not path.is_file():
+            write_atomically(path, json.dumps(list(choose())).encode())
+
+    only_first(write)
+    with expecting(path, "the finalists of a search: remove it, and the folder finalists beside it"):
+        return [str(Genotype.parse(text)) for text in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def finalists(genotypes: Sequence[str], seeds: int) -> list[Entry]:
+    """Their full trainings."""
+    texts = [str(Genotype.parse(text)) for text in genotypes]
+    return [Entry(f"finalist {n}", text, k) for n, text in enumerate(texts, 1) for k in range(seeds)]
+
+
+def controls(genotypes: Sequence[str], *, lr_aspp: bool) -> list[Entry]:
+    """The full trainings of random genotypes and, if asked for, of LR-ASPP."""
+    found = [Entry(f"random {n}", text) for n, text in enumerate(genotypes, 1)]
     return [*found, Entry("LR-ASPP", LR_ASPP)] if lr_aspp else found
 
 
-def of_its_size(genotype: str, count: int, known: Cache, recipe: Recipe) -> list[str]:
+def of_its_size(genotype: str, *, count: int, known: Cache, recipe: Recipe) -> list[str]:
     """Random genotypes whose decoders multiply about as much as that of ``genotype``."""
     if not count:
         return []
@@ -148,10 +185,11 @@ def winner(outcomes: Sequence[Outcome], cost: Cost) -> Outcome:
 
 
 def contest(
-    every: Sequence[Entry],
+    entries: Sequence[Entry],
     run: Run,
     cost: Cost,
     *,
+    against: Callable[[str], Sequence[Entry]],
     train: Callable[[Entry, Run], CompactSegmenter],
     accuracy: Callable[[CompactSegmenter], float],
     speed: Callable[[CompactSegmenter], Speed],
@@ -159,36 +197,41 @@ def contest(
     """Every entry trained, each in a folder of its own; the best finalist, whose log becomes the run's.
 
     Args:
-        every: see `entries`.
+        entries: the finalists.
         run: of all.
         cost: what slower ones lose.
+        against: gives the controls of the best finalist's genotype, which are trained when that is known.
         train: trains one in a run folder.
         accuracy: mIoU on the validation images.
         speed: measures time and memory.
     """
     outcomes: list[Outcome] = []
-    networks: list[CompactSegmenter] = []
-    for entry in every:
+
+    def attend(entry: Entry) -> CompactSegmenter:
         part = run.child(entry.folder)
         part.seed = entry.seed(run.seed)
         network = train(entry, part).eval()
 
-        def settle(entry: Entry = entry, network: CompactSegmenter = network, folder: Path = part.out) -> None:
-            if Outcome.read(folder) is None:
+        def settle() -> None:
+            if Outcome.read(part.out) is None:
                 before = next((outcome for outcome in outcomes if outcome.genotype == entry.genotype), None)
                 size = sum(parameter.numel() for parameter in network.parameters())
-                Outcome.of(entry, accuracy(network), before or speed(network.cpu()), size).write(folder)
+                Outcome.of(entry, accuracy(network), before or speed(network.cpu()), size).write(part.out)
 
         only_first(settle)  # the others read what it wrote: all must decide alike
         known = Outcome.read(part.out)
         assert known is not None
         run.say(f"{known.name}, training {known.attempt + 1}: {known.line()}")
         outcomes.append(known)
-        networks.append(network.cpu())
+        return network.cpu()
+
+    networks = list(map(attend, entries))
     chosen = winner(outcomes, cost)
-    write_outcomes(run.out, outcomes, chosen)
     place = outcomes.index(chosen)
-    take_log(run, run.child(every[place].folder))
+    for entry in against(chosen.genotype):
+        attend(entry)
+    write_outcomes(run.out, outcomes, chosen)
+    take_log(run, run.child(entries[place].folder))
     return networks[place]
 
 

@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -278,7 +279,7 @@ def _measure(
 
     size = (height + -height % 32, width + -width % 32)
     pictures = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    encoder = encoder.eval()
+    encoder = deepcopy(encoder).to(memory_format=torch.channels_last).eval()
     to_maps = maps_runners(encoder, pictures, threads)
     operations, projection, enlarging, output = [], [], [], []
     head, join = nn.Conv2d(channels, classes, 3, padding=1), conv_bn_relu(channels, channels)
