@@ -50,9 +50,8 @@ SEARCHED: dict[str, dict[str, str]] = {
 ARMS = ("plain", *SEARCHED, "random")
 SIDE, BLOCKS, DRAWS, RUNS = 512, 2, 40, 40
 # Of the table of `search_table.py`: a training of a few seconds, whose reward is the genotype's by 94 %.
-CANDIDATE = {
-    "search_crop": 128, "search_channels": 32, "decoder_steps": 60, "decoder_batch": 8, "end_steps": 20, "end_batch": 8,
-}  # fmt: skip
+CANDIDATE = {"search_crop": 128, "search_channels": 32, "decoder_steps": 60, "decoder_batch": 8}
+END_TO_END = {"end_steps": 20, "end_batch": 8}
 PARETO = {"finalists": 2, "finalist_seeds": 3, "controls": 4, "lr_aspp": "true"}
 
 
@@ -108,7 +107,8 @@ class Experiment:
         of = self.options
         limit = {"budget": f"{of.seconds}s", "candidates": of.candidates, "target": self.target()}
         rest = {"finalists": 1, "reliable": "false", **CANDIDATE}
-        return self.compressed(name, seed, *flags, **{**limit, **rest, **fields})
+        second = {} if fields.get("gate") == "never" else END_TO_END
+        return self.compressed(name, seed, *flags, **{**limit, **rest, **second, **fields})
 
     def chance(self, seed: int) -> Path:
         """A random genotype about as fast as the found one."""

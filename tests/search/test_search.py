@@ -7,7 +7,8 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,73 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
         ledger.execute("ALTER TABLE trials DROP COLUMN verdict")
     with pytest.raises(DataError, match="another version of Segue"):
         Trials(tmp_path / "trials.sqlite", "a")
+
+
+def test_a_database_of_another_program_is_no_ledger(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "trials.sqlite")) as other, other:
+        other.execute("CREATE TABLE search (words TEXT)")
+    with pytest.raises(DataError, match=r"is no ledger of a search .*; name another folder"):
+        Trials(tmp_path / "trials.sqlite", "a")
+
+
+@contextmanager
+def hampered(pragma: str) -> Iterator[None]:
+    """Connections that are made meanwhile begin with a pragma."""
+    connect = sqlite3.connect
+
+    def begun(path: Path, timeout: float) -> sqlite3.Connection:
+        ledger = connect(path, timeout=timeout)
+        ledger.execute(f"PRAGMA {pragma}")
+        return ledger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", begun)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("pragma", "told"),
+    [
+        ("max_page_count = 2", r"disk is full\).* kept: make room on the disk and give the same command again"),
+        ("query_only = ON", r"readonly .* kept: make it and its folder writable and give the same command again"),
+    ],
+)
+def test_a_ledger_that_the_disk_does_not_let_be_made_is_made_once_it_does(
+    tmp_path: Path, pragma: str, told: str
+) -> None:
+    path = tmp_path / "trials.sqlite"
+    with hampered(pragma), pytest.raises(DataError, match=f"cannot be opened .*{told}"):
+        Trials(path, "a")
+    assert not Trials(path, "a").all()
+
+
+def test_a_ledger_that_another_program_holds_is_not_said_to_be_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "trials.sqlite"
+    ledger = Trials(path, "a")
+    ledger.add(Trial(0, SOUND, "failed", error_type=DIED))
+    told = r"\(database is locked\)\. The .* kept: end the other program that holds it and give the same command again"
+    with closing(sqlite3.connect(path)) as other, hampered("busy_timeout = 0"):
+        other.execute("BEGIN IMMEDIATE")  # which keeps others from writing
+        with pytest.raises(DataError, match=f"candidate 0, whose process died, cannot be taken out {told}"):
+            ledger.resumed(8)
+        with pytest.raises(DataError, match=f"candidate 1 cannot be written {told}"):
+            ledger.add(Trial(1, SOUND, "done"))
+        other.rollback()
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")  # and from reading
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DataError, match=f"cannot be read {told}"):
+            ledger.all()
+        with pytest.raises(DataError, match=f"cannot be opened {told}"):
+            Trials(path, "a")
+    assert set(Trials(path, "a").all()) == {0}
+
+
+def test_a_ledger_that_became_read_only_keeps_the_candidate_that_died(tmp_path: Path) -> None:
+    ledger = Trials(tmp_path / "trials.sqlite", "a")
+    ledger.add(Trial(0, SOUND, "failed", error_type=DIED))
+    with hampered("query_only = ON"), pytest.raises(DataError, match=r"taken out \(.*readonly .* kept: make it and"):
+        ledger.resumed(8)
+    assert not ledger.resumed(8)
 
 
 def fill_the_disk(path: Path) -> None:

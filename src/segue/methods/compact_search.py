@@ -49,7 +49,7 @@ from segue.search.controller import Feedback
 from segue.search.data import Compression, divided
 from segue.search.finalists import Entry, Found, best_trials, chosen_once, contest, controls, finalists, of_its_size
 from segue.search.gate import Rule
-from segue.search.given import refuse_given
+from segue.search.given import refuse_idle
 from segue.search.latency import Cost, Target, of_model
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
 from segue.search.pool import Workers
@@ -335,9 +335,8 @@ def refuse(config: Config) -> None:
     new_compact_encoder(config.network.encoder, None)
     if config.distill == "kl" and config.distill_weight > 1:
         raise UsageError(f"--distill_weight {config.distill_weight:g}: with kl it is a share, from 0 to 1")
-    if config.genotype:
-        refuse_given(config.genotype, [*flat(config.search), "finalists", "controls"], flat(config), flat(Config()))
-    elif config.search.ray:
+    refuse_idle(flat(config), flat(Config()), [*flat(config.search), "finalists", "controls"])
+    if config.search.ray:
         connect(config.search.ray)
 
 
@@ -353,7 +352,7 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
             run.say("no validation images to choose by: one model is trained")
         count = seeds = 1
     found = Found([config.genotype]) if config.genotype else searched(config, run, data, state, count)
-    has_others = bool(data.training.val) and (config.controls > 0 or config.lr_aspp)
+    has_others = config.controls > 0 or config.lr_aspp
 
     def train_one(entry: Entry, part: Run) -> CompactSegmenter:
         torch.manual_seed(mix(part.seed, "model"))

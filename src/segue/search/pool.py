@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -57,10 +57,11 @@ class Workers:
             yield from self._in_processes(jobs)
 
     def _in_processes(self, jobs: Sequence[Job]) -> Iterator[Trial]:
-        left = {job.trial: job for job in jobs}
-        self._pool = self._pool or _processes(self._parallel)
-        futures = [self._pool.submit(self._work, job) for job in jobs]
+        left, futures = {job.trial: job for job in jobs}, list[Future[Trial]]()
         try:
+            self._pool = self._pool or _processes(self._parallel)
+            for job in jobs:  # which fails where a process died since the last ones were tried
+                futures.append(self._pool.submit(self._work, job))
             for future in as_completed(futures):
                 trial = future.result()
                 del left[trial.trial]

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,14 @@ class Trial:
 
 
 DIED = "ProcessDied"  # type of the error of a candidate whose process the system ended
+REMEDIES = {  # by SQLite's code: what keeps the file from being used and says nothing of what is in it
+    **dict.fromkeys((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR), "make room on the disk"),
+    sqlite3.SQLITE_CANTOPEN: "make room on the disk, or its folder writable,",
+    **dict.fromkeys((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM), "make it and its folder writable"),
+    **dict.fromkeys(
+        (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL), "end the other program that holds it"
+    ),
+}
 _COLUMNS = [f.name for f in fields(Trial)]
 _JSON = {"parts1", "parts2", "tokens"}
 
@@ -103,38 +111,50 @@ class Trials:
         about: what all its trials have in common, by name: seed, strategy, fingerprint of the data and the like.
 
     Raises:
-        DataError: the file is of another search, or no ledger.
+        DataError: the file is of another search, or no ledger, or the disk does not let it be opened.
     """
 
     def __init__(self, path: Path, identity: str, about: Mapping[str, object] | None = None) -> None:
         self.path = path
-        try:
-            with self._open() as ledger:
-                ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL, about TEXT, started REAL)")
-                columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
-                ledger.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
-                there = [row[1] for row in ledger.execute("PRAGMA table_info(trials)")]
-                known = ledger.execute("SELECT identity FROM search").fetchone()
-                if known is None:
-                    of_all = json.dumps({"segue": segue.__version__, **(about or {})})
-                    ledger.execute("INSERT INTO search VALUES (?, ?, ?)", (identity, of_all, time.time()))
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is no ledger of a search ({error}); name another folder for --out") from None
+        with self._open("it cannot be opened", "is no ledger of a search") as ledger:
+            ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL, about TEXT, started REAL)")
+            columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
+            ledger.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
+            there = [row[1] for row in ledger.execute("PRAGMA table_info(trials)")]
+            known = ledger.execute("SELECT identity FROM search").fetchone()
+            if known is None:
+                of_all = json.dumps({"segue": segue.__version__, **(about or {})})
+                ledger.execute("INSERT INTO search VALUES (?, ?, ?)", (identity, of_all, time.time()))
         if there != _COLUMNS:
             raise DataError(f"{path} was written by another version of Segue; name another folder for --out")
         if known is not None and known[0] != identity:
             raise DataError(f"{path} is the ledger of another search or of other data; name another folder for --out")
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        ledger = sqlite3.connect(self.path, timeout=30)
+    def _open(self, refused: str, faulty: str = "is damaged") -> Iterator[sqlite3.Connection]:
+        """The file, open for one transaction.
+
+        Args:
+            refused: what is said where the disk or another program is at fault.
+            faulty: what is said of the file where its content is.
+
+        Raises:
+            DataError: either; a ledger that is sound is never said to be given up.
+        """
         try:
-            ledger.execute("PRAGMA journal_mode = WAL")
-            ledger.execute("PRAGMA synchronous = FULL")
-            with ledger:
-                yield ledger
-        finally:
-            ledger.close()
+            with closing(sqlite3.connect(self.path, timeout=30)) as ledger:
+                ledger.execute("PRAGMA journal_mode = WAL")
+                ledger.execute("PRAGMA synchronous = FULL")
+                with ledger:
+                    yield ledger
+        except (sqlite3.Error, OverflowError) as error:
+            remedy = REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # without what details the code
+            if remedy is None:
+                raise DataError(f"{self.path} {faulty} ({error}); name another folder for --out") from None
+            raise DataError(
+                f"{self.path}: {refused} ({error}). The candidates in it are kept: {remedy} and give the same command "
+                "again"
+            ) from None
 
     def add(self, trial: Trial) -> None:
         """Writes a candidate; a second time it changes nothing.
@@ -144,23 +164,18 @@ class Trials:
         """
         row = [json.dumps(value) if name in _JSON else value for name, value in asdict(trial).items()]
         marks = ", ".join("?" * len(_COLUMNS))
-        try:
-            with self._open() as ledger:
-                ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
-        except sqlite3.OperationalError as error:
-            raise DataError(
-                f"{self.path}: candidate {trial.trial} cannot be written ({error}). The others are kept: make "
-                "room on the disk and give the same command again"
-            ) from None
+        with self._open(f"candidate {trial.trial} cannot be written") as ledger:
+            ledger.execute(f"INSERT OR IGNORE INTO trials VALUES ({marks})", row)  # noqa: S608  marks are "?"
 
     def all(self) -> dict[int, Trial]:
-        """The candidates by number, in their order."""
+        """The candidates by number, in their order.
+
+        Raises:
+            DataError: the file cannot be read, or is damaged.
+        """
         with expecting(self.path, "the ledger of a search"):
-            try:
-                with self._open() as ledger:
-                    rows = ledger.execute("SELECT * FROM trials ORDER BY trial").fetchall()
-            except (sqlite3.Error, OverflowError) as error:
-                raise DataError(f"{self.path} is damaged ({error}); name another folder for --out") from None
+            with self._open("it cannot be read") as ledger:
+                rows = ledger.execute("SELECT * FROM trials ORDER BY trial").fetchall()
             found = [Trial(**dict(zip(_COLUMNS, map(_read, _COLUMNS, row), strict=True))) for row in rows]
             return {trial.trial: trial for trial in found}
 
@@ -168,11 +183,14 @@ class Trials:
         """`all`, less those of the last ``generation`` candidates whose process died: they are taken out.
 
         What the system did says nothing of a genotype, and no other was asked for since.
+
+        Raises:
+            DataError: the file cannot be read or written, or is damaged.
         """
         known = self.all()
         first = max(known, default=0) // generation * generation
         for number in [n for n, trial in known.items() if n >= first and trial.error_type == DIED]:
-            with self._open() as ledger:
+            with self._open(f"candidate {number}, whose process died, cannot be taken out") as ledger:
                 ledger.execute("DELETE FROM trials WHERE trial = ?", (number,))
             del known[number]
         return known
