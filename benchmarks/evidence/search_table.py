@@ -12,8 +12,8 @@ on, and what is there is complete genotypes but for the last. ``--processes 2`` 
 landscape: ``forest``, extremely randomised trees fitted to the table (how well they order genotypes that they have not
 seen is printed), or ``nearest``, the row of the table with the most decisions in common. What a search observes is the
 value with the seeds' noise; its regret is how far the true value of the one that it would pick is below the best that
-any search of the same file held for its pick, in standard deviations between random genotypes. Candidates are asked for in groups of 8, as in a
-search. Every search is a line of a file in ``--out``; cut anywhere, it goes on.
+any search of the same file held for its pick, in standard deviations between random genotypes. Candidates are asked for
+in groups of 8, as in a search. Every search is a line of a file in ``--out``; cut anywhere, it goes on.
 """
 
 import argparse

@@ -118,8 +118,8 @@ def _tell(out: Path, console: Console) -> dict[str, float]:
     """Says what came out, and gives the scores."""
     scores: dict[str, float] = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     console.print(
-        f"on {TEST} test scenes: plain training mIoU {100 * scores['supervised']:.1f}, "
-        f"pixel contrast and pseudo-labels {100 * scores['pixel_contrast']:.1f} (same steps, one seed)\n"
+        f"on {TEST} test scenes: plain training mIoU {100 * scores['supervised']:.1f} %, "
+        f"pixel contrast and pseudo-labels {100 * scores['pixel_contrast']:.1f} % (same steps, one seed)\n"
         f"look at: {out / 'run' / 'report.html'}, {out / 'predictions'}\n"
         f"next: segue predict {argument(out / 'run')} YOUR_IMAGES --out OUT, or segue train YOUR_DATA --out RUN",
         markup=False,

@@ -61,7 +61,7 @@ class Measured:
     def line(self) -> str:
         """Mean IoU in words."""
         classes = f"{self.present()} of {len(self.classes)} classes"
-        return f"mIoU {percent(self.confusion.miou())} over {classes} on {len(self.by_image)} images"
+        return f"mIoU {percent(self.confusion.miou())} % over {classes} on {len(self.by_image)} images"
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON can hold it; NaN is null."""

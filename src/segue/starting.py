@@ -1,12 +1,13 @@
 """What a training starts from: new networks, and the weights that their encoders begin with."""
 
+import hashlib
 import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -105,9 +106,37 @@ def _tensors(path: Path, init: str) -> dict[str, Tensor]:
         raise DataError(f"--init {init}: {path} is no sound safetensors file ({error})") from None
 
 
-def start_in_words(init: str, encoder: str) -> str:
-    """What `encoder_weights` would give, without loading it: of ``auto`` it depends on the machine."""
-    return _at_hand(encoder)[1] if init == "auto" else "random weights" if init == "random" else init
+class Start(NamedTuple):
+    """What an encoder starts from.
+
+    Args:
+        words: for people.
+        content: the same for the same weights, wherever they lie.
+    """
+
+    words: str
+    content: str
+
+
+def start_of(init: str, encoder: str) -> Start:
+    """What `encoder_weights` would give: of ``auto`` it depends on the machine, of a path on what lies there.
+
+    Raises:
+        DataError: a folder holds no model.
+    """
+    if init == "auto":
+        load, words = _at_hand(encoder)
+        return Start(words, Path(words).name if load else "random")
+    if init == "random":
+        return Start("random weights", "random")
+    path = Path(init)
+    if init.startswith(("timm:", "hf:")) or not path.exists():
+        return Start(init, init)
+    if path.is_dir():
+        path = model_folder(init) / "model.safetensors"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Start(f"{init} (sha256 {digest[:12]})", digest)
 
 
 def _at_hand(encoder: str) -> tuple[Callable[[], dict[str, Tensor]] | None, str]:

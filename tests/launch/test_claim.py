@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from conftest import CLASSES, COLORS, options, write_model, write_set
 from PIL import Image
+from safetensors.torch import save_file
 
 Segue = Callable[..., tuple[int, str, str]]
 CPU = ("--device", "cpu", "--precision", "fp32")
@@ -100,3 +102,36 @@ def test_what_a_kill_left_of_a_file_is_no_other_content(segue: Segue, dataset: P
     (folders["mine"] / ".thesis.partial").write_text("years")
     found = {name: segue(*words[name], "--out", folder) for name, folder in folders.items()}
     assert {name: status for name, (status, _, _) in found.items()} == {"train": 0, "seeds": 0, "predict": 0, "mine": 2}
+
+
+def test_a_run_goes_on_only_from_the_weights_that_it_began_with(
+    segue: Segue, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    mirror = tmp_path / "mirror" / "weights"
+    mirror.mkdir(parents=True)
+    save_file(state, mirror / "test_resnet_in1k.safetensors")
+    words = ("train", dataset, "--method", "supervised", *CPU, *options(steps=1, encoder="test_resnet", init="auto"))
+    monkeypatch.setenv("SEGUE_MIRROR", str(mirror.parent))
+    status, _, errors = segue(*words, "--out", tmp_path / "run")
+    assert status == 0, errors
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["start"] == f"ImageNet weights {mirror / 'test_resnet_in1k.safetensors'}"
+    assert "test_resnet_in1k.safetensors" in (tmp_path / "run" / "report.html").read_text()
+
+    monkeypatch.delenv("SEGUE_MIRROR")
+    status, _, errors = segue(*words, "--out", tmp_path / "run")
+    assert (status, "now it would from random weights" in errors) == (2, True)
+    status, _, errors = segue(*words, "--out", tmp_path / "other")
+    assert (status, "warning: network: test_resnet" in errors) == (0, True)
+    moved = mirror.parent.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("SEGUE_MIRROR", str(moved))
+    assert segue(*words, "--out", tmp_path / "run")[0] == 0  # the same weights in another place
+
+    file = tmp_path / "own.safetensors"
+    words = (*words[:-1], f"--init={file}") if str(words[-1]).startswith("--init") else (*words, f"--init={file}")
+    save_file(state, file)
+    assert segue(*words, "--out", tmp_path / "third")[0] == 0
+    save_file({name: tensor + 1 for name, tensor in state.items()}, file)
+    status, _, errors = segue(*words, "--out", tmp_path / "third")
+    assert (status, "sha256" in errors) == (2, True)

@@ -27,11 +27,11 @@ def test_interval_by_hand() -> None:
 def test_what_is_said() -> None:
     told = sentence(("a", "b"), [Row("miou", ((0.5, 0.6, 0.7), (0.4, 0.4, 0.4)))])
     assert told == (
-        "a reaches mIoU 60.0 ± 10.0 over 3 seeds, +20.0 points against b (95 % interval -4.8 to +44.8; better with 3 "
+        "a reaches mIoU 60.0 ± 10.0 % over 3 seeds, +20.0 points against b (95 % interval -4.8 to +44.8; better with 3 "
         "of 3): these seeds do not tell the two apart."
     )
     assert sentence(("a", "b"), [Row("pq", ((0.5, 0.52), (0.4, 0.42)))]).endswith("that is more than chance.")
-    assert sentence(("a",), [Row("miou", ((0.5, 0.6),))]) == "a reaches mIoU 55.0 ± 7.1 over 2 seeds."
+    assert sentence(("a",), [Row("miou", ((0.5, 0.6),))]) == "a reaches mIoU 55.0 ± 7.1 % over 2 seeds."
     told = sentence(("a", "b"), [Row("miou", ((0.5,), (0.4,)))])
     assert told.endswith("+10.0 points against b: one seed does not tell the two apart.")
     assert Row("ece", ((0.1, 0.3), (0.2, 0.2))).better == 1
@@ -45,8 +45,24 @@ def test_a_plain_arm_that_some_seeds_lack_counts_for_none(tmp_path: Path) -> Non
         for arm in arms:
             (folder / arm).mkdir(parents=True, exist_ok=True)
             (folder / arm / "evaluation.json").write_text(json.dumps({"method": "m", "scores": {"miou": 0.5}}))
-        (folder / "run.json").write_text(json.dumps({"identity": {"seed": int(folder.name)}}))
-    assert write_seeds(tmp_path, folders) == "m reaches mIoU 50.0 ± 0.0 over 2 seeds."
+        (folder / "run.json").write_text(json.dumps({"identity": {"seed": int(folder.name)}, "data": {}}))
+    assert write_seeds(tmp_path, folders) == "m reaches mIoU 50.0 ± 0.0 % over 2 seeds."
+
+
+def test_the_page_says_whether_the_seeds_were_measured_on_the_same_images(tmp_path: Path) -> None:
+    folders = [tmp_path / str(seed) for seed in range(2)]
+
+    def told(names: list[str]) -> str:
+        for folder, name in zip(folders, names, strict=True):
+            folder.mkdir(exist_ok=True)
+            (folder / "evaluation.json").write_text(json.dumps({"method": "m", "scores": {"miou": 0.5}}))
+            data = {"validation_names": [name], "validation_at": {"digest": "d"}}
+            (folder / "run.json").write_text(json.dumps({"identity": {"seed": int(folder.name)}, "data": data}))
+        write_seeds(tmp_path, folders)
+        return (tmp_path / "seeds.html").read_text()
+
+    assert "Each seed drew its own images to validate on" in told(["a", "b"])
+    assert "not that other validation images would say something else" in told(["a", "a"])
 
 
 @pytest.mark.slow

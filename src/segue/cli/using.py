@@ -106,7 +106,7 @@ def print_semantic(measured: "Measured", title: str) -> None:
     scores = measured.scores()
     table = Table(title=escape(f"{title}: {len(measured.by_image)} images"))
     table.add_column("class")
-    for column in ("IoU", "accuracy", "pixels"):
+    for column in ("IoU, %", "accuracy, %", "pixels"):
         table.add_column(column, justify="right")
     accuracy, pixels = measured.confusion.class_accuracy(), measured.confusion.counts.sum(1)
     for i, name in enumerate(measured.classes):
@@ -115,8 +115,8 @@ def print_semantic(measured: "Measured", title: str) -> None:
     console.print(table)
     print_confusion(console, measured)
     console.print(
-        f"mIoU {percent(scores['miou'])} over {measured.present()} of {len(measured.classes)} classes"
-        f" · pixel accuracy {percent(scores['accuracy'])} · calibration error {percent(scores['ece'])}",
+        f"mIoU {percent(scores['miou'])} % over {measured.present()} of {len(measured.classes)} classes"
+        f" · pixel accuracy {percent(scores['accuracy'])} % · calibration error {percent(scores['ece'])} %",
         highlight=False,
     )
 

@@ -15,8 +15,8 @@ import segue
 from segue.data.fingerprint import fingerprint
 from segue.disk import held
 from segue.errors import UsageError
-from segue.records import run_data
-from segue.starting import start_in_words
+from segue.records import run_data, run_record
+from segue.starting import start_of
 
 
 class MethodData(Protocol):
@@ -83,11 +83,19 @@ def refuse_changed(out: Path, described: bytes, root: object) -> None:
         root: the data, for the message.
 
     Raises:
-        UsageError: an image, a mask, a list, the classes or what labels mean have changed.
+        UsageError: an image, a mask, a list, the classes or what labels mean have changed, or the weights that its
+            encoder starts from.
     """
-    before, now = run_data(str(out)), json.loads(described)["data"]
+    here = json.loads(described)
+    before, now = run_data(str(out)), here["data"]
     if not before.get("fingerprint"):
         return
+    there = run_record(str(out)) or {}
+    if there.get("start_content", here.get("start_content")) != here.get("start_content"):
+        raise UsageError(
+            f"--out {out} holds a run whose encoder started from {there.get('start')}, and now it would from "
+            f"{here.get('start')}: bring those back, or name another folder"
+        )
     has_changed = {name: value != now.get(name) for name, value in before.items()}  # earlier versions noted less
     what = ""
     if has_changed["fingerprint"]:
@@ -127,8 +135,10 @@ def describe_run(
 
 def _start(config: Mapping[str, Any]) -> dict[str, str]:
     """What the encoder starts from, where a method has one to start: ``auto`` is not the same on each machine."""
-    known = config.get("init") is not None and config.get("encoder") is not None
-    return {"start": start_in_words(config["init"], config["encoder"])} if known else {}
+    if config.get("init") is None or config.get("encoder") is None:
+        return {}
+    found = start_of(config["init"], config["encoder"])
+    return {"start": found.words, "start_content": found.content}
 
 
 def versions() -> dict[str, str]:

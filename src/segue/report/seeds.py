@@ -4,8 +4,8 @@
 
 d are the differences of the n seeds, s is their standard deviation, t is Student's (*The Probable Error of a Mean*,
 Biometrika 1908). It covers what the seed decides, which is the initial weights, the order, the augmentation, and which
-images are labelled where a share is asked for. It does not cover that another set of validation images would say
-something else.
+images are labelled where a share is asked for; and, of a set without a validation split, which images are held out to
+measure on, for each seed draws its own. Else it does not cover that other validation images would say something else.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 from segue.disk import write_atomically
 from segue.records import BASELINE
 from segue.report.arm import Arm, run_file
+from segue.report.comparison import validated_on
 from segue.text import SCORES, page
 
 MAIN = ("miou", "pq")  # the score that a method is judged by: the first that there is
@@ -88,7 +89,7 @@ def sentence(titles: Sequence[str], rows: Sequence[Row]) -> str:
     if row is None:
         return "Nothing was measured: there are no validation images."
     middle, deviation = row.spread(0)
-    told = f"{titles[0]} reaches {row.title} {100 * middle:.1f} ± {100 * deviation:.1f} over {row.seeds} seeds"
+    told = f"{titles[0]} reaches {row.title} {100 * middle:.1f} ± {100 * deviation:.1f} % over {row.seeds} seeds"
     if not row.differences:
         return f"{told}."
     low, high = row.interval()
@@ -121,9 +122,11 @@ def write_seeds(out: Path, folders: Sequence[Path]) -> str:
         "sentence": told,
     }
     write_atomically(out / "seeds.json", json.dumps(plain, indent=1).encode())
+    records = [run_file(folder / "run.json") for folder in folders]
     content = page(
         Path(__file__).with_name("seeds.html.j2"), titles=titles, rows=rows, told=told,
-        runs=[(folder.name, run_file(folder / "run.json")["identity"]["seed"]) for folder in folders],
+        runs=[(folder.name, record["identity"]["seed"]) for folder, record in zip(folders, records, strict=True)],
+        is_same_val=len({validated_on(record) for record in records}) == 1,
     )  # fmt: skip
     write_atomically(out / "seeds.html", content.encode())
     return told
