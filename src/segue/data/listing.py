@@ -17,6 +17,7 @@ from segue.data.split_names import split_names
 from segue.errors import DataError
 
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
+WRITTEN = ("run.json", "predict.json", "suggestion.json")  # what tells folders that Segue wrote from those of a set
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +186,15 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
 def _files_below(folder: Path, closed: list[str], links: list[str]) -> list[list[str]]:
     """Every file below ``folder``, but in hidden folders, as the parts of its path from there, sorted.
 
-    Folders of runs are no part of a set, though they hold pictures: a run may lie beside the images it learns from.
-    ``closed`` takes folders that are kept shut, ``links`` links to folders: none is followed.
+    Folders of runs, predictions and suggestions are no part of a set, though they hold pictures: they may lie among the
+    images that they are of. ``closed`` takes folders that are kept shut, ``links`` links to folders: none is followed.
     """
     found: list[list[str]] = []
     for place, below, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
         below[:] = [
             name
             for name in below
-            if not name.startswith(".") and not os.path.isfile(os.path.join(place, name, "run.json"))
+            if not name.startswith(".") and not any(os.path.isfile(os.path.join(place, name, own)) for own in WRITTEN)
         ]
         links += filter(os.path.islink, (os.path.join(place, name) for name in below))
         inner = list(Path(place).relative_to(folder).parts)
