@@ -101,6 +101,15 @@ def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
     assert len(opened(root, val="50%").val) == 5
 
 
+def test_images_held_back_are_known_by_name_without_comparing_each_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, compared = write_set(tmp_path / "set", splits=False), list[object]()
+    monkeypatch.setattr(Pair, "__eq__", lambda self, other: compared.append(other) or self is other)
+    data = opened(root, val="50%")
+    assert (len(data.labelled), len(data.val), len(compared)) == (5, 5, 0)
+
+
 def relist(root: Path, splits: dict[str, list[str]]) -> Path:
     """The set with these splits of its own images."""
     described = json.loads((root / "dataset.json").read_text())
