@@ -87,3 +87,25 @@ def test_a_refused_number_leaves_no_folder(segue: Any, dataset: Path, tmp_path: 
     status, _, errors = segue("train", dataset, "--out", tmp_path / "run", "--method=supervised", "--lr=-1")
     assert (status, errors.count("\n"), (tmp_path / "run").exists()) == (2, 1, False)
     assert "--lr -1.0: give at least 0" in errors
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+@pytest.mark.parametrize(
+    "command",
+    ["train SET", "adapt --source SET --target SET", "pretrain SET", "extend SET --new SET", "compress SET --data SET",
+     "demo", "suggest SET --model SET", "train SET --seeds 2"],
+)  # fmt: skip
+def test_seeds_that_no_generator_takes_are_refused_before_anything_is_written(
+    segue: Any, dataset: Path, tmp_path: Path, command: str, seed: int
+) -> None:
+    words = [str(dataset) if word == "SET" else word for word in command.split()]
+    status, _, errors = segue(*words, "--out", tmp_path / "out", f"--seed={seed}")
+    assert (status, errors) == (2, f"error: --seed {seed}: give a whole number from 0 to {2**63 - 1}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_of_several_seeds_is_refused_before_the_first_is_trained(
+    segue: Any, dataset: Path, tmp_path: Path
+) -> None:
+    status, _, errors = segue("train", dataset, "--out", tmp_path / "out", "--seeds=2", f"--seed={2**63 - 1}")
+    assert (status, errors.split(":")[1], (tmp_path / "out").exists()) == (2, f" --seed {2**63}", False)

@@ -162,8 +162,8 @@ def _held_out(listing: Listing, source: str, own: _Own) -> tuple[str, tuple[Pair
     """The images that a run validated on."""
     if not own.names:
         raise DataError(f"{source} held back no image of {listing.root}; name a split that it did not learn from")
-    whole = listing.split(own.part)
-    pairs = tuple(pair for pair in whole if pair.name in own.names)
+    whole, names = listing.split(own.part), set(own.names)
+    pairs = tuple(pair for pair in whole if pair.name in names)
     if not pairs:
         raise DataError(f"{listing.root} no longer has the images that {source} held back; name a split")
     return (own.part if len(pairs) == len(whole) else f"what it held back of {own.part}"), pairs

@@ -193,7 +193,8 @@ def choose(
     Raises:
         DataError: not so many images are left, they are all alike, or the model gives no numbers.
     """
-    known = [i for i, pair in enumerate(images.images) if pair.name in set(labelled)]
+    names = set(labelled)
+    known = [i for i, pair in enumerate(images.images) if pair.name in names]
     _refuse_count(images, len(known), count)
     device = next(encoder.parameters()).device
     points = centred(

@@ -18,7 +18,7 @@ from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
 from segue.panoptic.prediction import PanopticPrediction, predict_panoptic
 from segue.prediction.pictures import Prediction, find_images
 from segue.prediction.pictures import predict as run_over
-from segue.processes.surroundings import pick_device
+from segue.processes.surroundings import pick_device, refuse_seed
 from segue.processes.tuning import tune
 from segue.progress import track
 from segue.suggestion import Suggestion, choose, labelled_names
@@ -133,7 +133,9 @@ def suggest(
 
     Raises:
         DataError: no model, no such images, or not so many are left without labels.
+        UsageError: a seed that no generator takes.
     """
+    refuse_seed(seed)
     device = pick_device(device)
     tune(device)
     encoder = load_encoder(str(model), device=device)

@@ -268,6 +268,20 @@ def look(root: Path) -> list[Finding]:
     return quiet.findings
 
 
+def test_a_photo_beside_what_it_was_converted_to_is_no_fault(dataset: Path, tmp_path: Path, segue: Any) -> None:
+    (dataset / "images" / "train_002.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (dataset / "images" / "a.HEIC").write_bytes(b"")
+    (dataset / "images" / "a.gif").write_bytes(b"")
+    assert [(f.code, len(f.where)) for f in look(dataset) if f.stop] == [("E118", 1)]  # neither of the two is read
+    for name in ("a.HEIC", "a.gif"):
+        unlink(dataset / "images" / name)
+    assert look(dataset) == []
+    data = open_training(Data(data=str(dataset)), seed=0)
+    assert (data.found, len(data.labelled), data.dropped) == (6, 6, {})
+    assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
+    assert [path.name for path in (tmp_path / "copy" / "images").glob("train_002.*")] == ["train_002.png"]
+
+
 def test_a_sound_set_has_no_finding(dataset: Path) -> None:
     findings, facts = check(open_listing(str(dataset)), hashes=True)
     assert findings == []

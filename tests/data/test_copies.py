@@ -1,8 +1,11 @@
 """What ``segue check --fix`` writes, what it refuses to write, and what is printed to write it."""
 
 import json
+import random
 import re
 import shlex
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from conftest import draw
 from PIL import Image
 
 from segue.config import Data
+from segue.data.check import likely_names
+from segue.data.listing import Pair
 from segue.data.training import open_training
 
 SQUARE = [[8, 8, 30, 8, 30, 30, 8, 30]]
@@ -105,3 +110,32 @@ def test_a_copy_may_lack_the_masks_that_its_set_may_lack(dataset: Path, tmp_path
     assert "10 pairs written" in output and "1 files left out" in output
     data = open_training(Data(data=str(out), allow_missing=True, unlabeled=("rest",)), seed=0)
     assert (len(data.labelled), [pair.name for pair in data.unlabelled]) == (5, ["train_001"])
+
+
+def likely_names_by_comparing(pairs: Sequence[Pair], stray: Sequence[Path]) -> dict[Path, Path]:
+    """`likely_names` as an image and a mask at a time say it."""
+    bare = sorted((pair for pair in pairs if pair.mask is None), key=lambda pair: -len(pair.image.stem))
+    owners = ((mask, next((p.image for p in bare if mask.stem.startswith(p.image.stem)), None)) for mask in stray)
+    found = {mask: owner for mask, owner in owners if owner is not None}
+    endings = {mask.stem.removeprefix(owner.stem) for mask, owner in found.items()}
+    return found if len(endings) == 1 and len(set(found.values())) == len(found) else {}
+
+
+def test_masks_are_given_to_the_images_that_a_comparison_with_each_gives_them_to() -> None:
+    draw, some = random.Random(0), 0
+    for _ in range(300):
+        names = draw.sample(["a", "ab", "aba", "b", "ba", "bab", "c/a", "c/ab"], 4)
+        pairs = [Pair(name, Path(f"{name}.png"), Path("mask") if draw.random() < 0.2 else None) for name in names]
+        stray = [Path(f"labels/{name}{draw.choice(['_m', '_m', 'b'])}.png") for name in draw.sample(names, 2)]
+        found = likely_names(pairs, stray)
+        assert found == likely_names_by_comparing(pairs, stray)
+        some += bool(found)
+    assert 30 < some < 270
+
+
+def test_names_of_large_sets_are_compared_in_no_time() -> None:
+    pairs = [Pair(f"{i:05d}", Path(f"{i:05d}.png")) for i in range(5_000)]
+    stray = [Path(f"{i:05d}_mask.png") for i in range(5_000)]
+    began = time.process_time()
+    assert len(likely_names(pairs, stray)) == 5_000
+    assert time.process_time() - began < 3  # each with each takes several times that

@@ -275,6 +275,18 @@ def test_images_beside_a_folder_called_images_count_unless_it_is_a_set(tmp_path:
     assert [pair.name for pair in open_images(str(root))] == ["c", "deep/d"]
 
 
+@pytest.mark.parametrize("record", ["run.json", "predict.json", "suggestion.json"])
+def test_what_was_written_among_the_images_is_no_image_unless_it_is_named(tmp_path: Path, record: str) -> None:
+    root = tmp_path / "more"
+    for name in ("a", "deep/b", "written/labels/a", "deep/written/contact"):
+        photo(root / f"{name}.png")
+    for folder in ("written", "deep/written"):
+        (root / folder / record).write_text("{}")
+    assert [pair.name for pair in open_images(str(root))] == ["a", "deep/b"]
+    assert [pair.name for pair in open_image_set(str(root)).images] == ["a", "deep/b"]
+    assert [pair.name for pair in open_images(str(root / "written"))] == ["labels/a"]
+
+
 def test_masks_are_no_images_in_sets_that_lie_as_they_were_published(tmp_path: Path) -> None:
     """Images that no list names count; masks, instance maps and coloured masks do not, wherever they lie."""
     stem, city = "aachen_000000_000019", Path("train") / "aachen"

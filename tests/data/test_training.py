@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
     assert len(opened(root, val="50%").val) == 5
 
 
+def test_images_held_back_are_known_by_name_without_comparing_each_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, compared = write_set(tmp_path / "set", splits=False), list[object]()
+    monkeypatch.setattr(Pair, "__eq__", lambda self, other: compared.append(other) or self is other)
+    data = opened(root, val="50%")
+    assert (len(data.labelled), len(data.val), len(compared)) == (5, 5, 0)
+
+
 def relist(root: Path, splits: dict[str, list[str]]) -> Path:
     """The set with these splits of its own images."""
     described = json.loads((root / "dataset.json").read_text())
@@ -154,6 +164,20 @@ def test_validation_is_not_taken_from_the_images_that_a_list_names(tmp_path: Pat
     data = opened(root, labels=str(names), seed=seed)
     assert (len(data.labelled), len(data.val)) == (8, 2)
     assert not {pair.name for pair in data.labelled} & {pair.name for pair in data.val}
+
+
+def test_a_list_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path, dataset: Path, segue: Any) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n")
+    undivided = write_set(tmp_path / "undivided", splits=False)
+    for root in (dataset, undivided):
+        with pytest.raises(DataError, match=r"names\.txt leaves no image to train on: it is empty"):
+            opened(root, labels=str(names))
+    relist(dataset, {"train": ["train_000", "train_001", "train_002"], "val": ["train_001", "train_002"]})
+    names.write_text("train_001\ntrain_002\n")
+    status, _, errors = segue("train", dataset, "--labels", names, "--out", tmp_path / "run")
+    assert (status, errors.count("\n"), (tmp_path / "run").exists()) == (2, 1, False)
+    assert "names.txt leaves no image to train on: the 2 that it names are validated on" in errors
 
 
 def test_images_in_no_split_are_said_counted_and_can_serve_unlabelled(dataset: Path) -> None:

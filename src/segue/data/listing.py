@@ -17,6 +17,7 @@ from segue.data.split_names import split_names
 from segue.errors import DataError
 
 INSTANCE_IDS = "_gtFine_instanceIds.png"  # of Cityscapes
+WRITTEN = ("run.json", "predict.json", "suggestion.json")  # what tells folders that Segue wrote from those of a set
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,8 @@ def lines_of(path: Path) -> list[str]:
 def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Path]:
     """Image files below ``folder`` by their path without suffix, sorted; hidden files are passed over.
 
-    Those of kinds that are not read are among them: who opens one says so.
+    Those of kinds that are not read are among them, for who opens one says so; not those that lie beside one file of
+    their name that is read, as a photo of a telephone beside what it was converted to.
 
     Args:
         folder: searched with its subfolders; a link to a folder is a fault.
@@ -152,19 +154,20 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
     Raises:
         DataError: two files differ in their suffix only, so a mask would belong to both, or a folder is not searched.
     """
-    found: dict[str, Path] = {}
-    twice: list[str] = []
+    by_name: dict[str, list[Path]] = {}
     closed: list[str] = []
     links: list[str] = []
     for parts in _files_below(folder, closed, links):
         stem, suffix = os.path.splitext(parts[-1])
         if suffix.lower() not in IMAGE_SUFFIXES + UNREAD_SUFFIXES or any(part.startswith(".") for part in parts):
             continue
-        name, path = "/".join((*parts[:-1], stem)), folder.joinpath(*parts)
-        if name in found:
-            twice.append(f"{found[name]} and {path}")
-        else:
-            found[name] = path
+        by_name.setdefault("/".join((*parts[:-1], stem)), []).append(folder.joinpath(*parts))
+    found: dict[str, Path] = {}
+    twice: list[str] = []
+    for name, paths in by_name.items():
+        read = [path for path in paths if path.suffix.lower() not in UNREAD_SUFFIXES]
+        found[name], *others = read if len(read) == 1 else paths
+        twice += (f"{found[name]} and {path}" for path in others)
     wrong = []
     if twice:
         wrong.append(Finding("E118", "two files have the same name", tuple(twice), "A mask would belong to both.",
@@ -185,15 +188,15 @@ def images_in(folder: Path, faults: list[Finding] | None = None) -> dict[str, Pa
 def _files_below(folder: Path, closed: list[str], links: list[str]) -> list[list[str]]:
     """Every file below ``folder``, but in hidden folders, as the parts of its path from there, sorted.
 
-    Folders of runs are no part of a set, though they hold pictures: a run may lie beside the images it learns from.
-    ``closed`` takes folders that are kept shut, ``links`` links to folders: none is followed.
+    Folders of runs, predictions and suggestions are no part of a set, though they hold pictures: they may lie among the
+    images that they are of. ``closed`` takes folders that are kept shut, ``links`` links to folders: none is followed.
     """
     found: list[list[str]] = []
     for place, below, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
         below[:] = [
             name
             for name in below
-            if not name.startswith(".") and not os.path.isfile(os.path.join(place, name, "run.json"))
+            if not name.startswith(".") and not any(os.path.isfile(os.path.join(place, name, own)) for own in WRITTEN)
         ]
         links += filter(os.path.islink, (os.path.join(place, name) for name in below))
         inner = list(Path(place).relative_to(folder).parts)

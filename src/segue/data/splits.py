@@ -53,7 +53,7 @@ def choose(
         held: pairs that a list may name and that are not to be had any more.
 
     Raises:
-        DataError: no such amount, or the list names an image that is not there.
+        DataError: no such amount, or the list names an image that is not there, or none that is to be had.
     """
     if is_list(text):
         path = Path(text)
@@ -64,6 +64,9 @@ def choose(
         if missing:
             first, count = sorted(missing)[0], len(missing)
             raise DataError(f"{what} {text} names {first!r} ({count} such), which is none of the images to train on")
+        if wanted.isdisjoint(pair.name for pair in pairs):
+            why = f"the {len(wanted)} that it names are validated on" if wanted else "it is empty"
+            raise DataError(f"{what} {text} leaves no image to train on: {why}")
     else:
         order = sorted(pair.name for pair in pairs)
         random.Random(f"labels {seed}").shuffle(order)

@@ -313,7 +313,8 @@ def _split_off(listing: Listing, config: Data, masked: tuple[Pair, ...], seed: i
     pool, wanted = others or named, config.val
     count = amount(wanted if wanted.endswith("%") else "20%", len(masked), "--val")
     val, _ = choose(pool, str(min(count, len(pool))), seed, "--val")
-    kept = tuple(pair for pair in masked if pair not in val)
+    held = {pair.name for pair in val}
+    kept = tuple(pair for pair in masked if pair.name not in held)
     if not kept:
         raise DataError(f"--val {wanted} of {len(masked)} labelled images leaves none to train on; give a smaller one")
     return _Division(kept, val, split_off=len(val))

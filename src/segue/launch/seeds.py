@@ -8,7 +8,7 @@ from pathlib import Path
 from segue.disk import held
 from segue.errors import UsageError
 from segue.processes.ranks import only_first
-from segue.processes.surroundings import Surroundings
+from segue.processes.surroundings import Surroundings, refuse_seed
 
 
 def with_seeds(run: Callable[[Path, Surroundings], Path], out: Path, around: Surroundings, seeds: int) -> Path:
@@ -21,12 +21,13 @@ def with_seeds(run: Callable[[Path, Surroundings], Path], out: Path, around: Sur
         seeds: how many.
 
     Raises:
-        UsageError: fewer than one, or ``out`` holds something else.
+        UsageError: fewer than one, a last seed that is too large, or ``out`` holds something else.
     """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: give at least 1")
     if seeds == 1:
         return run(out, around)
+    refuse_seed(around.seed + seeds - 1)
     own = ("seed_", "seeds.")
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(own) for path in held(out))):
         raise UsageError(f"--out {out} is not empty and holds no runs of several seeds; name another folder")

@@ -13,6 +13,8 @@ from torch.distributed.rendezvous import rendezvous
 from segue.errors import UsageError
 from segue.processes.ranks import STEP, leave, rank_and_world
 
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
@@ -27,6 +29,9 @@ class Surroundings:
         shard: divide parameters, gradients and optimiser state over the processes that ``torchrun`` started.
         log_to: what each line of the log is written to besides: ``tensorboard``, ``wandb``, ``mlflow``.
         command: the words of the command line; empty from Python.
+
+    Raises:
+        UsageError: a seed that no generator takes.
     """
 
     seed: int = 0
@@ -38,11 +43,24 @@ class Surroundings:
     log_to: Sequence[str] = ()
     command: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        refuse_seed(self.seed)
+
     def settled(self) -> "Surroundings":
         """The same with every ``auto`` decided; joins the processes that ``torchrun`` started."""
         device = join_processes(pick_device(self.device))
         workers = self.workers if self.workers >= 0 else (4 if device.startswith("cuda") else 0)
         return replace(self, device=device, precision=pick_precision(self.precision, device), workers=workers)
+
+
+def refuse_seed(seed: int) -> None:
+    """Refuses a seed that some generator of random numbers does not take.
+
+    Raises:
+        UsageError: it is below 0 or above `LARGEST_SEED`.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"--seed {seed}: give a whole number from 0 to {LARGEST_SEED}")
 
 
 def pick_device(name: str) -> str:

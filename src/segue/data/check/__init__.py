@@ -238,13 +238,17 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool, mend:
 
 def likely_names(pairs: Sequence[Pair], stray: Sequence[Path]) -> dict[Path, Path]:
     """Image by mask, for masks left over whose name is an image's with one ending that all of them share."""
-    bare = sorted((pair for pair in pairs if pair.mask is None), key=lambda pair: -len(pair.image.stem))
+    bare: dict[str, Path] = {}
+    for pair in pairs:
+        if pair.mask is None:
+            bare.setdefault(pair.image.stem, pair.image)
     found, endings = {}, set()
     for mask in stray:
-        owner = next((pair for pair in bare if mask.stem.startswith(pair.image.stem)), None)
-        if owner is not None:
-            found[mask] = owner.image
-            endings.add(mask.stem.removeprefix(owner.image.stem))
+        beginnings = (mask.stem[:length] for length in range(len(mask.stem), 0, -1))
+        beginning = next((beginning for beginning in beginnings if beginning in bare), None)
+        if beginning is not None:
+            found[mask] = bare[beginning]
+            endings.add(mask.stem.removeprefix(beginning))
     return found if len(endings) == 1 and len(set(found.values())) == len(found) else {}
 
 

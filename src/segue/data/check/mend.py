@@ -51,7 +51,8 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
         splits = {name: tuple(p for p in split if p.mask is not None) for name, split in splits.items()}
         _note(dropped, "images without a mask", bare)
     _note(dropped, "masks without an image", tuple(map(str, stray)))
-    bad = {image for image, faults in facts.bad.items() if faults != {"E108"} or not _fits_by_rule(image, splits)}
+    pairs = {pair.image: pair for split in splits.values() for pair in split}
+    bad = {image for image, faults in facts.bad.items() if faults != {"E108"} or not _fits_by_rule(pairs.get(image))}
     _note(dropped, "unreadable, or of a size no rule mends", tuple(map(str, sorted(bad))))
     splits = {name: tuple(p for p in split if p.image not in bad) for name, split in splits.items()}
     if any("E108" in faults and image not in bad for image, faults in facts.bad.items()):
@@ -105,9 +106,8 @@ def _renamed(splits: Splits, stray: Sequence[Path], acts: list[str]) -> tuple[Sp
     return paired, tuple(mask for mask in stray if mask not in owners)
 
 
-def _fits_by_rule(image: Path, splits: Splits) -> bool:
+def _fits_by_rule(pair: Pair | None) -> bool:
     """Whether the only fault of a pair is a mask size that nearest-neighbour resizing or turning mends."""
-    pair = next((p for split in splits.values() for p in split if p.image == image), None)
     if pair is None or pair.mask is None:
         return False
     try:
