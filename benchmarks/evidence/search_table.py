@@ -47,7 +47,7 @@ from segue.models.segmenter import encoder_statistics
 from segue.processes.tuning import tune
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, reliability, try_candidate
-from segue.search.strategies import strategy
+from segue.search.strategies import Evolution, Strategy, strategy
 from segue.search.trials import Trial
 from segue.starting import encoder_weights
 from segue.weights import load_model
@@ -62,7 +62,7 @@ STRATEGIES = {
     "evolution": ("evolution", "token"),
     "random": ("random", "token"),
 }
-MARKS = (10, 25, 50, 100, 200)  # candidates at which regret is printed
+MARKS = (10, 25, 32, 40, 50, 100, 200)  # candidates at which regret is printed
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -259,10 +259,18 @@ def landscape(path: Path, kind: str) -> Landscape:
 # -- searches ----------------------------------------------------------------------------------------------------------
 
 
+def named(name: str, seed: int) -> Strategy:
+    """A strategy of `STRATEGIES`, or ``evolution P:T``: of P that live, T compete to be the parent."""
+    if name in STRATEGIES:
+        kind, feedback = STRATEGIES[name]
+        return strategy(kind, BLOCKS, seed, feedback=feedback)  # type: ignore[arg-type]
+    population, tournament = map(int, name.split()[1].split(":"))
+    return Evolution(BLOCKS, seed, population=population, tournament=tournament)
+
+
 def searched(world: Landscape, name: str, seed: int, budget: int) -> dict[str, list[float]]:
     """True value of what a search would pick after each candidate, and the seconds spent by then."""
-    kind, feedback = STRATEGIES[name]
-    found = strategy(kind, BLOCKS, mix("table", seed), feedback=feedback)  # type: ignore[arg-type]
+    found = named(name, mix("table", seed))
     noise = np.random.default_rng([seed, 7])
     picked, spent, best, value, total = [], [], -np.inf, 0.0, 0.0
     while len(picked) < budget:
@@ -285,6 +293,7 @@ def measure_regret(arguments: argparse.Namespace) -> None:
     world = landscape(Path(arguments.table), arguments.landscape)
     path = out / f"searches_{arguments.landscape}_{arguments.budget}.jsonl"
     names = [name for name, (kind, _) in STRATEGIES.items() if kind in arguments.strategies]
+    names += [f"evolution {sizes}" for sizes in arguments.populations]
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     runs = {(r["strategy"], r["seed"]): r for r in map(json.loads, filter(lambda line: line.endswith("}"), lines))}
     with path.open("a", encoding="utf-8") as file:
@@ -361,6 +370,7 @@ def main() -> None:
     regret.add_argument("--budget", type=int, default=200)
     regret.add_argument("--strategies", nargs="+", choices=("controller", "evolution", "random"),
                         default=("controller", "evolution", "random"))  # fmt: skip
+    regret.add_argument("--populations", nargs="*", default=[], metavar="P:T", help="evolution of other sizes, too")
     regret.set_defaults(run=measure_regret)
     arguments = parser.parse_args()
     arguments.run(arguments)
