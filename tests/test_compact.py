@@ -164,3 +164,25 @@ def test_an_encoder_without_the_four_strides_is_refused() -> None:
     spec = CompactSpec("test_vit", ("a", "b"), ((0, 0, 0), (9, 9, 9)), PUBLISHED["arch0"])
     with pytest.raises(ValueError, match="test_vit"):
         CompactSegmenter(spec)
+
+
+@pytest.mark.parametrize("crop", [64, 96, 208])
+def test_taps_that_no_crop_reaches_are_dropped_and_no_others(crop: int) -> None:
+    """Those that are dropped change nothing on crops, get no gradient, and are all that get none."""
+    torch.manual_seed(0)
+    genotype = Genotype.parse("[[6, [0, 1, 8, 5], [0, 1, 7, 3], [1, 0, 1, 6]], [[1, 2], [3, 4]]]")
+    decoder = CompactDecoder(genotype, [3, 3, 3, 3], 2, channels=4, repeats=1).double().eval()
+    side = crop + -crop % 32
+    maps = [torch.randn(1, 3, side >> e, side >> e, dtype=torch.float64) for e in range(2, 6)]
+    before, weights = decoder(maps), [p.clone() for p in decoder.blocks.parameters() if p.ndim == 4]
+    decoder.drop_unreached(crop)
+    torch.testing.assert_close(decoder(maps), before)
+    assert genotype.levels() == (1, 2, 3, 1)
+    hard = [torch.rand_like(m) for m in maps]
+    decoder.train()
+    torch.autograd.backward(decoder(hard).square().sum())
+    kept = [p for p in decoder.blocks.parameters() if p.ndim == 4]
+    assert any((new != old).any() for new, old in zip(kept, weights, strict=True))  # something was out of reach
+    for new in kept:
+        per_tap = new.detach().abs().amax((0, 1)), new.grad.abs().amax((0, 1))  # type: ignore[union-attr]
+        assert torch.equal(per_tap[0] > 0, per_tap[1] > 0)

@@ -39,7 +39,7 @@ from segue.data.transforms import ColorJitter
 from segue.engine import Losses, Method, Run, endless, fit, hold_statistics, poly
 from segue.errors import DataError, UsageError
 from segue.evaluation import semantic
-from segue.models.compact import AuxiliaryHeads, CompactSegmenter, enlarged
+from segue.models.compact import AuxiliaryHeads, CompactDecoder, CompactSegmenter, enlarged
 from segue.models.pixels import Normalise
 from segue.processes.cluster import connect
 from segue.processes.signals import Preempted, Signals
@@ -184,16 +184,16 @@ def recipe_of(config: Config, classes: tuple[str, ...], seed: int) -> Recipe:
 
 
 def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tensor] | None) -> Cache:
-    """Everything that candidates share: 90 % of the labelled images to train on, the rest for the reward."""
+    """Everything that candidates share: crops of 90 % of the images to train on, larger ones of the rest for R."""
     kept, held, paste = divided(data.training, config.data.copy_paste, run.seed, config.search.images)
     crop, decoder = config.search.search_crop, data.training.decoder
     train = RandomViews(kept, decoder, crop, config.views.scale, paste=paste, tells_inside=True)
-    val = RandomViews(held, decoder, crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
+    val = RandomViews(held, decoder, 2 * crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
     encoder = new_compact_encoder(config.network.encoder, state)
     statistics = start_statistics(config.network.init, config.network.encoder, 3)
     return build_cache(
         run.out / "cache",
-        {"train": (train, config.search.draws), "val": (val, max(4, config.search.draws))},
+        {"train": (train, config.search.draws), "val": (val, max(1, config.search.draws // 4))},
         encoder=encoder.to(run.device).eval(), encoder_name=config.network.encoder, statistics=statistics,
         normalise=Normalise(*statistics, 255.0, 32).to(run.device), seed=run.seed,
         teacher=None if config.distill == "none" else data.teacher, classes=len(data.training.classes),
@@ -295,6 +295,8 @@ def train_model(config: Config, run: Run, data: Compression, network: CompactSeg
     """Eq. 6: three stages, each with an optimiser of its own."""
     learnt, classes, size = data.training, data.training.classes, config.views
     auxiliary = AuxiliaryHeads(network.decoder)
+    if isinstance(network.decoder, CompactDecoder):
+        network.decoder.drop_unreached(size.crop)
     nn.ModuleList([network, auxiliary]).to(run.device).to(memory_format=torch.channels_last)
     teacher = data.teacher.to(run.device).eval()
     views = RandomViews(learnt.labelled, learnt.decoder, size.crop, size.scale, paste=learnt.paste, tells_inside=True)

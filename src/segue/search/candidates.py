@@ -192,6 +192,7 @@ def draws(part: Part, batch: int, steps: int) -> Iterator[list[int]]:
 
 def train_decoder(decoder: CompactDecoder, known: Cache, recipe: Recipe) -> Reward:
     """The short training: the decoder alone, on cached maps; it is left with averaged weights (Polyak)."""
+    decoder.drop_unreached(known.train.images.shape[-1])
     auxiliary = AuxiliaryHeads(decoder).to(memory_format=torch.channels_last)
     both = nn.ModuleList([decoder, auxiliary]) if recipe.aux_weight else nn.ModuleList([decoder])
     optimizer = torch.optim.Adam(both.parameters(), recipe.decoder_lr, weight_decay=1e-5, fused=True)
