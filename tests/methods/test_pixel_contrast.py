@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segue import verbs
 from segue.config import build
+from segue.data.layouts import open_listing
 from segue.data.training import open_training
 from segue.data.transforms import ColorJitter
 from segue.engine import Run, cosine
@@ -30,7 +31,7 @@ from segue.methods.pixel_contrast import (
     train,
     within_image,
 )
-from segue.prediction.pseudo_labels import RAREST, adjusted, pseudo_label
+from segue.prediction.pseudo_labels import RAREST, adjusted, label_images, pseudo_label
 from segue.verbs import control
 
 T = 0.2
@@ -222,6 +223,42 @@ def test_pseudo_labels_of_a_run_are_adjusted_unless_it_is_told_not_to(
     masks = np.stack([np.asarray(Image.open(str(pair.mask))) for pair in data.labelled])
     np.testing.assert_allclose(given[0], [(masks == i).mean() for i in range(3)])
     np.testing.assert_array_equal(given[1], np.ones(3))
+
+
+def test_pseudo_labels_that_were_cut_go_on_picture_by_picture_and_tell_how_far_they_are(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("segue.progress.REFRESH", -1.0)
+    network, pairs = untrained(), open_listing(str(dataset)).split("train")
+    thresholds, shares = np.array([0.5, 0.6, 0.61], np.float32), np.array([0.7, 0.2, 0.1])
+    passes, most = 0, 6
+
+    def stop(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes > most:
+            raise KeyboardInterrupt
+
+    network.register_forward_pre_hook(stop)
+    for name in ("uncut", "cut"):
+        Run(tmp_path / name).open()
+    assert len(label_images(network, pairs, thresholds, shares, Run(tmp_path / "uncut"))) == 5
+    done = tmp_path / "cut" / "pseudo_labels" / "done.jsonl"
+    for left in ('["000002.png", [[1', '["000004.png", [[0, 0, 0], [0, 0, 0]]]\n'):  # of a kill, and of no picture
+        passes, most = 0, 2
+        with pytest.raises(KeyboardInterrupt):
+            label_images(network, pairs, thresholds, shares, Run(tmp_path / "cut"))
+        with done.open("a") as file:
+            file.write(left)
+    assert done.read_text().count("png") == 5  # two of each start, and what was left by the second
+    passes, most = 0, 2
+    capsys.readouterr()
+    label_images(network, pairs, thresholds, shares, Run(tmp_path / "cut"))
+    told = capsys.readouterr().err.splitlines()
+    assert told[:6] == [f"pseudo-labels {i}/6" for i in range(1, 7)]
+    files = [{p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("uncut", "cut")]
+    assert len(files[0]) == 7  # six pictures, one of which no pixel is kept, and the ledger
+    assert files[0] == files[1]
 
 
 def test_where_fine_tuning_goes_on_the_classifier_is_kept(dataset: Path, tmp_path: Path) -> None:
