@@ -137,6 +137,15 @@ def test_thresholds_by_class() -> None:
             class_thresholds(Config(thresholds=text), ("background", "car"))
 
 
+def test_a_threshold_of_background_is_refused_where_no_class_is_called_so(dataset: Path, tmp_path: Path) -> None:
+    assert class_thresholds(Config(background_threshold=0.5), ("background", "a")).tolist() == pytest.approx([0.5, 0.8])
+    given = {**TINY, "labels": "3", "unlabeled": ("rest",), "background_threshold": 0.5}
+    told = r"--background-threshold 0\.5: none of the classes ground, disc, bar is .* --thresholds CLASS:0\.5$"
+    with pytest.raises(DataError, match=told):
+        verbs.train(str(dataset), tmp_path / "run", method="pixel_contrast", quiet=True, **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pseudo_labels_by_hand() -> None:
     classes = np.array([[0, 0, 1, 1]], np.uint8)
     probability = np.array([[0.96, 0.97, 0.79, 0.81]], np.float32)

@@ -228,8 +228,14 @@ def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
     """T of eq. 5: (K,) in [0, 1].
 
     Raises:
-        DataError: ``thresholds`` names no class or no probability.
+        DataError: ``thresholds`` names no class or no probability, or ``background_threshold`` is given of no class.
     """
+    given = config.background_threshold
+    if given != Config.background_threshold and "background" not in classes:
+        raise DataError(
+            f"--background-threshold {given}: none of the classes {', '.join(classes)} is called background; say it of "
+            f"one of them: --thresholds CLASS:{given}"
+        )
     found = {name: config.background_threshold if name == "background" else config.threshold for name in classes}
     for part in filter(None, config.thresholds.split(",")):
         name, _, value = part.rpartition(":")
@@ -256,9 +262,9 @@ def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
 
 def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
+    thresholds = class_thresholds(config, data.classes)
     torch.manual_seed(run.seed)
     network = new_segmenter(config.network, data.listing, say=run.say)
-    thresholds = class_thresholds(config, data.classes)
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = Middle(Whole(data.val or data.labelled, data.decoder))
     run.keep("embeddings_before", lambda: pixel_embeddings(network, probes, seed=run.seed))
