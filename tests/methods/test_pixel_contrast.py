@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from segue.methods.pixel_contrast import (
     fine_tune,
     labels_at,
     refuse,
+    rounds_of,
     train,
     within_image,
 )
@@ -135,6 +137,23 @@ def test_thresholds_by_class() -> None:
     for text in ("car", "car:x", "lorry:0.5", "car:1.5"):
         with pytest.raises(DataError, match="--thresholds"):
             class_thresholds(Config(thresholds=text), ("background", "car"))
+
+
+def test_every_round_has_a_step_of_fine_tuning() -> None:
+    assert rounds_of(Config(), False) == [(150, 450)]
+    assert rounds_of(Config(), True) == [(90, 270), (0, 240)]
+    assert rounds_of(Config(second_round="contrast"), True) == [(90, 270), (60, 180)]
+    assert rounds_of(Config(steps=4, contrast_share=0.9), False) == [(3, 1)]
+    assert rounds_of(Config(steps=4, first_round=0.9), True) == [(1, 2), (0, 1)]
+    assert rounds_of(Config(steps=4, first_round=0.1, second_round="contrast"), True) == [(0, 1), (1, 2)]
+    assert rounds_of(Config(steps=1), True) == [(0, 1)]
+    for steps, first_round, share in product(range(1, 12), (0.1, 0.5, 0.9), (0.1, 0.5, 0.9)):
+        settings = {"steps": steps, "first_round": first_round, "contrast_share": share}
+        for second_round, has_unlabelled in product(("finetune", "contrast"), (False, True)):
+            rounds = rounds_of(build(Config, {"data": "set", "second_round": second_round, **settings}), has_unlabelled)
+            assert len(rounds) == 1 + (has_unlabelled and steps > 1)
+            assert sum(map(sum, rounds)) == steps
+            assert all(contrasts >= 0 and tunings >= 1 for contrasts, tunings in rounds)
 
 
 def test_a_threshold_of_background_is_refused_where_no_class_is_called_so(dataset: Path, tmp_path: Path) -> None:

@@ -249,14 +249,14 @@ def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
 
 
 def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
-    """Steps of contrast and of fine-tuning in each round."""
-    first = round(config.steps * config.first_round) if has_unlabelled else config.steps
-    contrasts = round(first * config.contrast_share)
-    rounds = [(contrasts, first - contrasts)]
-    if has_unlabelled:
-        rest = config.steps - first
-        contrasts = 0 if config.second_round == "finetune" else round(rest * config.contrast_share)
-        rounds.append((contrasts, rest - contrasts))
+    """Steps of contrast and of fine-tuning in each round: at least one of fine-tuning, or its classifier stays random;
+    a single step leaves none for a second round."""
+    first = max(1, min(round(config.steps * config.first_round), config.steps - 1)) if has_unlabelled else config.steps
+    rounds = []
+    for steps in filter(None, (first, config.steps - first)):
+        contrasts = min(round(steps * config.contrast_share), steps - 1)
+        contrasts = 0 if rounds and config.second_round == "finetune" else contrasts
+        rounds.append((contrasts, steps - contrasts))
     return rounds
 
 
