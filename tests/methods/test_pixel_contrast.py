@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from segue import verbs
 from segue.config import build
+from segue.data.layouts import open_listing
 from segue.data.training import open_training
 from segue.data.transforms import ColorJitter
 from segue.engine import Run, cosine
@@ -27,10 +29,11 @@ from segue.methods.pixel_contrast import (
     fine_tune,
     labels_at,
     refuse,
+    rounds_of,
     train,
     within_image,
 )
-from segue.prediction.pseudo_labels import RAREST, adjusted, pseudo_label
+from segue.prediction.pseudo_labels import RAREST, adjusted, label_images, pseudo_label
 from segue.verbs import control
 
 T = 0.2
@@ -136,6 +139,32 @@ def test_thresholds_by_class() -> None:
             class_thresholds(Config(thresholds=text), ("background", "car"))
 
 
+def test_every_round_has_a_step_of_fine_tuning() -> None:
+    assert rounds_of(Config(), False) == [(150, 450)]
+    assert rounds_of(Config(), True) == [(90, 270), (0, 240)]
+    assert rounds_of(Config(second_round="contrast"), True) == [(90, 270), (60, 180)]
+    assert rounds_of(Config(steps=4, contrast_share=0.9), False) == [(3, 1)]
+    assert rounds_of(Config(steps=4, first_round=0.9), True) == [(1, 2), (0, 1)]
+    assert rounds_of(Config(steps=4, first_round=0.1, second_round="contrast"), True) == [(0, 1), (1, 2)]
+    assert rounds_of(Config(steps=1), True) == [(0, 1)]
+    for steps, first_round, share in product(range(1, 12), (0.1, 0.5, 0.9), (0.1, 0.5, 0.9)):
+        settings = {"steps": steps, "first_round": first_round, "contrast_share": share}
+        for second_round, has_unlabelled in product(("finetune", "contrast"), (False, True)):
+            rounds = rounds_of(build(Config, {"data": "set", "second_round": second_round, **settings}), has_unlabelled)
+            assert len(rounds) == 1 + (has_unlabelled and steps > 1)
+            assert sum(map(sum, rounds)) == steps
+            assert all(contrasts >= 0 and tunings >= 1 for contrasts, tunings in rounds)
+
+
+def test_a_threshold_of_background_is_refused_where_no_class_is_called_so(dataset: Path, tmp_path: Path) -> None:
+    assert class_thresholds(Config(background_threshold=0.5), ("background", "a")).tolist() == pytest.approx([0.5, 0.8])
+    given = {**TINY, "labels": "3", "unlabeled": ("rest",), "background_threshold": 0.5}
+    told = r"--background-threshold 0\.5: none of the classes ground, disc, bar is .* --thresholds CLASS:0\.5$"
+    with pytest.raises(DataError, match=told):
+        verbs.train(str(dataset), tmp_path / "run", method="pixel_contrast", quiet=True, **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pseudo_labels_by_hand() -> None:
     classes = np.array([[0, 0, 1, 1]], np.uint8)
     probability = np.array([[0.96, 0.97, 0.79, 0.81]], np.float32)
@@ -222,6 +251,42 @@ def test_pseudo_labels_of_a_run_are_adjusted_unless_it_is_told_not_to(
     masks = np.stack([np.asarray(Image.open(str(pair.mask))) for pair in data.labelled])
     np.testing.assert_allclose(given[0], [(masks == i).mean() for i in range(3)])
     np.testing.assert_array_equal(given[1], np.ones(3))
+
+
+def test_pseudo_labels_that_were_cut_go_on_picture_by_picture_and_tell_how_far_they_are(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("segue.progress.REFRESH", -1.0)
+    network, pairs = untrained(), open_listing(str(dataset)).split("train")
+    thresholds, shares = np.array([0.5, 0.6, 0.61], np.float32), np.array([0.7, 0.2, 0.1])
+    passes, most = 0, 6
+
+    def stop(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes > most:
+            raise KeyboardInterrupt
+
+    network.register_forward_pre_hook(stop)
+    for name in ("uncut", "cut"):
+        Run(tmp_path / name).open()
+    assert len(label_images(network, pairs, thresholds, shares, Run(tmp_path / "uncut"))) == 5
+    done = tmp_path / "cut" / "pseudo_labels" / "done.jsonl"
+    for left in ('["000002.png", [[1', '["000004.png", [[0, 0, 0], [0, 0, 0]]]\n'):  # of a kill, and of no picture
+        passes, most = 0, 2
+        with pytest.raises(KeyboardInterrupt):
+            label_images(network, pairs, thresholds, shares, Run(tmp_path / "cut"))
+        with done.open("a") as file:
+            file.write(left)
+    assert done.read_text().count("png") == 5  # two of each start, and what was left by the second
+    passes, most = 0, 2
+    capsys.readouterr()
+    label_images(network, pairs, thresholds, shares, Run(tmp_path / "cut"))
+    told = capsys.readouterr().err.splitlines()
+    assert told[:6] == [f"pseudo-labels {i}/6" for i in range(1, 7)]
+    files = [{p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("uncut", "cut")]
+    assert len(files[0]) == 7  # six pictures, one of which no pixel is kept, and the ledger
+    assert files[0] == files[1]
 
 
 def test_where_fine_tuning_goes_on_the_classifier_is_kept(dataset: Path, tmp_path: Path) -> None:

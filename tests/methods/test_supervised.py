@@ -7,13 +7,15 @@ import pytest
 import torch
 from conftest import TINY, write_set
 
+from segue import verbs
 from segue.config import build
 from segue.data.balance import class_weights
 from segue.data.images import Whole
 from segue.data.training import open_training
 from segue.engine import Run
+from segue.errors import UsageError
 from segue.evaluation import semantic
-from segue.methods.supervised import Config, Supervised, train
+from segue.methods.supervised import Config, Supervised, refuse, train
 from segue.starting import encoder_weights
 from segue.weights import save_model
 
@@ -51,6 +53,14 @@ def test_linear_probe_leaves_the_encoder_alone(dataset: Path, tmp_path: Path) ->
         str(save_model(probe, tmp_path / "probe", method="supervised", metrics={})), config.network.encoder
     )
     assert len(state) > 10
+
+
+def test_a_decoder_is_refused_of_a_linear_probe_which_has_none(tmp_path: Path) -> None:
+    given = {"linear_probe": True, "decoder_channels": 64}
+    with pytest.raises(UsageError, match="--decoder-channels: --linear-probe trains without a decoder"):
+        verbs.train("gone", tmp_path / "run", method="supervised", quiet=True, **given)
+    for name, value in given.items():
+        refuse(build(Config, {"data": "set", name: value}))
 
 
 @pytest.mark.slow

@@ -354,6 +354,24 @@ def test_calibration_lowers_the_error_and_is_applied(
         calibrate(model, [{"image": torch.from_numpy(picture(32, 32)), "name": "x"}])
 
 
+def test_pictures_that_are_added_have_the_temperature_of_those_that_are_there(
+    segue: Segue, source: Path, dataset: Path, tmp_path: Path
+) -> None:
+    photos, out = sorted((dataset / "images").iterdir()), tmp_path / "out"
+    words = ("--calibrate", dataset, "--maps", "--no-overlays", "--out")
+    assert segue("predict", source, *photos, *words, tmp_path / "whole")[0] == 0
+    assert segue("predict", source, *photos[:3], *words, out)[0] == 0
+    record = (out / "predict.json").read_bytes()
+    for mask in (dataset / "labels").iterdir():  # another temperature would fit
+        Image.fromarray(np.zeros((48, 48), np.uint8)).save(mask)
+    status, _, errors = segue("predict", source, *photos, *words, out)
+    assert (status, (out / "predict.json").read_bytes() == record) == (0, True)
+    assert f"temperature {json.loads(record)['calibration']['temperature']:.3f}, that of what is in" in errors
+    for kind in ("probability", "labels"):
+        found, expected = ({p.name: p.read_bytes() for p in (at / kind).iterdir()} for at in (out, tmp_path / "whole"))
+        assert found == expected
+
+
 def test_run_lengths_and_polygons_by_hand(segue: Segue, source: Path, dataset: Path, tmp_path: Path) -> None:
     assert run_lengths(np.array([[0, 1], [1, 1]], bool)) == [1, 3]  # down the columns: 0 1 1 1
     assert run_lengths(np.array([[1, 1], [0, 1]], bool)) == [0, 1, 1, 2]

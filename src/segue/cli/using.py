@@ -336,8 +336,6 @@ def _predict_panoptic(
 
 def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, arguments: argparse.Namespace) -> "Account":
     """Settings, the temperature, and the pictures."""
-    from segue.calibration import calibrate
-    from segue.export.delivery import open_check
     from segue.extras import require
     from segue.prediction.bulk import Work, target
     from segue.prediction.pictures import How, Outputs, write_cvat_task
@@ -368,23 +366,51 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
 
     claim(out, identity, pairs, made)
     record: dict[str, object] = dict(identity)
-    if arguments.calibrate:
-        masks = open_check(arguments.calibrate, model, arguments.model, limit=200, mapping=arguments.map)
-        fitted = calibrate(model, masks)
-        how = replace(how, temperature=fitted.temperature)
-        record["calibration"] = asdict(fitted)
-        print(  # noqa: T201
-            f"segue predict: temperature {fitted.temperature:.3f} from {fitted.images} images; calibration error there "
-            f"{percent(fitted.before)} % before, {percent(fitted.after)} % after",
-            file=sys.stderr,
-        )
+    calibration = _calibration(model, out, arguments) if arguments.calibrate else {}
     with alone_in(out):
         pictures = claim(out, identity, pairs, made)  # again: another command may have been there meanwhile
+        if calibration:
+            record["calibration"] = calibration = known_calibration(out) or calibration
+            how = replace(how, temperature=calibration["temperature"])
         write_records(out, record, pictures)
         account = _write(model, pairs, replace(work, how=how), arguments)
         if arguments.cvat:
             write_cvat_task(known_pairs(pictures), out, model.spec.classes)
     return account
+
+
+def _calibration(model: "Model", out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The temperature of the predictions that are there, or the one that fits the set of ``--calibrate``, and what it
+    does there; said too."""
+    from segue.calibration import calibrate
+    from segue.export.delivery import open_check
+
+    if known := known_calibration(out):
+        print(f"segue predict: temperature {known['temperature']:.3f}, that of what is in {out}", file=sys.stderr)  # noqa: T201
+        return known
+    fitted = calibrate(model, open_check(arguments.calibrate, model, arguments.model, limit=200, mapping=arguments.map))
+    print(  # noqa: T201
+        f"segue predict: temperature {fitted.temperature:.3f} from {fitted.images} images; calibration error there "
+        f"{percent(fitted.before)} % before, {percent(fitted.after)} % after",
+        file=sys.stderr,
+    )
+    return asdict(fitted)
+
+
+def known_calibration(out: Path) -> dict[str, float]:
+    """What the predictions in ``out`` were calibrated with, which holds for all that are added; empty where none are.
+
+    Raises:
+        DataError: their record is damaged.
+    """
+    from segue.records import expecting, read_json
+
+    path = out / "predict.json"
+    if not path.is_file():
+        return {}
+    with expecting(path, "the record of predictions"):
+        found = read_json(path, "the record of predictions").get("calibration", {})
+        return {**found, "temperature": float(found["temperature"])} if found else {}
 
 
 def _refuse_scenes(pairs: "Sequence[Pair]", how: "How", arguments: argparse.Namespace) -> None:

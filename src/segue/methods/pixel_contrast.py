@@ -228,8 +228,14 @@ def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
     """T of eq. 5: (K,) in [0, 1].
 
     Raises:
-        DataError: ``thresholds`` names no class or no probability.
+        DataError: ``thresholds`` names no class or no probability, or ``background_threshold`` is given of no class.
     """
+    given = config.background_threshold
+    if given != Config.background_threshold and "background" not in classes:
+        raise DataError(
+            f"--background-threshold {given}: none of the classes {', '.join(classes)} is called background; say it of "
+            f"one of them: --thresholds CLASS:{given}"
+        )
     found = {name: config.background_threshold if name == "background" else config.threshold for name in classes}
     for part in filter(None, config.thresholds.split(",")):
         name, _, value = part.rpartition(":")
@@ -243,22 +249,22 @@ def class_thresholds(config: Config, classes: Sequence[str]) -> Array:
 
 
 def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
-    """Steps of contrast and of fine-tuning in each round."""
-    first = round(config.steps * config.first_round) if has_unlabelled else config.steps
-    contrasts = round(first * config.contrast_share)
-    rounds = [(contrasts, first - contrasts)]
-    if has_unlabelled:
-        rest = config.steps - first
-        contrasts = 0 if config.second_round == "finetune" else round(rest * config.contrast_share)
-        rounds.append((contrasts, rest - contrasts))
+    """Steps of contrast and of fine-tuning in each round: at least one of fine-tuning, or its classifier stays random;
+    a single step leaves none for a second round."""
+    first = max(1, min(round(config.steps * config.first_round), config.steps - 1)) if has_unlabelled else config.steps
+    rounds = []
+    for steps in filter(None, (first, config.steps - first)):
+        contrasts = min(round(steps * config.contrast_share), steps - 1)
+        contrasts = 0 if rounds and config.second_round == "finetune" else contrasts
+        rounds.append((contrasts, steps - contrasts))
     return rounds
 
 
 def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
+    thresholds = class_thresholds(config, data.classes)
     torch.manual_seed(run.seed)
     network = new_segmenter(config.network, data.listing, say=run.say)
-    thresholds = class_thresholds(config, data.classes)
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = Middle(Whole(data.val or data.labelled, data.decoder))
     run.keep("embeddings_before", lambda: pixel_embeddings(network, probes, seed=run.seed))

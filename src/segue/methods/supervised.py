@@ -20,6 +20,7 @@ from segue.data.balance import class_weights
 from segue.data.images import RandomViews, Whole
 from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
+from segue.errors import UsageError
 from segue.evaluation import Samples, semantic
 from segue.losses import pixel_cross_entropy
 from segue.models.heads import LinearProbe
@@ -96,3 +97,13 @@ def train(config: Config, run: Run, data: TrainingData) -> Model:
         evaluate_every=config.evaluate_every,
     )
     return network
+
+
+def refuse(config: Config) -> None:
+    """Refuses what is said of the decoder, which a linear probe does without.
+
+    Raises:
+        UsageError: it is.
+    """
+    if config.linear_probe and config.network.decoder_channels != Network.decoder_channels:
+        raise UsageError("--decoder-channels: --linear-probe trains without a decoder; leave one of them out")
