@@ -252,7 +252,7 @@ def rounds_of(config: Config, has_unlabelled: bool) -> list[tuple[int, int]]:
     """Steps of contrast and of fine-tuning in each round: at least one of fine-tuning, or its classifier stays random;
     a single step leaves none for a second round."""
     first = max(1, min(round(config.steps * config.first_round), config.steps - 1)) if has_unlabelled else config.steps
-    rounds = []
+    rounds = list[tuple[int, int]]()
     for steps in filter(None, (first, config.steps - first)):
         contrasts = min(round(steps * config.contrast_share), steps - 1)
         contrasts = 0 if rounds and config.second_round == "finetune" else contrasts
