@@ -21,7 +21,8 @@ from segue.errors import DataError
 from segue.models.compact import CompactSegmenter, CompactSpec, feature_encoder
 from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
-from segue.models.segmenter import Segmenter, SegmenterSpec, encoder_statistics, of_bands
+from segue.models.pixels import drop_unreached
+from segue.models.segmenter import STRIDE, Segmenter, SegmenterSpec, encoder_statistics, of_bands
 from segue.records import expecting
 from segue.weights import describe, model_folder
 
@@ -104,6 +105,9 @@ def _tensors(path: Path, init: str) -> dict[str, Tensor]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise DataError(f"--init {init}: {path} is no sound safetensors file ({error})") from None
+
+
+RATES = (6, 12, 18)  # dilations of DeepLabV3+'s pyramid at output stride 16
 
 
 class Start(NamedTuple):
@@ -215,7 +219,9 @@ def _by_names_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict
     return {**state, **{name: state[theirs[joined(name)]] for name in lacking if joined(name) in theirs}}
 
 
-def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3) -> Segmenter:
+def new_segmenter(
+    network: Network, listing: Listing, *, say: Callable[[str], None], bands: int = 3, crop: int = 0
+) -> Segmenter:
     """A segmenter for the classes of ``listing``, its encoder started as ``network.init`` says.
 
     Args:
@@ -223,6 +229,7 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
         listing: gives classes, colours, and the rule for images deeper than 8 bits.
         say: told which weights were taken.
         bands: of the input.
+        crop: side of the pictures that it is to learn from; taps of its decoder that these do not reach are dropped.
 
     Raises:
         DataError: unknown encoder, or no such weights.
@@ -239,11 +246,14 @@ def new_segmenter(network: Network, listing: Listing, *, say: Callable[[str], No
         output_stride=network.output_stride,
         decoder_channels=network.decoder_channels,
         tones=listing.tones,
+        rates=tuple(rate * 16 // network.output_stride for rate in RATES),
     )
     try:
         segmenter = Segmenter(spec)
     except ValueError as error:
         raise DataError(f"--encoder: {error}") from None
+    if crop:
+        drop_unreached(segmenter.decoder.get_submodule("aspp"), -(-crop // STRIDE) * STRIDE // network.output_stride)
     if state is not None:
         start_encoder(segmenter, state)
     parameters = sum(p.numel() for p in segmenter.parameters())

@@ -355,7 +355,7 @@ class MeanTeacher(Method):
 def train(config: Config, run: Run, data: DomainData) -> Segmenter:
     """The adapted teacher."""
     torch.manual_seed(run.seed)
-    network = new_segmenter(config.network, data.listing, say=run.say)
+    network = new_segmenter(config.network, data.listing, say=run.say, crop=config.views.crop)
     method = MeanTeacher(network.to(memory_format=torch.channels_last), config)
     translated = bool(config.domains.translated)
     views = DomainViews(

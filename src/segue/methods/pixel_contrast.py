@@ -264,7 +264,7 @@ def train(config: Config, run: Run, data: TrainingData) -> Segmenter:
     """The fine-tuned network."""
     thresholds = class_thresholds(config, data.classes)
     torch.manual_seed(run.seed)
-    network = new_segmenter(config.network, data.listing, say=run.say)
+    network = new_segmenter(config.network, data.listing, say=run.say, crop=config.views.crop)
     network.to(run.device).to(memory_format=torch.channels_last)
     probes = Middle(Whole(data.val or data.labelled, data.decoder))
     run.keep("embeddings_before", lambda: pixel_embeddings(network, probes, seed=run.seed))

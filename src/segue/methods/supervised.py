@@ -72,7 +72,7 @@ class Supervised(Method):
 def train(config: Config, run: Run, data: TrainingData) -> Model:
     """The trained network."""
     torch.manual_seed(run.seed)
-    segmenter = new_segmenter(config.network, data.listing, say=run.say)
+    segmenter = new_segmenter(config.network, data.listing, say=run.say, crop=config.views.crop)
     network: Model = LinearProbe(segmenter) if config.linear_probe else segmenter
     weights = class_weights(data) if config.balance == "auto" else torch.ones(len(data.classes))
     method = Supervised(network.to(memory_format=torch.channels_last), weights)

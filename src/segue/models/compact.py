@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.models.pixels import Normalise
+from segue.models.pixels import Normalise, drop_unreached
 from segue.models.segmenter import no_such_encoder
 
 MAPS = 4  # encoder outputs
@@ -285,20 +285,11 @@ class CompactDecoder(nn.Module):
             maps.append(block(maps[i], maps[j]))
         return maps[MAPS:]
 
-    @torch.no_grad()
     def drop_unreached(self, crop: int) -> None:
-        """Sets to 0 the taps of the cells' convolutions that meet nothing but padding in pictures of side ``crop``.
-
-        No training on such crops moves them: they would stay at random, and add noise wherever a larger picture is
-        predicted. With dilation 12 at stride 16 that is 8 of 9 taps for crops below 208.
-        """
+        """`segue.models.pixels.drop_unreached` of the cells, for pictures of side ``crop``."""
         cells = [module for module in self.blocks.modules() if isinstance(module, Cell)]
         for cell, level in zip(cells, self.genotype.levels(), strict=True):
-            side = (crop + -crop % STRIDE) // (4 << level)
-            for conv in (module for module in cell.modules() if isinstance(module, nn.Conv2d)):
-                taps = torch.arange(conv.kernel_size[0], device=conv.weight.device) - conv.kernel_size[0] // 2
-                is_reached = (taps * conv.dilation[0]).abs() < side
-                conv.weight *= is_reached[:, None] & is_reached
+            drop_unreached(cell, (crop + -crop % STRIDE) // (4 << level))
 
     def classify(self, blocks: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at the size of the largest block that no other takes."""

@@ -36,6 +36,7 @@ class SegmenterSpec:
         output_stride: of the encoder, 8 or 16.
         decoder_channels: channels of the decoder's output.
         tones: (kind of pixels, black, white) of each kind of images deeper than 8 bits that it was trained on.
+        rates: dilations of the decoder's pyramid. Models that say nothing of them have those of output stride 8.
     """
 
     encoder: str
@@ -48,6 +49,7 @@ class SegmenterSpec:
     output_stride: int = 16
     decoder_channels: int = 256
     tones: tuple[tuple[str, float, float], ...] = ()
+    rates: tuple[int, ...] = (12, 24, 36)
 
 
 class Segmenter(nn.Module):
@@ -75,6 +77,7 @@ class Segmenter(nn.Module):
                 encoder_weights=None,
                 encoder_output_stride=spec.output_stride,
                 decoder_channels=spec.decoder_channels,
+                decoder_atrous_rates=spec.rates,
                 in_channels=spec.in_channels,
                 classes=1,
             )
