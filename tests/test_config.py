@@ -7,6 +7,7 @@ import pytest
 
 from segue.config import build, documented, flat, leaves, parse_fields
 from segue.errors import UsageError
+from segue.methods import supervised
 from segue.verbs import config_from
 
 
@@ -95,8 +96,24 @@ def test_what_cannot_be_meant_is_one_line_with_the_name(arguments: list[str], me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("pairs", ["255:1", "1:30,2:0", "7:0.5", "-1:59:59"])
+def test_pairs_in_a_config_file_are_no_numbers_to_base_60(tmp_path: Path, pairs: str) -> None:
+    path = tmp_path / "c.yaml"
+    for written in (pairs, f"'{pairs}'"):
+        path.write_text(f"map: {written}\nsteps: 12\nscale: [0.5, 2]\nlr: 1.0e-2\nskip_bad: true\n")
+        config = parse_fields(supervised.Config, ["--config", str(path)], "segue test", data="set")
+        assert (config.data.map, config.steps, config.views.scale) == (pairs, 12, (0.5, 2.0))
+        assert (config.lr, config.data.skip_bad) == (0.01, True)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"), [("[", "no valid YAML"), ("3", "name: value"), ("stps: 3", "did you mean --steps")]
+    ("text", "message"),
+    [
+        ("[", "no valid YAML"),
+        ("map: !!python/name:os.system", "no valid YAML"),
+        ("3", "name: value"),
+        ("stps: 3", "did you mean --steps"),
+    ],
 )
 def test_a_bad_config_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"

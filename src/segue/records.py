@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from segue.errors import DataError
 
 MOST_BYTES = 64 << 20
 MOST_VALUES = 1_000_000  # in a YAML file, its aliases written out
+BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$")  # numbers of YAML 1.1, as 255:1 for 15301
 BASELINE = "baseline"  # subfolder of a run that holds the plain training it is measured against
 SEARCH = "search"  # stage of the lines of a log that count candidates, not steps
 REJECTED = "rejected"  # subfolder that holds the model of a run which is not for release
@@ -94,7 +96,7 @@ def run_data(source: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds, by the safe loader.
+    """What a YAML file holds, by the safe loader; ``255:1`` is a text there, see `_loaded`.
 
     Raises:
         DataError: it is missing, no YAML, or too large once its aliases are written out.
@@ -103,7 +105,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
     with expecting(path, what):
         try:
-            found = yaml.safe_load(_text(path))
+            found = _loaded(_text(path))
         except yaml.YAMLError as error:
             raise DataError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
         count, waiting = 0, [found]
@@ -114,6 +116,19 @@ def read_yaml(path: Path, what: str) -> Any:
                 raise ValueError(f"more than {MOST_VALUES:,} values, aliases written out")
             waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return found
+
+
+def _loaded(text: str) -> Any:
+    """What YAML says, by the safe loader, but for `BASE_60`: these are texts, as ``map: 255:1`` means."""
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    kinds = loader.yaml_implicit_resolvers.items()
+    loader.yaml_implicit_resolvers = {first: [("tag:yaml.org,2002:str", BASE_60), *known] for first, known in kinds}
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _text(path: Path) -> str:
