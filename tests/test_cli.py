@@ -40,7 +40,7 @@ def test_from_a_folder_to_predictions(segue: Segue, dataset: Path, tmp_path: Pat
     )
     assert status == 0, errors
     assert "using 4 labelled and 2 unlabelled images to train, 2 to validate; left out of 6 found: nothing" in errors
-    assert re.search(r"pixel_contrast: validation mIoU \d+\.\d over 3 of 3 classes on 2 images", errors)
+    assert re.search(r"pixel_contrast: validation mIoU \d+\.\d % over 3 of 3 classes on 2 images", errors)
     assert re.search(r"supervised: validation mIoU \d+\.\d", errors)
     assert json.loads(output)["model"] == str(out / "model")
     assert (out / "report.html").is_file()

@@ -57,7 +57,7 @@ def test_the_gate_draws_as_it_does_in_a_search() -> None:
 
 
 def test_the_replayed_gate_charges_a_candidates_time() -> None:
-    table = Table(10.0, ((1.0,) * 11,) * 4, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4)
+    table = Table((10.0,) * 4, (0.0,) * 4, ((1.0,) * 11,) * 4, (0.5,) * 4, (0.0,) * 4, (2.0,) * 4)
     times = [80.0 if i % 2 else 20.0 for i in range(40)]  # a slow one is a little better
     trials = [
         Trial(i, f"g{i}", "done", reward1=0.6 if i % 2 else 0.5, reward2=0.5, latency=time)

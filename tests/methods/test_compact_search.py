@@ -188,8 +188,8 @@ def test_cached_maps_and_logits_are_those_of_encoder_and_teacher(
         logits = F.interpolate(teacher(image), scale_factor=0.25, mode="bilinear", align_corners=False)
         torch.testing.assert_close(torch.from_numpy(cache.train.logits[[0, 3]]).float(), logits, rtol=2e-3, atol=2e-3)
     assert len(cache.train) == 9
-    assert len(cache.val) == 4  # four crops of the one image that is held out
-    assert cache.val.logits.shape[:2] == (4, 0)  # the reward asks no teacher
+    assert cache.val.images.shape[0::3] == (1, 128)  # the image that is held out, at twice the side of the crops
+    assert cache.val.logits.shape[:2] == (1, 0)  # the reward asks no teacher
 
 
 def test_without_distillation_no_teacher_is_run(prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path) -> None:

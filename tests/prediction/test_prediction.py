@@ -277,7 +277,7 @@ def test_a_scene_without_the_extra_is_refused_before_anything_is_written(
     status, _, errors = segue("predict", source, photos, "--out", tmp_path / "out")
     assert (status, errors.count("\n")) == (2, 1)
     assert f"{photos / 'b.tif'} is a scene" in errors
-    assert "segue[tiles]" in errors
+    assert "[tiles]" in errors
     assert not (tmp_path / "out").exists()
 
 
