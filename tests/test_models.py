@@ -307,3 +307,25 @@ def test_a_description_to_start_from_that_lacks_something_is_named(tmp_path: Pat
 def test_a_hub_name_that_is_none_is_one_line() -> None:
     with pytest.raises(DataError, match="hf:a/b/c cannot be had"):
         load_model("hf:a/b/c")
+
+
+def test_a_new_decoder_has_the_dilations_of_its_stride_and_only_taps_that_crops_reach(dataset: Path) -> None:
+    listing = open_listing(str(dataset))
+
+    def pyramid(stride: int, crop: int) -> dict[int, torch.Tensor]:
+        """The weights of each dilated convolution, by its dilation."""
+        network = Network("test_resnet", "random", output_stride=stride, decoder_channels=16)
+        made = new_segmenter(network, listing, say=lambda text: None, crop=crop)
+        assert made.spec.rates == ((6, 12, 18) if stride == 16 else (12, 24, 36))
+        convs = [module for module in made.decoder.modules() if isinstance(module, torch.nn.Conv2d)]
+        return {conv.dilation[0]: conv.weight.detach() for conv in convs if conv.dilation[0] > 1}
+
+    cases = ((16, 256, {6, 12}), (16, 96, set()), (16, 97, {6}), (8, 256, {12, 24}), (16, 0, {6, 12, 18}))
+    for stride, crop, reached in cases:
+        found = pyramid(stride, crop)
+        assert len(found) == 3
+        for rate, weight in found.items():
+            assert (weight[..., 1, 1] != 0).all()
+            outer = torch.cat([weight[..., 0, :].flatten(), weight[..., 2, :].flatten(), weight[..., 1, ::2].flatten()])
+            assert bool((outer != 0).all()) is (rate in reached)
+            assert bool((outer == 0).all()) is (rate not in reached)
