@@ -21,7 +21,7 @@ from segue.errors import DataError
 from segue.models.compact import CompactSegmenter, CompactSpec, feature_encoder
 from segue.models.encoder import Encoder, EncoderSpec, is_transformer
 from segue.models.mask_classifier import SIZES, MaskClassifier, MaskClassifierSpec
-from segue.models.pixels import drop_unreached
+from segue.models.pixels import drop_unreached, padded_side
 from segue.models.segmenter import STRIDE, Segmenter, SegmenterSpec, encoder_statistics, of_bands
 from segue.records import expecting
 from segue.weights import describe, model_folder
@@ -253,7 +253,7 @@ def new_segmenter(
     except ValueError as error:
         raise DataError(f"--encoder: {error}") from None
     if crop:
-        drop_unreached(segmenter.decoder.get_submodule("aspp"), -(-crop // STRIDE) * STRIDE // network.output_stride)
+        drop_unreached(segmenter.decoder.get_submodule("aspp"), padded_side(crop, STRIDE) // network.output_stride)
     if state is not None:
         start_encoder(segmenter, state)
     parameters = sum(p.numel() for p in segmenter.parameters())

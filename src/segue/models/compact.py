@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.models.pixels import Normalise, drop_unreached
+from segue.models.pixels import Normalise, drop_unreached, padded_side
 from segue.models.segmenter import no_such_encoder
 
 MAPS = 4  # encoder outputs
@@ -289,7 +289,7 @@ class CompactDecoder(nn.Module):
         """`segue.models.pixels.drop_unreached` of the cells, for pictures of side ``crop``."""
         cells = [module for module in self.blocks.modules() if isinstance(module, Cell)]
         for cell, level in zip(cells, self.genotype.levels(), strict=True):
-            drop_unreached(cell, (crop + -crop % STRIDE) // (4 << level))
+            drop_unreached(cell, padded_side(crop, STRIDE) // (4 << level))
 
     def classify(self, blocks: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at the size of the largest block that no other takes."""
