@@ -12,6 +12,7 @@ from conftest import write_set
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "evidence"))
 from dense_probe import knn_scores, linear_probe, miou, table  # noqa: E402
+from shared import refuse_chance  # noqa: E402
 
 
 def run(script: str, *arguments: object) -> str:
@@ -81,3 +82,14 @@ def test_suggest_end_to_end(tmp_path: Path) -> None:
     said = run("suggest.py", *arguments)
     assert "| doubt |" in said
     assert run("suggest.py", *arguments).splitlines()[-3:] == said.splitlines()[-3:]
+
+
+def test_figures_of_random_weights_are_not_made_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGUE_MIRROR", raising=False)
+    refuse_chance("random", "test_resnet")
+    with pytest.raises(SystemExit, match="no weights of test_resnet at hand: set SEGUE_MIRROR"):
+        refuse_chance("auto", "test_resnet")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "test_resnet_some.safetensors").touch()
+    monkeypatch.setenv("SEGUE_MIRROR", str(tmp_path))
+    refuse_chance("auto", "test_resnet")

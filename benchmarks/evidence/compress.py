@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean
 from threading import Lock
 
-from shared import difference, segue, shrunk, spread
+from shared import difference, refuse_chance, segue, shrunk, spread
 
 from segue.batches import mix
 from segue.disk import write_atomically
@@ -215,6 +215,7 @@ def options_of() -> argparse.Namespace:
 def main() -> None:
     options = options_of()
     tune("cpu")
+    refuse_chance(options.init, options.encoder, options.teacher_encoder)
     experiment = Experiment(options)
     experiment.teacher()
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shared import segue, shrunk
+from shared import refuse_chance, segue, shrunk
 from torch import Tensor
 
 from segue.data.candidates import evenly
@@ -235,6 +235,7 @@ def main() -> None:
     parser.epilog = "Further fields of pre-training follow a --, as: -- --lr=0.0003 --batch=16"
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
+    refuse_chance(options.init, options.encoder)
     options.out.mkdir(parents=True, exist_ok=True)
     data = shrunk(options.data, options.out / "data", options.shrink)
     listing = open_listing(str(data))

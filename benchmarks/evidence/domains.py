@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from shared import difference, shrunk, spread
+from shared import difference, refuse_chance, shrunk, spread
 
 from segue.adaptation import decide, looks
 from segue.config import Domains, build, flat
@@ -247,6 +247,7 @@ def options_of() -> argparse.Namespace:
 
 def main() -> None:
     options = options_of()
+    refuse_chance(options.init, options.encoder)
     tune(pick_device(options.device))
     known = {name: sets for name, sets in pairs(options).items() if name in options.pairs}
     if options.held_out:

@@ -16,7 +16,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shared import difference, segue, shrunk, spread
+from shared import difference, refuse_chance, segue, shrunk, spread
+
+from segue.config import Network
 
 ARMS = ("plain", "contrast", "pseudo")
 LITTLE = {"crop": 96, "batch": 8, "scale": "[0.5,2.0]"}
@@ -107,6 +109,8 @@ def main() -> None:
     parser.epilog = "Further fields for every arm follow a --, as: -- --evaluate_every 500"
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
+    for init in options.init:
+        refuse_chance(init, str(sizes_of(options, init).get("encoder", Network().encoder)))
     data = options.data if options.full else shrunk(options.data, options.out / "data", 4)
     cells = list(itertools.product(options.labels, options.init, options.steps))
     jobs = [(cell, arm, seed) for seed in options.seeds for cell in cells for arm in options.arms]

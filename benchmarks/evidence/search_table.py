@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from shared import difference
+from shared import difference, refuse_chance
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import KFold, cross_val_predict
 
@@ -78,6 +78,7 @@ def open_cache(arguments: argparse.Namespace) -> Cache:
     pairs = list(data.labelled)
     random.Random("table").shuffle(pairs)
     held, kept = tuple(pairs[:30]), tuple(pairs[30 : 30 + arguments.images])
+    refuse_chance(arguments.init, arguments.encoder)
     encoder = feature_encoder(arguments.encoder)
     state, origin = encoder_weights(arguments.init, arguments.encoder)
     print(f"encoder: {arguments.encoder} from {origin}; {len(kept)} images to train on, {len(held)} for the reward")

@@ -11,6 +11,8 @@ from statistics import mean, stdev
 
 from PIL import Image
 
+from segue.starting import start_of
+
 KINDS = {"images": Image.Resampling.BOX, "labels": Image.Resampling.NEAREST, "instances": Image.Resampling.NEAREST}
 
 
@@ -33,6 +35,13 @@ def shrunk(source: Path, target: Path, factor: int) -> Path:
                 small.save(target / kind / path.name, **({"quality": 95} if path.suffix in (".jpg", ".jpeg") else {}))
     shutil.copy(source / "dataset.json", target / "dataset.json")
     return target
+
+
+def refuse_chance(init: str, *encoders: str) -> None:
+    """Ends the script where ``auto`` finds no weights of an encoder: its figures would be those of random ones."""
+    for encoder in encoders:
+        if init == "auto" and start_of(init, encoder).content == "random":
+            raise SystemExit(f"no weights of {encoder} at hand: set SEGUE_MIRROR, or give --init timm: or random")
 
 
 def segue(log: Path, *arguments: object) -> str:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from shared import segue, shrunk
+from shared import refuse_chance, segue, shrunk
 
 from segue.data.layouts import open_listing
 from segue.data.splits import choose
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="mobilenetv2_100")
     parser.add_argument("--init", default="auto")
     options = parser.parse_args()
+    refuse_chance(options.init, options.encoder)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.out.mkdir(parents=True, exist_ok=True)
     data = shrunk(options.data, options.out / "data", options.shrink)
