@@ -32,7 +32,7 @@ class Data:
         allow_missing: go on although some images have no mask, or masks no image.
         skip_bad: go on without pairs that cannot be read or whose sizes differ.
         copy_paste: classes whose objects are cut out and put into other training images, as ``pole,bicycle``; ``auto``
-            takes the rare ones.
+            takes the rare ones, and in ``extend`` the new ones.
     """
 
     data: str = ""

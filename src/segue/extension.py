@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.config import Data
+from segue.config import Data, Views
+from segue.data.copy_paste import learn
 from segue.data.decoder import Decoder
 from segue.data.layouts import open_listing, split_address
 from segue.data.listing import Listing, Pair
-from segue.data.panoptic import Annotation, images_with
+from segue.data.panoptic import Annotation, PanopticViews, images_with
 from segue.data.sample import IGNORE, Color
 from segue.data.training import TrainingData, open_training
 from segue.errors import DataError
@@ -71,6 +72,10 @@ class Extension:
             found.append(f"forgetting is measured on {len(self.keep[0])} images of {self.keep[1].listing.root}")
         return found
 
+    def views(self, size: Views) -> PanopticViews:
+        """Random views of the pictures that show a new class."""
+        return PanopticViews(self.labelled, self.annotation, size.crop, size.scale, paste=self.training.paste)
+
     def account(self) -> dict[str, Any]:
         """What goes into ``run.json`` and the report."""
         told = self.training.account()
@@ -112,7 +117,7 @@ def open_extension(
     base = load_any(model)
     if not isinstance(base, MaskClassifier | Segmenter):
         raise DataError(f"{model} is a {base.kind}, which cannot grow; name a model of segue train")
-    training = open_training(data, seed=seed, tones=base.spec.tones)
+    training = open_training(replace(data, copy_paste=""), seed=seed, tones=base.spec.tones)
     if isinstance(base, Segmenter):
         training = replace(training, listing=replace(training.listing, things=()))
     # What it says of classes that only validation has: the model knows them.
@@ -128,6 +133,8 @@ def open_extension(
     labelled = images_with(training.labelled, annotation, range(len(old), len(ids)))
     if not labelled:
         raise DataError(f"no training image of {listing.root} shows an object of {', '.join(fresh)}; label some")
+    paste, pasted = learn(labelled, annotation.objects, listing.classes, data.copy_paste, seed=seed, new=fresh)
+    training = replace(training, paste=paste, pasted=pasted)
     keep = _old_set(keep_val, base, model, by_region) if keep_val else None
     for pairs, of_them in ((training.val, known), *((keep,) if keep else ())):
         for pair in pairs:  # a fault is found before the training, not after it

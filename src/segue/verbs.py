@@ -12,6 +12,7 @@ from segue import methods
 from segue.adaptation import SOURCE_ONLY
 from segue.adaptation import conclude as conclude_adaptation
 from segue.config import Network, take_fields
+from segue.data.copy_paste import learn
 from segue.data.images import Whole
 from segue.data.panoptic import Annotation, PanopticWhole
 from segue.data.training import TrainingData, open_training
@@ -32,7 +33,7 @@ from segue.search.report import conclude_compression
 from segue.weights import describe
 
 PANOPTIC = "mask_classification"  # the method of panoptic base models
-PLAIN = {"supervised": ("unlabeled", "ledger"), PANOPTIC: ("unlabeled", "ledger", "copy_paste")}  # what they ignore
+PLAIN = ("supervised", PANOPTIC)  # methods that --compare has nothing to compare with
 PRETRAINING = "ranking_distillation"
 EXTENDS = {"incremental_panoptic": "panoptic", "incremental_semantic": "semantic"}  # what kind of model each needs
 
@@ -96,14 +97,19 @@ def run_training(method: str, config: Any, out: Path, around: Surroundings, *, c
     """What `train` does, from a built config."""
     if compare and method in PLAIN:
         raise UsageError(f"--compare: {method} is itself the plain training; leave the option out")
-    refuse_ignored(method, config, *PLAIN.get(method, ()))
+    if method in PLAIN:
+        refuse_ignored(method, config, "unlabeled", "ledger")
 
     @cache
     def open_data() -> TrainingData:
-        data = open_training(config.data, seed=around.seed)
-        if method == PANOPTIC:
-            Annotation(data.listing, config.by_region).refuse_untold((*data.labelled, *data.val))
-        return replace(data, by_object=method == PANOPTIC)
+        if method != PANOPTIC:
+            return open_training(config.data, seed=around.seed)
+        data = open_training(replace(config.data, copy_paste=""), seed=around.seed)
+        annotation = Annotation(data.listing, config.by_region)
+        annotation.refuse_untold((*data.labelled, *data.val))
+        wanted = config.data.copy_paste
+        paste, pasted = learn(data.labelled, annotation.objects, data.classes, wanted, seed=around.seed)
+        return replace(data, by_object=True, paste=paste, pasted=pasted)
 
     def arms(data: TrainingData) -> list[Arm[TrainingData]]:
         own = Arm(method, config, data, on_validation(data))
@@ -232,8 +238,6 @@ def extend(
 
 def run_extension(method: str, config: Any, out: Path, around: Surroundings) -> Path:
     """What `extend` does, from a built config."""
-    refuse_ignored(method, config, "copy_paste")
-
     if config.data.unlabeled and not (config.pseudo and 0 < config.replay_share < 1):
         raise UsageError("--unlabeled: images of old scenes need --pseudo true and a --replay-share between 0 and 1")
 

@@ -11,14 +11,21 @@ import torch
 from conftest import options
 from PIL import Image, ImageDraw
 
-from segue.config import Data, Domains
+from segue.config import Data, Domains, Views
 from segue.data import copy_paste
-from segue.data.copy_paste import CopyPaste, Cutout, homography, objects, vanishing_point, warped
+from segue.data.copy_paste import CopyPaste, Cutout, homography, learn, objects, vanishing_point, warped
 from segue.data.images import RandomViews
+from segue.data.layouts import open_listing
+from segue.data.listing import Listing
+from segue.data.panoptic import Annotation, PanopticViews
+from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import IGNORE
 from segue.data.training import open_training
 from segue.data.two_domains import open_domains
 from segue.errors import DataError
+from segue.extension import open_extension
+from segue.models.segmenter import Segmenter, SegmenterSpec
+from segue.weights import save_model
 
 ROAD, SKY, POST, WALL = range(4)
 NAMES = ("road", "sky", "post", "wall")
@@ -109,7 +116,7 @@ def test_an_object_is_as_large_as_its_distance_says_and_stands_on_its_ground(mon
     scales = []
     for seed in range(40):
         torch.manual_seed(seed)
-        _, found = paste(picture, ids)
+        found = paste(picture, ids).over(ids)
         rows, columns = np.nonzero(found == POST)
         assert rows.max() >= 100, "its foot is on the road"
         scale = (rows.max() - horizon) / foot
@@ -134,6 +141,21 @@ def test_objects_are_whole_large_enough_and_apart() -> None:
     assert [(rows, columns, int(shape.sum())) for rows, columns, shape in found] == [
         (slice(20, 36), slice(20, 36), 136)
     ]
+
+
+def test_objects_that_are_numbered_are_those_of_their_numbers() -> None:
+    ids = np.zeros((40, 40), np.uint8)
+    ids[10:20, 10:30] = 1
+    numbers = np.zeros((40, 40), np.int32)
+    numbers[10:20, 10:20], numbers[10:20, 20:30] = 2, 5  # two objects side by side
+    numbers[30:38, 2:10] = 3  # of another class
+    ids[22:26, 10:20], numbers[22:26, 10:20] = 1, 2  # the other part of the first
+    assert [(rows, columns, int(shape.sum())) for rows, columns, shape in objects(ids, 1, numbers)] == [
+        (slice(10, 26), slice(10, 20), 140), (slice(10, 20), slice(20, 30), 100)
+    ]  # fmt: skip
+    assert len(objects(ids, 1)) == 2, "without numbers a connected region is an object"
+    ids[30:38, 20:28] = 4
+    assert len(objects(ids, 4, numbers)) == 1, "a class without numbers consists of regions"
 
 
 def test_rare_classes_are_found_and_stand_where_they_stood(tmp_path: Path) -> None:
@@ -226,14 +248,136 @@ def test_other_methods_and_verbs_take_it(segue: Callable[..., tuple[int, str, st
         assert "copy-paste: post (4 objects)" in errors
 
 
-def test_panoptic_training_refuses_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    root = write_streets(tmp_path / "set")
+# -- panoptic maps -----------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_a_segment_of_its_own_and_stuff_joins_its_kind() -> None:
+    truth = PanopticMap(np.array([[1, 1, 2, 2]], np.int32), (ROAD, POST), (False, True))
+    numbers, things = np.array([[0, 1, 2, 3]]), (POST,)
+    found = truth.with_objects(numbers, (POST, POST, ROAD), things)
+    assert found.labels == (ROAD, POST, POST, POST)
+    assert found.is_crowd == (False, True, False, False)
+    assert found.ids.tolist() == [[1, 3, 4, 1]]
+    assert truth.with_objects(numbers, (WALL, WALL, WALL), things).labels == (ROAD, POST, WALL), "one segment of stuff"
+    same = truth.with_objects(np.zeros((1, 4), np.int32), (), things)
+    assert (same.ids.tolist(), same.labels, same.is_crowd) == ([[1, 1, 2, 2]], truth.labels, truth.is_crowd)
+
+
+def numbered_streets(root: Path) -> Listing:
+    """`write_streets` with two posts side by side in each picture, numbered; one of the last picture is a crowd."""
+    write_streets(root)
+    (root / "instances").mkdir()
+    for path in sorted((root / "labels").iterdir()):
+        mask = np.asarray(Image.open(path)).copy()
+        numbers = np.zeros(mask.shape, np.uint16)
+        first = int(np.flatnonzero((mask == POST).any(0))[0])
+        mask[50:66, first + 6 : first + 12] = POST
+        numbers[50:66, first : first + 6], numbers[50:66, first + 6 : first + 12] = 1, 2
+        Image.fromarray(mask).save(path)
+        Image.fromarray(numbers).save(root / "instances" / path.name)
+    described = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**described, "things": [POST]}))
+    return open_listing(str(root))
+
+
+@pytest.mark.usefixtures("always")
+def test_panoptic_views_show_new_objects_one_by_one(tmp_path: Path) -> None:
+    listing = numbered_streets(tmp_path / "set")
+    pairs, annotation = listing.split("train"), Annotation(listing)
+    paste, told = learn(pairs, annotation.objects, listing.classes, "post", seed=0)
+    assert told == "copy-paste: post (8 objects)", "four pictures of two"
+    views = PanopticViews(pairs, annotation, 96, (1.0, 1.0), paste=paste)
+    most = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        sample = views[seed % len(views)]
+        posts = [i for i, label in enumerate(sample["labels"].tolist(), 1) if label == POST]
+        most = max(most, len(posts))
+        shown = torch.isin(sample["segments"], torch.tensor(posts, dtype=torch.int16))
+        assert all((sample["segments"] == number).any() for number in posts)
+        red = (sample["image"][0].int() - sample["image"][2].int() > 90) & (sample["segments"] > 0)
+        assert (red == shown).float().mean() > 0.95
+    assert most > 2, "some view has more than the two of its picture"
+
+
+def test_a_crowd_is_not_cut_out(tmp_path: Path) -> None:
+    listing = numbered_streets(tmp_path / "set")
+    pair = listing.split("train")[0]
+    numbers = np.asarray(Image.open(listing.root / "instances" / f"{pair.name}.png")).copy()
+    numbers[numbers == 2] = 0  # a countable class without a number
+    Image.fromarray(numbers).save(listing.root / "instances" / f"{pair.name}.png")
+    ids, found = Annotation(listing).objects(pair)
+    assert len(objects(ids, POST, found)) == 1
+    assert (ids[numbers == 1] == POST).all()
+    numbers[:] = 0
+    Image.fromarray(numbers).save(listing.root / "instances" / f"{pair.name}.png")
+    ids, found = Annotation(listing).objects(pair)
+    assert objects(ids, POST, found) == []
+
+
+@pytest.mark.slow
+def test_panoptic_training_takes_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    numbered_streets(tmp_path / "set")
     status, _, errors = segue(
-        "train", root, "--out", tmp_path / "run", "--task", "panoptic", "--copy-paste", "auto"
+        "train", tmp_path / "set", "--out", tmp_path / "run", "--task", "panoptic", "--copy-paste", "auto",
+        "--encoder", "test_efficientnet", "--init", "random", "--size", "tiny", "--steps", "2", "--crop", "64",
+        "--batch", "2",
     )  # fmt: skip
-    assert status == 2
-    assert "--copy-paste: mask_classification makes no use of it" in errors
-    assert not (tmp_path / "run").exists()
+    assert status == 0, errors
+    assert "copy-paste: post (8 objects)" in errors
+
+
+# -- new classes -------------------------------------------------------------------------------------------------------
+
+
+def new_posts(root: Path) -> Path:
+    """`write_streets` with posts alone labelled."""
+    write_streets(root)
+    for path in (root / "labels").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == POST, 0, IGNORE).astype(np.uint8)).save(path)
+    described = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**described, "classes": ["post"], "colors": [[220, 40, 40]]}))
+    return root
+
+
+def old_model(folder: Path) -> Path:
+    spec = SegmenterSpec("test_resnet", ("road", "sky"), ((80, 80, 80), (120, 160, 220)), decoder_channels=16)
+    return save_model(Segmenter(spec), folder, method="supervised", metrics={})
+
+
+@pytest.mark.usefixtures("always")
+def test_where_only_new_classes_are_labelled_objects_stand_on_what_is_not(tmp_path: Path) -> None:
+    root, model = new_posts(tmp_path / "set"), old_model(tmp_path / "old")
+    how = {"keep_val": "", "new_classes": (), "by_region": False, "seed": 0}
+    with_it, without = (
+        open_extension(str(model), Data(data=str(root), copy_paste=wanted), **how) for wanted in ("auto", "")
+    )
+    assert "copy-paste: post (4 objects)" in with_it.lines()
+    assert with_it.training.paste
+    assert with_it.training.paste.ground == {0: (IGNORE,)}
+    posts = []
+    for data in (with_it, without):
+        views, count = data.views(Views(crop=64, scale=(1.0, 1.0))), 0
+        for seed in range(20):
+            torch.manual_seed(seed)
+            sample = views[seed % len(views)]
+            assert set(sample["labels"].tolist()) <= {-1, 2}, "the new class has the id behind the old ones"
+            count += int((sample["segments"] > 0).sum())
+        posts.append(count)
+    assert posts[0] > 1.5 * posts[1]
+    with pytest.raises(DataError, match="--copy-paste pots: no such class; did you mean post"):
+        open_extension(str(model), Data(data=str(root), copy_paste="pots"), **how)
+
+
+def test_of_a_set_with_old_classes_new_ones_alone_are_pasted(tmp_path: Path) -> None:
+    root, model = write_streets(tmp_path / "set"), old_model(tmp_path / "old")
+    how = {"keep_val": "", "new_classes": ("post",), "by_region": False, "seed": 0}
+    data = open_extension(str(model), Data(data=str(root), copy_paste="auto"), **how)
+    assert data.training.paste
+    assert data.training.paste.ground == {POST: (ROAD,)}, "by the ids of the set"
+    with pytest.raises(DataError, match="--copy-paste road: only new classes are learnt from labels; name of post"):
+        open_extension(str(model), Data(data=str(root), copy_paste="road"), **how)
 
 
 def test_objects_are_pasted_within_each_source_by_the_classes_of_the_model(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@
     (2)  s  =  (y - v_y) / (y' - v'_y)                 scale of an object whose foot is at y, cut out at y' of a picture
                                                        with vanishing point v'; only s in [0.4, 2.5] are taken
 
-An object is a connected component that the picture's border does not cut. It is warped by moving the corners of its
-box, scaled by (2), and stands on a class that objects of its class stand on in the labelled pictures. The farthest is
-put in first. Pictures get a soft edge, masks a hard one.
+An object is a connected component, or one by its number where objects are told apart, that the picture's border does
+not cut. It is warped by moving the corners of its box, scaled by (2), and stands on a class that objects of its class
+stand on in the labelled pictures. The farthest is put in first. Pictures get a soft edge, masks a hard one.
 """
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ CHANCE = 0.5  # of a view to get any
 MOST = 3  # objects a view
 RARE = 0.5  # of the median share of pixels, below which a class is rare
 COMMON_GROUND = 0.1  # share of the objects of a class that stand on another, for that one to count
+Reader = Callable[[Pair], tuple[Array, Array | None]]  # of class ids (H, W), and of the objects' numbers: see `objects`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,25 @@ class Cutout:
 
 
 @dataclass(frozen=True, eq=False)
+class Pasted:
+    """A picture with objects put in.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        numbers: int32 (H, W), i + 1 where object i is seen, 0 where none is.
+        labels: class id of each object.
+    """
+
+    picture: Array
+    numbers: Array
+    labels: tuple[int, ...] = ()
+
+    def over(self, ids: Array) -> Array:
+        """Class ids uint8 (H, W), the objects over them."""
+        return np.where(self.numbers > 0, np.array([IGNORE, *self.labels], np.uint8)[self.numbers], ids)
+
+
+@dataclass(frozen=True, eq=False)
 class CopyPaste:
     """Puts objects into pictures; every draw comes from torch's generator.
 
@@ -69,16 +89,18 @@ class CopyPaste:
     cutouts: Mapping[int, tuple[Cutout, ...]]
     ground: Mapping[int, tuple[int, ...]]
 
-    def __call__(self, picture: Array, ids: Array) -> tuple[Array, Array]:
-        """Picture uint8 (H, W, 3) and class ids uint8 (H, W) with objects put in, or as they are."""
+    def __call__(self, picture: Array, ids: Array) -> Pasted:
+        """Picture uint8 (H, W, 3) with class ids uint8 (H, W), with objects put in, or as it is."""
+        numbers = np.zeros(ids.shape, np.int32)
         if uniform(0, 1) >= CHANCE:
-            return picture, ids
+            return Pasted(picture, numbers)
         horizon = vanishing_point(picture)[1]
-        found = [self._place(ids, horizon) for _ in range(1 + _draw(MOST))]
-        picture, ids = picture.copy(), ids.copy()
-        for cutout, (y, x) in sorted((one for one in found if one), key=lambda one: one[1]):
-            _put(picture, ids, cutout, (y, x), (y - horizon) / cutout.foot)
-        return picture, ids
+        places = [self._place(ids, horizon) for _ in range(1 + _draw(MOST))]
+        found = sorted((one for one in places if one), key=lambda one: one[1])
+        picture = picture.copy()
+        for number, (cutout, (y, x)) in enumerate(found, 1):
+            _put(picture, numbers, cutout, number, (y, x), (y - horizon) / cutout.foot)
+        return Pasted(picture, numbers, tuple(cutout.label for cutout, _ in found))
 
     def _place(self, ids: Array, horizon: float) -> tuple[Cutout, tuple[int, int]] | None:
         """An object and the (row, column) of its foot; None where nothing that it stands on is at a fit distance."""
@@ -130,11 +152,24 @@ def vanishing_point(picture: Array) -> tuple[float, float]:
     return (float(place[0] * width), float(place[1] * height)) if is_inside else default
 
 
-def objects(ids: Array, label: int) -> list[tuple[slice, slice, Array]]:
-    """Rows, columns and shape of each object of a class that is large enough and that the border does not cut."""
-    numbered, _ = ndimage.label(ids == label, structure=np.ones((3, 3)))
+def objects(ids: Array, label: int, numbers: Array | None = None) -> list[tuple[slice, slice, Array]]:
+    """Rows, columns and shape of each object of a class that is large enough and that the border does not cut.
+
+    Args:
+        ids: classes (H, W).
+        label: of the class.
+        numbers: of objects (H, W), from 1 on; classes that have none of them consist of connected components.
+    """
+    is_it = ids == label
+    if numbers is None or not numbers[is_it].any():
+        numbered, _ = ndimage.label(is_it, structure=np.ones((3, 3)))
+    else:
+        numbered = np.where(is_it, numbers, 0)
     found = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), 1):
+    for number, box in enumerate(ndimage.find_objects(numbered), 1):
+        if box is None:  # the number of an object of another class
+            continue
+        rows, columns = box
         is_cut = rows.start == 0 or columns.start == 0 or rows.stop == ids.shape[0] or columns.stop == ids.shape[1]
         shape = numbered[rows, columns] == number
         if not is_cut and shape.sum() >= SMALLEST:
@@ -142,30 +177,42 @@ def objects(ids: Array, label: int) -> list[tuple[slice, slice, Array]]:
     return found
 
 
+def by_class(decoder: Decoder) -> Reader:
+    """Reads masks that tell no objects apart."""
+    return lambda pair: (decoder.known(np.asarray(mask_image(pair)), pair.mask), None)
+
+
 def learn(
-    pairs: Sequence[Pair], decoder: Decoder, classes: Sequence[str], wanted: str, *, seed: int
-) -> tuple[CopyPaste, str]:
-    """Objects of labelled pictures, and what they are in words.
+    pairs: Sequence[Pair], read: Reader, classes: Sequence[str], wanted: str, *, seed: int, new: Sequence[str] = ()
+) -> tuple[CopyPaste | None, str]:
+    """Objects of labelled pictures, and what they are in words; neither where nothing is wanted.
 
     Args:
         pairs: with masks.
-        decoder: of the masks.
+        read: of their class ids and objects.
         classes: names by id.
-        wanted: names of classes with commas between, or ``auto`` for those that are rare.
+        wanted: names of classes with commas between, or ``auto`` for those that are rare; empty for none.
         seed: of which pictures and objects, where there are many.
+        new: classes that ``auto`` takes instead, and besides which none can be named. They alone may be labelled, so
+            that pixels of no known class are a ground to stand on.
 
     Raises:
         DataError: no such class, none that is rare, or no object of them to cut out.
     """
+    if not wanted:
+        return None, ""
     shuffled = list(pairs)
     random.Random(f"copy_paste {seed}").shuffle(shuffled)
     chosen = shuffled[:SCANNED]
-    labels = rare(chosen, decoder, classes) if wanted == AUTO else _named(wanted, classes)
+    if wanted == AUTO:
+        labels = [classes.index(name) for name in new] if new else rare(chosen, read, classes)
+    else:
+        labels = _named(wanted, classes, new)
     cutouts: dict[int, list[Cutout]] = {label: [] for label in labels}
     under: dict[int, Counter[int]] = {label: Counter() for label in labels}
     for pair in chosen:
-        ids = _ids(pair, decoder)
-        here = [(label, one) for label in labels for one in objects(ids, label) if len(cutouts[label]) < KEPT]
+        ids, numbers = read(pair)
+        here = [(label, one) for label in labels for one in objects(ids, label, numbers) if len(cutouts[label]) < KEPT]
         if not here:
             continue
         picture = np.asarray(to_rgb(read_eight_bit(pair.image, pair.tones), pair.image))
@@ -176,7 +223,7 @@ def learn(
             if foot - horizon < 1:  # it hangs in the sky: how far away it is, nobody knows
                 continue
             cutouts[label].append(Cutout(label, picture[rows, columns].copy(), shape, foot - horizon))
-            under[label].update(int(i) for i in np.unique(below) if i not in (label, IGNORE))
+            under[label].update(int(i) for i in np.unique(below) if i != label and (new or i != IGNORE))
     ground = {label: _common(under[label], len(cutouts[label])) for label in labels}
     usable = [label for label in labels if cutouts[label] and ground[label]]
     if not usable:
@@ -192,7 +239,7 @@ def learn(
     return paste, f"copy-paste: {told}"
 
 
-def rare(pairs: Sequence[Pair], decoder: Decoder, classes: Sequence[str]) -> list[int]:
+def rare(pairs: Sequence[Pair], read: Reader, classes: Sequence[str]) -> list[int]:
     """Classes with less than `RARE` of the median share of pixels, among those that there are.
 
     Raises:
@@ -200,7 +247,7 @@ def rare(pairs: Sequence[Pair], decoder: Decoder, classes: Sequence[str]) -> lis
     """
     pixels = np.zeros(256, np.int64)
     for pair in pairs:
-        pixels += np.bincount(_ids(pair, decoder).ravel(), minlength=256)
+        pixels += np.bincount(read(pair)[0].ravel(), minlength=256)
     shares = pixels[: len(classes)]
     median = float(np.median(shares[shares > 0])) if (shares > 0).any() else 0.0
     found = [label for label, count in enumerate(shares.tolist()) if 0 < count < RARE * median]
@@ -212,19 +259,16 @@ def rare(pairs: Sequence[Pair], decoder: Decoder, classes: Sequence[str]) -> lis
     return found
 
 
-def _named(wanted: str, classes: Sequence[str]) -> list[int]:
+def _named(wanted: str, classes: Sequence[str], new: Sequence[str]) -> list[int]:
     """Ids of the classes that are named."""
     found = []
     for name in filter(None, (part.strip() for part in wanted.split(","))):
         if name not in classes:
             raise DataError(f"--copy-paste {name}: no such class{did_you_mean(name, list(classes))}")
+        if new and name not in new:
+            raise DataError(f"--copy-paste {name}: only new classes are learnt from labels; name of {', '.join(new)}")
         found.append(classes.index(name))
     return sorted(set(found))
-
-
-def _ids(pair: Pair, decoder: Decoder) -> Array:
-    """Class ids uint8 (H, W) of a pair."""
-    return decoder.known(np.asarray(mask_image(pair)), pair.mask)
 
 
 def _common(under: Counter[int], total: int) -> tuple[int, ...]:
@@ -235,8 +279,10 @@ def _common(under: Counter[int], total: int) -> tuple[int, ...]:
 # -- putting one in ----------------------------------------------------------------------------------------------------
 
 
-def _put(picture: Array, ids: Array, cutout: Cutout, foot: tuple[int, int], scale: float) -> None:
-    """Draws an object into a picture and its mask, its lowest pixel at ``foot``."""
+def _put(
+    picture: Array, numbers: Array, cutout: Cutout, number: int, foot: tuple[int, int], scale: float
+) -> None:  # fmt: skip
+    """Draws an object into a picture, and its number into ``numbers``, its lowest pixel at ``foot``."""
     colors, shape = warped(cutout, scale)
     if not shape.any():
         return
@@ -244,7 +290,7 @@ def _put(picture: Array, ids: Array, cutout: Cutout, foot: tuple[int, int], scal
     middle = int(np.flatnonzero(shape[lowest]).mean())
     soft = np.asarray(Image.fromarray(shape.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(1)), np.float32)
     top, left = foot[0] - lowest, foot[1] - middle
-    height, width = ids.shape
+    height, width = numbers.shape
     rows, columns = (
         slice(max(0, a), min(b, a + n)) for a, b, n in zip((top, left), (height, width), shape.shape, strict=True)
     )
@@ -252,7 +298,7 @@ def _put(picture: Array, ids: Array, cutout: Cutout, foot: tuple[int, int], scal
     opacity = soft[inner][..., None] / 255
     mixed = opacity * colors[inner] + (1 - opacity) * picture[rows, columns]
     picture[rows, columns] = mixed.round().astype(np.uint8)
-    ids[rows, columns][shape[inner]] = cutout.label
+    numbers[rows, columns][shape[inner]] = number
 
 
 def warped(cutout: Cutout, scale: float) -> tuple[Array, Array]:

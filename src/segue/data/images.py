@@ -130,8 +130,9 @@ def labelled_piece(
     if paste is None:
         ids = decoder.known(np.asarray(piece_of(mask, window, smooth=False)), pair.mask)
     else:
-        pasted = paste(np.asarray(picture), decoder.known(np.asarray(mask), pair.mask))
-        picture, whole = (Image.fromarray(array) for array in pasted)
+        known = decoder.known(np.asarray(mask), pair.mask)
+        pasted = paste(np.asarray(picture), known)
+        picture, whole = Image.fromarray(pasted.picture), Image.fromarray(pasted.over(known))
         ids = np.array(piece_of(whole, window, smooth=False))
     piece = to_rgb(cut(picture, window, crop, smooth=True), pair.image)
     return piece, on_canvas(ids, window, crop), window

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from segue.data.copy_paste import CopyPaste
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
 from segue.data.layouts.cityscapes import numbered_objects
@@ -48,12 +49,26 @@ class Annotation:
         Raises:
             DataError: there is no mask, it holds a value of no class, or nothing tells the objects apart.
         """
+        return self.known(self.stored(pair))
+
+    def stored(self, pair: Pair) -> PanopticMap:
+        """The same by the classes of the set."""
         classes, objects, crowds = self._stored(pair)
-        found = numbered(classes, objects, self.listing.things, crowds)
+        return numbered(classes, objects, self.listing.things, crowds)
+
+    def known(self, stored: PanopticMap) -> PanopticMap:
+        """A map by the classes of the set, by `labels`."""
         if not self.labels:
-            return found
-        known = found.void([label for label in found.labels if self.labels.get(label, IGNORE) == IGNORE])
+            return stored
+        known = stored.void([label for label in stored.labels if self.labels.get(label, IGNORE) == IGNORE])
         return PanopticMap(known.ids, tuple(self.labels[label] for label in known.labels), known.is_crowd)
+
+    def objects(self, pair: Pair) -> tuple[Array, Array]:
+        """Class ids of the set, `IGNORE` where a crowd is, and the numbers of countable objects, 0 elsewhere (H, W)."""
+        stored = self.stored(pair)
+        is_thing = [label in self.listing.things for label in stored.labels]
+        classes = np.where(np.array([False, *stored.is_crowd])[stored.ids], IGNORE, stored.classes())
+        return classes, np.where(np.array([False, *is_thing])[stored.ids], stored.ids, 0)
 
     def refuse_untold(self, pairs: Sequence[Pair]) -> None:
         """Looks, before any training, whether objects are told apart; pairs that have a file for that are not opened.
@@ -194,6 +209,7 @@ class PanopticViews(Dataset[Sample]):
         crop: side of the views, in pixels.
         scale: smallest and largest factor the pictures are scaled by.
         jitter: of the colours.
+        paste: puts objects into pictures with masks before all else, None for none.
     """
 
     pairs: tuple[Pair, ...]
@@ -201,16 +217,14 @@ class PanopticViews(Dataset[Sample]):
     crop: int
     scale: tuple[float, float] = (0.5, 2.0)
     jitter: ColorJitter = PLAIN
+    paste: CopyPaste | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image = read_rgb(pair.image, pair.tones)
-        nothing = PanopticMap(np.zeros((image.height, image.width), np.int32), ())
-        truth = nothing if pair.mask is None else self.annotation.read(pair)
-        _refuse_sizes(pair, image, truth)
+        image, truth = self._labelled(pair)
         window = draw_window(image.width, image.height, self.crop, self.scale)
         piece = cut(image, window, self.crop, smooth=True)
         ids = np.asarray(cut(Image.fromarray(truth.ids), window, self.crop, smooth=False))
@@ -223,6 +237,19 @@ class PanopticViews(Dataset[Sample]):
             "is_labelled": torch.tensor(pair.mask is not None),
             "name": pair.name,
         }
+
+    def _labelled(self, pair: Pair) -> tuple[Image.Image, PanopticMap]:
+        """A picture and what is known of it, with objects put in."""
+        image = read_rgb(pair.image, pair.tones)
+        if pair.mask is None:
+            return image, PanopticMap(np.zeros((image.height, image.width), np.int32), ())
+        stored = self.annotation.stored(pair)
+        _refuse_sizes(pair, image, stored)
+        if self.paste is not None:
+            pasted = self.paste(np.asarray(image), stored.classes())
+            stored = stored.with_objects(pasted.numbers, pasted.labels, self.annotation.listing.things)
+            image = Image.fromarray(pasted.picture)
+        return image, self.annotation.known(stored)
 
 
 def in_view(ids: Array, truth: PanopticMap) -> tuple[Array, Array]:

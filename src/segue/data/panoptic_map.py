@@ -3,7 +3,7 @@
 Kirillov, He, Girshick, Rother and Dollár, *Panoptic Segmentation*, CVPR 2019, arXiv:1801.00868.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,25 @@ class PanopticMap:
         """Class ids uint8 (H, W), `IGNORE` where void."""
         table: Array = np.array([IGNORE, *self.labels], np.uint8)
         return table[self.ids]
+
+    def with_objects(self, numbers: Array, labels: Sequence[int], things: Collection[int]) -> "PanopticMap":
+        """The same map with objects over it; those of stuff join the segment of their class.
+
+        Args:
+            numbers: (H, W), i + 1 where object i is, 0 where none is.
+            labels: class id of each object.
+            things: the countable classes.
+        """
+        found, places = list(self.labels), [VOID]
+        for label in labels:
+            if label in things or label not in found:
+                found.append(label)
+                places.append(len(found))
+            else:
+                places.append(found.index(label) + 1)
+        ids = np.where(numbers > 0, np.array(places, np.int32)[numbers], self.ids)
+        crowd = (*self.is_crowd, *(False,) * (len(found) - len(self.is_crowd)))
+        return PanopticMap(ids, tuple(found), crowd)
 
     def void(self, labels: Sequence[int]) -> "PanopticMap":
         """The same map with the segments of the given classes as void."""

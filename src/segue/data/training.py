@@ -8,7 +8,7 @@ from typing import NamedTuple
 from segue.config import Data
 from segue.data.check import check
 from segue.data.check.leaks import shared_videos
-from segue.data.copy_paste import CopyPaste, learn
+from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, reading
 from segue.data.layouts import open_images, open_listing, validation_at
@@ -150,9 +150,7 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     split = next((name for name in (wanted, "train") if name in listing.splits), next(iter(listing.splits)))
     at = validation_at(config.data, config.layout, config.map, split, val)
     decoder = Decoder.of(listing)
-    pasted = (
-        learn(labelled, decoder, listing.classes, config.copy_paste, seed=seed) if config.copy_paste else (None, "")
-    )
+    pasted = learn(labelled, by_class(decoder), listing.classes, config.copy_paste, seed=seed)
     return TrainingData(listing, decoder, labelled, unlabelled, val, found, dropped, warnings, at, *pasted)
 
 

@@ -14,7 +14,7 @@ from segue.config import Domains
 from segue.data.check import check
 from segue.data.check.facts import Facts
 from segue.data.class_map import read_class_map
-from segue.data.copy_paste import CopyPaste, learn
+from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable, proposing, reading
 from segue.data.layouts import open_images, open_listing, split_address, validation_at
@@ -278,10 +278,8 @@ class _Bookkeeping:
 
     def pasted(self, pairs: tuple[Pair, ...], decoder: Decoder, classes: Sequence[str]) -> CopyPaste | None:
         """What is put into the pictures of a source: objects of its own."""
-        if not self.config.copy_paste:
-            return None
-        paste, told = learn(pairs, decoder, classes, self.config.copy_paste, seed=0)
-        self.notes.append(told)
+        paste, told = learn(pairs, by_class(decoder), classes, self.config.copy_paste, seed=0)
+        self.notes += [told] if told else []
         return paste
 
     def never_seen(self, classes: Sequence[str], pixels: Array) -> None:

@@ -38,7 +38,7 @@ from torch import Tensor
 from segue.bounds import AT_LEAST_0, BELOW_1, SHARE
 from segue.config import Data, Views
 from segue.credibility import certainty
-from segue.data.panoptic import PanopticViews, PanopticWhole
+from segue.data.panoptic import PanopticWhole
 from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import Array
 from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_still, rank_and_world
@@ -350,7 +350,7 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
     most, queries = data.known.most_segments(data.labelled), current.spec.queries
     if most > queries:
         run.say(f"warning: an image has {most} segments and the model {queries} queries; what is over is not learnt")
-    views = PanopticViews(data.labelled, data.annotation, config.views.crop, config.views.scale)
+    views = data.views(config.views)
 
     batch = config.views.batch
     replayed = max(1, min(batch - 1, round(config.replay_share * batch))) if data.training.unlabelled else 0

@@ -16,7 +16,7 @@ and nothing is dropped, so that (3) is 0 at first.
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from segue.bounds import BELOW_1, SHARE
 from segue.config import Data, Views
-from segue.data.panoptic import PanopticViews
 from segue.data.sample import IGNORE
 from segue.engine import Losses, Method, Run, cosine, endless, fit, hold_still
 from segue.errors import UsageError
@@ -142,8 +141,8 @@ def train(config: Config, run: Run, data: Extension) -> Segmenter:
     method = IncrementalSemantic(
         current, historic, pseudo=config.pseudo, min_score=config.min_score, distill=config.distill
     )
-    views = PanopticViews(data.labelled, data.annotation, config.views.crop, config.views.scale)
-    replay = PanopticViews(data.training.unlabelled, data.annotation, config.views.crop, config.views.scale)
+    views = data.views(config.views)
+    replay = replace(views, pairs=data.training.unlabelled)
     batch = config.views.batch
     replayed = max(1, min(batch - 1, round(config.replay_share * batch))) if len(replay) else 0
 

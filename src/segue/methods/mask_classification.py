@@ -102,7 +102,7 @@ def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
     most, queries = annotation.most_segments(data.labelled), network.spec.queries
     if most > queries:
         run.say(f"warning: a picture has {most} segments and the network {queries} queries; give --queries {most}")
-    views = PanopticViews(data.labelled, annotation, config.views.crop, config.views.scale)
+    views = PanopticViews(data.labelled, annotation, config.views.crop, config.views.scale, paste=data.paste)
     val = PanopticWhole(data.val, annotation)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 
 from segue.batches import mix
 from segue.config import Data
-from segue.data.copy_paste import CopyPaste, learn
+from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.listing import Pair
 from segue.data.training import TrainingData, open_training
 from segue.errors import DataError, UsageError
@@ -59,7 +59,7 @@ def divided(
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(mix(seed, "meta"))).tolist()[:most]
     cut = max(1, round(0.1 * len(order)))
     held, kept = (tuple(pairs[i] for i in sorted(part)) for part in (order[:cut], order[cut:]))
-    paste = learn(kept, training.decoder, training.classes, copy_paste, seed=seed)[0] if copy_paste else None
+    paste, _ = learn(kept, by_class(training.decoder), training.classes, copy_paste, seed=seed)
     return kept, held, paste
 
 
