@@ -106,6 +106,7 @@ def test_a_cell_sums_the_nodes_that_no_layer_takes() -> None:
     assert float(cell(torch.ones(1, 4, 1, 1))[0, 0, 0, 0]) == 29 + 245
 
 
+@pytest.mark.slow
 def test_faults_are_what_an_untrained_network_shows() -> None:
     draws = random.Random(1)
     seen = {"": 0, "its output is zero": 0, "its output is the same everywhere": 0}

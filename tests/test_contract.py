@@ -45,7 +45,8 @@ OPENERS: dict[str, Callable[[Any, int], Any]] = {
 }  # fmt: skip
 METHODS = [name for verb in OPENERS for name in methods.names(verb)]
 LONG = ("compact_search", "mask_classification", "mean_teacher", "incremental_panoptic")
-SHORT = {(name, 0) for name in METHODS if name not in LONG} | {("mean_teacher", 0), ("pixel_contrast", 2)}
+SHORT = {(name, 0) for name in METHODS if name not in LONG}
+LONG_ONES_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in METHODS]
 
 
 # The smallest search: two generations, the second of them short.
@@ -161,7 +162,7 @@ def test_config_survives_flat_and_build(name: str) -> None:
     assert build(kind, values) == config
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LONG_ONES_SLOW)
 def test_losses_are_finite_and_the_saved_model_predicts_the_same(name: str, dataset: Path, tmp_path: Path) -> None:
     config, run = settings(name, dataset), Run(tmp_path / "run", quiet=True)
     model = methods.load(name).train(config, run, OPENERS[methods.verb_of(name)](config, 0)).eval()
@@ -230,9 +231,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, dataset: Path,
         assert torch.equal(tensor, resumed[tensor_name]), tensor_name
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "compact_search" else ()) for name in METHODS]
-)
+@pytest.mark.parametrize("name", LONG_ONES_SLOW)
 def test_same_seed_same_weights_and_another_seed_others(name: str, dataset: Path, tmp_path: Path) -> None:
     config = settings(name, dataset, steps=4)
     first, again, other = (

@@ -54,6 +54,7 @@ def test_classes_are_matched_by_name_and_pixels_counted() -> None:
     assert rows["car"]["came"] == (VOID, 0.5)
 
 
+@pytest.mark.slow
 def test_the_page_shows_where_two_models_disagree(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     for name, says in (("old", 0), ("new", 2)):
         classes = ("ground", "disc", "<bar>")[: 2 + (name == "new")]

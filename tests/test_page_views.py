@@ -244,6 +244,7 @@ def test_what_is_wrong_with_a_set_and_what_to_label_next_is_shown(
         assert page.faults == []
 
 
+@pytest.mark.slow
 def test_suggestions_and_a_check_are_given_by_number_alone(
     segue: Segue, dataset: Path, more: Path, tmp_path: Path
 ) -> None:

@@ -262,6 +262,7 @@ class Slow(torch.nn.Module):
         return image.float() * self.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "passes"), [(8, [1, 4, 1]), (1200, [1, 2, 2, 1])])  # a pass has 4 MP at most
 def test_what_waits_together_goes_through_together_and_each_gets_its_own(side: int, passes: list[int]) -> None:
     model = Slow()
@@ -363,6 +364,7 @@ def test_the_token_comes_from_the_option_or_the_environment(monkeypatch: pytest.
         token_of("")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_line(segue: Segue, model: Segmenter, tmp_path: Path) -> None:
     source = save_model(model, tmp_path / "model", method="supervised", metrics={})
     half = save_model(model, tmp_path / "half", method="supervised", metrics={})

@@ -190,6 +190,7 @@ def test_a_trained_model_suggests_by_doubt_and_leaves_out_what_it_learnt_from(
     assert "using 3 labelled" in said
 
 
+@pytest.mark.slow
 def test_images_held_out_of_the_labelled_ones_are_not_suggested_either(segue: Cli, tmp_path: Path) -> None:
     root, run = write_set(tmp_path / "set", splits=False), tmp_path / "run"
     names = tmp_path / "names.txt"
@@ -241,6 +242,7 @@ def test_a_set_that_is_labelled_already_is_said_to_be(segue: Cli, dataset: Path,
     assert (status, "learnt from all of its 6 images" in said) == (2, True)
 
 
+@pytest.mark.slow
 def test_bad_input_is_named_and_nothing_is_written(
     segue: Cli, dataset: Path, encoder_run: Path, tmp_path: Path
 ) -> None:

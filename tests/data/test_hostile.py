@@ -253,6 +253,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @FAST
 @given(
     key=st.sampled_from(["classes", "colors", "things", "ignore", "splits"]),
@@ -311,6 +312,7 @@ def of_many_pages(page: bytes, count: int) -> bytes:
     return page[:4] + struct.pack("<I", places[0]) + page[8:] + directories
 
 
+@pytest.mark.slow
 def test_a_bomb_in_a_text_chunk_and_a_long_animation_are_cheap(tmp_path: Path) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -92,6 +92,7 @@ def test_the_printed_option_for_a_set_that_numbers_no_objects_can_be_pasted(segu
     assert status == 0, errors
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> None:
     root, bad = write_objects(tmp_path / "set"), tmp_path / "bad.json"
     bad.write_text(json.dumps({"protocol": "overlap", "increments": [["ground"], ["wheel"]], "images": [[], []]}))

@@ -197,6 +197,7 @@ def test_a_set_of_12_bit_images_is_said_scaled_and_nothing_is_clipped(dataset: P
     np.testing.assert_allclose(Whole([pair], data.decoder)[0]["image"].numpy(), expected, atol=0.51)
 
 
+@pytest.mark.slow
 def test_the_model_keeps_the_rule_and_predicts_by_it(dataset: Path, tmp_path: Path, segue: Any) -> None:
     run = tmp_path / "run"
     deepened(dataset)

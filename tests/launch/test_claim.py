@@ -37,6 +37,7 @@ def write_classes(root: Path, colors: tuple[tuple[int, ...], ...]) -> None:
     (root / "classes.txt").write_text("\n".join(f"{name} {' '.join(map(str, color))}" for name, color in rows))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_where_labels_mean_and_teach_what_they_did(
     segue: Segue, listed: Path, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_run_goes_on_only_where_labels_mean_and_teach_what_they_did(
     assert segue(*words)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_adaptation_goes_on_only_with_the_same_class_map(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     other, maps = tmp_path / "other", tmp_path / "maps.yaml"
     shutil.copytree(dataset, other)
@@ -85,6 +87,7 @@ def test_an_adaptation_goes_on_only_with_the_same_class_map(segue: Segue, datase
     assert segue(*words)[0] == 0
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_of_a_file_is_no_other_content(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     """Between a file's opening and its renaming there is its content under another name."""
     folders = {name: tmp_path / name for name in ("train", "seeds", "predict", "mine")}
@@ -104,6 +107,7 @@ def test_what_a_kill_left_of_a_file_is_no_other_content(segue: Segue, dataset: P
     assert {name: status for name, (status, _, _) in found.items()} == {"train": 0, "seeds": 0, "predict": 0, "mine": 2}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_from_the_weights_that_it_began_with(
     segue: Segue, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_class_that_one_seed_lacks_counts_where_it_is_there(dataset: Path, tmp
     assert (rows["miou"].seeds, rows["iou/disc"].values) == (2, ((0.5,),))
 
 
+@pytest.mark.slow
 def test_the_command(segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path) -> None:
     call = ("train", dataset, "--out", tmp_path / "runs", "--method", "supervised", *options(steps=1))
     status, output, errors = segue(*call, "--seeds", 2, "--json")

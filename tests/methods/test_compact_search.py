@@ -475,6 +475,7 @@ def test_reliability_is_measured_once_a_run_and_by_short_trainings_alone(
     assert tries == ["never"] * 9
 
 
+@pytest.mark.slow
 def test_reliability_is_measured_and_told(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     _, _, cache, recipe = prepared
     told: list[str] = []
@@ -659,6 +660,7 @@ def test_finalists_cut_short_end_as_if_they_had_not_been(tmp_path: Path) -> None
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_searched_is_one_line(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path
 ) -> None:
@@ -766,6 +768,7 @@ def test_a_ledger_does_not_go_on_with_other_data_though_its_cache_is_gone(
         search(config, run, replace(cache, source="other pixels"), recipe, Cost())
 
 
+@pytest.mark.slow
 def test_the_ledger_says_how_every_candidate_came_about(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
     config, run, cache, recipe = prepared
     before = time.time()
@@ -784,6 +787,7 @@ def test_the_ledger_says_how_every_candidate_came_about(prepared: tuple[Config, 
     assert about["segue"] == segue.__version__
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_met_is_said_before_a_candidate_is_tried(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

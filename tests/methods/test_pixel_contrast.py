@@ -342,7 +342,7 @@ def test_embeddings_are_of_the_middle_of_large_pictures_and_made_once(
     assert seen == [(3, 24, 24)] * 2
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_contrast_draws_classes_together(dataset: Path, tmp_path: Path, precision: str) -> None:
     """After contrast, features of one class are nearer to their own mean than before, next to the others' means."""
     config = build(Config, {**TINY, "data": str(dataset), "steps": 60, "contrast_share": 0.9, "val": "none"})

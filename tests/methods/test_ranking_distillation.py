@@ -276,6 +276,7 @@ def test_windows_hold_the_share_asked_for_and_stay_within() -> None:
         assert 0.2 < (right - left) * (bottom - top) / 5400 <= 0.8 + 1e-9  # cut where it would stick out
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_model_folder_and_a_report(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
     out = tmp_path / "run"
@@ -434,6 +435,7 @@ def test_eqs_6_to_8_join_the_losses_of_the_cotap_variant() -> None:
     assert torch.autograd.grad(others, method.student.filter.prototypes, allow_unused=True)[0] is None
 
 
+@pytest.mark.slow
 def test_weight_decay_leaves_the_filters_prototypes_alone(dataset: Path, tmp_path: Path) -> None:
     images, found = open_image_set(str(dataset)), []
     for decay in (0.0, 0.5):

@@ -104,6 +104,7 @@ def test_from_a_base_model_to_a_decision(segue: Segue, base: Path, new: Path, ol
     assert load_panoptic(str(tmp_path / "second")).spec.increments == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_model_that_forgets_is_not_for_release(segue: Segue, base: Path, new: Path, tmp_path: Path) -> None:
     """The base model is right on a set that shows ground alone; wild steps ruin it."""
     old = write_objects(tmp_path / "old", OLD, shapes=("ground",), first=100)

@@ -293,6 +293,7 @@ def test_an_overlay_leaves_void_and_draws_edges() -> None:
     assert (shown[:, 6] == (150, 50, 50)).all()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_changes_with_the_number_of_an_object(segue: Segue, tmp_path: Path) -> None:
     def fingerprint(out: Path) -> str:
         assert trained(segue, data, out, steps=1)[0] == 0

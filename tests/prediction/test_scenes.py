@@ -390,6 +390,7 @@ def test_run_lengths_and_polygons_by_hand(segue: Segue, source: Path, dataset: P
         assert entry["category"] == CLASSES[entry["category_id"]]
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_meant(segue: Segue, source: Path, dataset: Path, tmp_path: Path) -> None:
     bare = write_set(tmp_path / "bare")
     for path in (bare / "labels").iterdir():

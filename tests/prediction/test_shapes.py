@@ -31,6 +31,7 @@ def redrawn(labels: np.ndarray) -> np.ndarray:
     return np.asarray(draw(labels.shape[::-1], outlines, 255))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(MAPS)
 def test_polygons_drawn_again_are_the_map(labels: np.ndarray) -> None:

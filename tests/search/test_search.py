@@ -107,6 +107,7 @@ def best_after(found: Strategy, asks: int) -> float:
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["controller", "evolution", "random"])
 def test_a_strategy_is_a_function_of_its_seed_and_of_what_it_was_told(name: Name) -> None:
     one, other = strategy(name, 2, 7), strategy(name, 2, 7)
