@@ -219,7 +219,8 @@ def main() -> None:
     experiment = Experiment(options)
     experiment.teacher()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(experiment.plain, options.seeds))  # the target is measured on them
+        list(pool.map(experiment.plain, options.seeds))
+        experiment.target()  # before two of the pool would write it at once
         for arms in ([arm for arm in options.arms if arm != "random"], ["random"]):  # which needs `default`
             jobs = [(arm, seed) for seed in options.seeds for arm in arms if arm in options.arms]
             for run in pool.map(lambda job: experiment.arm(*job), jobs):
