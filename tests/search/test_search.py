@@ -23,7 +23,7 @@ from segue.search.controller import Controller, Feedback, Policy, clipped
 from segue.search.gate import chance, decide, statistics, temperature
 from segue.search.latency import Cost
 from segue.search.report import Teller
-from segue.search.strategies import Evolution, Name, Strategy, strategy
+from segue.search.strategies import DRAWS, Evolution, Name, Strategy, strategy
 from segue.search.trials import DIED, Trial, Trials
 
 SOUND = "[[0, [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], [[0, 1], [2, 3]]]"
@@ -137,6 +137,40 @@ def test_children_differ_in_one_decision_and_the_oldest_dies() -> None:
     assert min(sum(a != b for a, b in zip(child.genotype.tokens(), p, strict=True)) for p in parents) == 1
     found.tell(child, 0.5)
     assert parents[0] not in [tokens for tokens, _ in found.living]
+
+
+@pytest.mark.parametrize("name", ["controller", "evolution", "random"])
+def test_what_misses_the_target_by_far_is_drawn_again(name: Name) -> None:
+    """One in five is in time: all that is proposed is, what was told goes on to the strategy, and nothing else."""
+    asked = Counter[bool]()
+
+    def share(genotype: str) -> float:
+        is_in_time = Genotype.parse(genotype).first <= 1
+        asked[is_in_time] += 1
+        return 0.95 if is_in_time else 0.4
+
+    found, other = strategy(name, 2, 7, share=share), strategy(name, 2, 7)
+    proposals = [found.ask() for _ in range(23)]
+    assert {proposal.genotype.first <= 1 for proposal in proposals} == {True}
+    assert asked[True] == 23
+    drawn = [other.ask().genotype for _ in range(sum(asked.values()))]
+    if name != "evolution":  # whose later draws depend on what it was told
+        assert [p.genotype for p in proposals] == [genotype for genotype in drawn if genotype.first <= 1]
+    before = asked.total()
+    found.tell(proposals[0], 1.0)
+    assert asked.total() == before
+
+
+def test_where_every_genotype_misses_it_the_nearest_is_taken() -> None:
+    shares: list[float] = []
+
+    def share(genotype: str) -> float:
+        shares.append(Genotype.parse(genotype).first / 20)
+        return shares[-1]
+
+    proposal = strategy("random", 2, 0, share=share).ask()
+    assert len(shares) == DRAWS
+    assert proposal.genotype.first / 20 == max(shares) == 0.5
 
 
 # -- gate A ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ width and trained in three stages, batch statistics frozen in the third:
 
 Departs from the source: two blocks; steps are counted, not epochs; the gate is Metropolis's on standardised rewards,
 since the published one stops nobody at the budgets people have; the default strategy is evolution, as good as the
-``controller`` and cheaper; a failed candidate is no reward of 0; degenerate genotypes are drawn again.
+``controller`` and cheaper; failure is no reward of 0; what is degenerate or misses t* by far is drawn again.
 """
 
 import math
@@ -207,9 +207,10 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
     ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source)), about)
     settings, known = config.search, ledger.resumed(GENERATION)
-    found = strategy(settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback)
-    rewards, counted = list[float](), list[Trial]()
-    is_spent = partial(is_beyond, known, settings.minutes)
+    found = strategy(
+        settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback, share=cost.charge
+    )
+    rewards, counted, is_spent = list[float](), list[Trial](), partial(is_beyond, known, settings.minutes)
     at_once = min(GENERATION if settings.ray else settings.parallel, GENERATION)
     teller = Teller(run, cost, planned=settings.candidates, minutes=settings.minutes, at_once=at_once)
 
@@ -386,8 +387,7 @@ def searched(config: Config, run: Run, data: Compression, state: Mapping[str, Te
         classes=len(data.training.classes), threads=settings.threads,
     )  # fmt: skip
     data.teacher.to(run.device).eval()
-    recipe = recipe_of(config, data.training.classes, run.seed)
-    cache = cached(config, run, data, state)
+    recipe, cache = recipe_of(config, data.training.classes, run.seed), cached(config, run, data, state)
 
     def best() -> list[str]:
         share = measured_once(run.out, cache, recipe, settings.blocks, run.say) if settings.reliable else math.nan

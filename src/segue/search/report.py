@@ -44,13 +44,13 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
             if reliability >= RELIABLE
             else {"warning": f"{told} Below {100 * RELIABLE:.0f} % it ranks chance."}
         )
-    ended = [(t.trial + 1, t.reward2) for t in done if t.reward2 is not None]
+    ended = [(t.trial, t.reward2) for t in done if t.reward2 is not None]
     best_so_far = [[number, max(reward for _, reward in ended[: i + 1])] for i, (number, reward) in enumerate(ended)]
     blocks.append({
         "lines": {
-            "title": "Rewards", "x": "candidate", "y": "reward",
+            "title": "Rewards", "x": "candidate, from 0", "y": "reward",
             "series": {
-                "after the short training": [[t.trial + 1, t.reward1] for t in done],
+                "after the short training": [[t.trial, t.reward1] for t in done],
                 "best after training end to end": best_so_far,
             },
         }
@@ -68,7 +68,7 @@ def tell(run: Run, trials: Sequence[Trial], best: Trial, reliability: float, cos
     if failed:
         rows = [[str(t.trial), t.genotype, t.error] for t in failed[:SHOWN]]
         blocks.append({"table": {"head": ["Failed candidate", "Genotype", "Error"], "rows": rows}})
-    write_section(run, "20_search", f"Search: candidate {best.trial} of {len(trials)} is first", blocks)
+    write_section(run, "20_search", f"Search: of {len(trials)} candidates number {best.trial} is first", blocks)
 
 
 class Teller:
