@@ -7,7 +7,7 @@ from typing import Any
 
 SCORES = {  # names of scores as people read them
     "miou": "mIoU", "accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "ece": "calibration error",
-    "pq": "PQ", "sq": "SQ", "rq": "RQ",
+    "iou": "IoU", "pq": "PQ", "sq": "SQ", "rq": "RQ",
 }  # fmt: skip
 
 

@@ -50,7 +50,8 @@ class Row:
     @property
     def title(self) -> str:
         """Its name as people read it."""
-        return SCORES.get(self.name, self.name)
+        kind, _, of = self.name.partition("/")
+        return f"{SCORES.get(kind, kind)} of {of}" if of else SCORES.get(kind, kind)
 
     @property
     def better(self) -> int:
@@ -83,9 +84,14 @@ def rows_of(runs: Sequence[Sequence[Arm]]) -> list[Row]:
     return found
 
 
+def judged(rows: Sequence[Row]) -> Row | None:
+    """The score that the method is judged by, None where nothing was measured."""
+    return next((row for name in MAIN for row in rows if row.name == name and row.seeds), None)
+
+
 def sentence(titles: Sequence[str], rows: Sequence[Row]) -> str:
     """What the seeds say of the main score, in words."""
-    row = next((row for name in MAIN for row in rows if row.name == name and row.seeds), None)
+    row = judged(rows)
     if row is None:
         return "Nothing was measured: there are no validation images."
     middle, deviation = row.spread(0)
@@ -122,10 +128,12 @@ def write_seeds(out: Path, folders: Sequence[Path]) -> str:
         "sentence": told,
     }
     write_atomically(out / "seeds.json", json.dumps(plain, indent=1).encode())
-    records = [run_file(folder / "run.json") for folder in folders]
+    records, main = [run_file(folder / "run.json") for folder in folders], judged(rows)
+    each = [[arm.score(main.name) for arm in arms] if main else [] for arms in runs]
+    seeds = [record["identity"]["seed"] for record in records]
     content = page(
-        Path(__file__).with_name("seeds.html.j2"), titles=titles, rows=rows, told=told,
-        runs=[(folder.name, record["identity"]["seed"]) for folder, record in zip(folders, records, strict=True)],
+        Path(__file__).with_name("seeds.html.j2"), titles=titles, rows=rows, told=told, main=main,
+        runs=list(zip([folder.name for folder in folders], seeds, each, strict=True)),
         is_same_val=len({validated_on(record) for record in records}) == 1,
     )  # fmt: skip
     write_atomically(out / "seeds.html", content.encode())
