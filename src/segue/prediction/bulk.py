@@ -101,7 +101,6 @@ def over_cluster(
         DataError: a machine of the cluster lacks Segue, or does not see the model or the folders.
     """
     account = Account()
-    waiting: deque[tuple[tuple[Pair, ...], int]] = deque()  # with the number of workers that they have cost
     left: list[Pair] = []
     for pair in pairs:
         if target(model, pair, work).exists():
@@ -109,7 +108,7 @@ def over_cluster(
             tick()
         else:
             left.append(pair)
-    waiting.extend((tuple(left[i : i + batch]), 0) for i in range(0, len(left), batch))
+    waiting = deque((tuple(left[i : i + batch]), 0) for i in range(0, len(left), batch))  # 0 workers have died of them
     gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(Worker)
     most = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
