@@ -110,7 +110,8 @@ def main() -> None:
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     for init in options.init:
-        refuse_chance(init, str(sizes_of(options, init).get("encoder", Network().encoder)))
+        named = [field.removeprefix("--encoder=") for field in extra.split() if field.startswith("--encoder=")]
+        refuse_chance(init, str([sizes_of(options, init).get("encoder", Network().encoder), *named][-1]))
     data = options.data if options.full else shrunk(options.data, options.out / "data", 4)
     cells = list(itertools.product(options.labels, options.init, options.steps))
     jobs = [(cell, arm, seed) for seed in options.seeds for cell in cells for arm in options.arms]

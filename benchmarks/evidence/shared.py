@@ -41,7 +41,7 @@ def refuse_chance(init: str, *encoders: str) -> None:
     """Ends the script where ``auto`` finds no weights of an encoder: its figures would be those of random ones."""
     for encoder in encoders:
         if init == "auto" and start_of(init, encoder).content == "random":
-            raise SystemExit(f"no weights of {encoder} at hand: set SEGUE_MIRROR, or give --init timm: or random")
+            raise SystemExit(f"no weights of {encoder} at hand: set SEGUE_MIRROR, or name them by --init")
 
 
 def segue(log: Path, *arguments: object) -> str:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import options
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from segue.config import Data, Domains, Views
 from segue.data import copy_paste
-from segue.data.copy_paste import CopyPaste, Cutout, homography, learn, objects, vanishing_point, warped
+from segue.data.copy_paste import CopyPaste, Cutout, by_class, homography, learn, objects, vanishing_point, warped
+from segue.data.decoder import Decoder
 from segue.data.images import RandomViews
 from segue.data.layouts import open_listing
 from segue.data.listing import Listing
@@ -170,6 +172,28 @@ def test_rare_classes_are_found_and_stand_where_they_stood(tmp_path: Path) -> No
         assert cutout.foot == pytest.approx(65 - 0.4 * 90, abs=2)
 
 
+def test_what_an_object_stands_on_is_found_behind_a_rim_of_unknown_pixels(tmp_path: Path) -> None:
+    root = write_streets(tmp_path / "set")
+    for path in (root / "labels").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        rim = ndimage.binary_dilation(mask == POST, iterations=3) & (mask != POST)
+        mask[rim] = IGNORE
+        Image.fromarray(mask).save(path)
+    listing = open_listing(str(root))
+    for new in ((), ("post",)):
+        paste, _ = learn(listing.split("train"), by_class(Decoder.of(listing)), NAMES, "post", seed=0, new=new)
+        assert paste
+        assert paste.ground == {POST: (ROAD,)}
+
+
+def test_a_class_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    listing = open_listing(str(write_streets(tmp_path / "set")))
+    names = ("road", "sky", "post, iron", "wall")
+    paste, told = learn(listing.split("train"), by_class(Decoder.of(listing)), names, "post, iron", seed=0)
+    assert paste
+    assert told == "copy-paste: post, iron (4 objects)"
+
+
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +233,8 @@ def test_the_pictures_that_objects_come_from_stay_as_they_are() -> None:
 def test_what_cannot_be_pasted_is_said(tmp_path: Path) -> None:
     root = write_streets(tmp_path / "set")
     for wanted, message in (
-        ("pots", "pots: no such class; did you mean post"),
+        ("pots", "pots: no such class; name of road, sky, post, wall, or give auto"),
+        (" , ", "' , ' names no class; name of road"),
         ("wall", "no object of wall stands free in 4 labelled images"),
     ):
         with pytest.raises(DataError, match=message):
@@ -264,7 +289,7 @@ def test_an_object_is_a_segment_of_its_own_and_stuff_joins_its_kind() -> None:
 
 
 def numbered_streets(root: Path) -> Listing:
-    """`write_streets` with two posts side by side in each picture, numbered; one of the last picture is a crowd."""
+    """`write_streets` with two posts side by side in each picture, numbered."""
     write_streets(root)
     (root / "instances").mkdir()
     for path in sorted((root / "labels").iterdir()):
@@ -294,7 +319,6 @@ def test_panoptic_views_show_new_objects_one_by_one(tmp_path: Path) -> None:
         posts = [i for i, label in enumerate(sample["labels"].tolist(), 1) if label == POST]
         most = max(most, len(posts))
         shown = torch.isin(sample["segments"], torch.tensor(posts, dtype=torch.int16))
-        assert all((sample["segments"] == number).any() for number in posts)
         red = (sample["image"][0].int() - sample["image"][2].int() > 90) & (sample["segments"] > 0)
         assert (red == shown).float().mean() > 0.95
     assert most > 2, "some view has more than the two of its picture"
@@ -366,7 +390,7 @@ def test_where_only_new_classes_are_labelled_objects_stand_on_what_is_not(tmp_pa
             count += int((sample["segments"] > 0).sum())
         posts.append(count)
     assert posts[0] > 1.5 * posts[1]
-    with pytest.raises(DataError, match="--copy-paste pots: no such class; did you mean post"):
+    with pytest.raises(DataError, match="--copy-paste pots: no such class; name of post, or give auto"):
         open_extension(str(model), Data(data=str(root), copy_paste="pots"), **how)
 
 

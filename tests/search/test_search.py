@@ -21,10 +21,19 @@ from segue.records import SEARCH
 from segue.runs.folder import Run
 from segue.search.controller import Controller, Feedback, Policy, clipped
 from segue.search.gate import chance, decide, statistics, temperature
-from segue.search.latency import Cost
+from segue.search.latency import Cost, Table
 from segue.search.report import Teller
-from segue.search.strategies import DRAWS, Evolution, Name, Strategy, strategy
-from segue.search.trials import DIED, Trial, Trials
+from segue.search.strategies import (
+    DRAWS,
+    Evolution,
+    InTime,
+    LearntController,
+    Name,
+    RandomSearch,
+    Strategy,
+    strategy,
+)
+from segue.search.trials import DIED, LEDGER, Trial, Trials
 
 SOUND = "[[0, [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], [[0, 1], [2, 3]]]"
 
@@ -156,21 +165,30 @@ def test_what_misses_the_target_by_far_is_drawn_again(name: Name) -> None:
     drawn = [other.ask().genotype for _ in range(sum(asked.values()))]
     if name != "evolution":  # whose later draws depend on what it was told
         assert [p.genotype for p in proposals] == [genotype for genotype in drawn if genotype.first <= 1]
-    before = asked.total()
     found.tell(proposals[0], 1.0)
-    assert asked.total() == before
+    assert isinstance(found, InTime)
+    if isinstance(found.asked, Evolution):
+        assert found.asked.living[-1] == (proposals[0].genotype.tokens(), 1.0)
+    if isinstance(found.asked, LearntController):
+        assert found.asked.policy.baseline is not None
 
 
-def test_where_every_genotype_misses_it_the_nearest_is_taken() -> None:
+def test_where_every_genotype_misses_it_the_nearest_are_taken_each_once() -> None:
     shares: list[float] = []
 
     def share(genotype: str) -> float:
         shares.append(Genotype.parse(genotype).first / 20)
         return shares[-1]
 
-    proposal = strategy("random", 2, 0, share=share).ask()
+    found = strategy("random", 2, 0, share=share)
+    assert found.ask().genotype.first / 20 == max(shares) == 0.5
     assert len(shares) == DRAWS
-    assert proposal.genotype.first / 20 == max(shares) == 0.5
+
+    evolved = strategy("evolution", 2, 0, share=lambda genotype: 0.5 * len(set(genotype)) / 20)
+    parents = RandomSearch(2, 0)
+    for _ in range(20):
+        evolved.tell(parents.ask(), 1.0)
+    assert len({evolved.ask().genotype for _ in range(8)}) == 8
 
 
 # -- gate A ------------------------------------------------------------------------------------------------------------
@@ -233,6 +251,28 @@ def test_the_time_left_counts_the_limit_and_what_runs_at_once(tmp_path: Path) ->
     # 80 of 120 CPU seconds are spent: 4 more of 10, which take 20 on the wall
     Teller(run, Cost(), planned=60, minutes=2.0, at_once=2).tell(known[7], known)
     assert "0.7 min left" in told[-1]
+
+
+def test_that_no_draw_comes_near_the_target_is_said_once(tmp_path: Path) -> None:
+    run, told = Run(tmp_path / "run", quiet=True), list[str]()
+    run.say = told.append  # type: ignore[method-assign]
+    table = Table((1.0,) * 4, (0.0,) * 4, ((0.0,) * 11,) * 4, (0.0,) * 4, (0.0,) * 4, (0.0,) * 4)
+    known = {n: Trial(n, SOUND, "done", reward1=0.5, latency=t) for n, t in enumerate((11.0, 12.0, 30.0))}
+    teller = Teller(run, Cost(table, target=10.0), planned=60, minutes=0.0, at_once=1)
+    for trial in known.values():
+        teller.tell(trial, known)
+    warned = [line for line in told if line.startswith("warning")]
+    assert len(warned) == 1
+    assert "drawn for candidate 1 comes near the target; the nearest, of 12 ms" in warned[0]
+
+
+def test_a_search_does_not_go_on_with_another_table_of_times(tmp_path: Path) -> None:
+    Trials(tmp_path / LEDGER, "a search")
+    sizes = {"blocks": 2, "channels": 8, "repeats": 1, "classes": 3, "threads": 1}
+    with pytest.raises(
+        DataError, match=r"latency\.json is gone, and the candidates in .*trials\.sqlite were chosen by"
+    ):
+        Cost.made(tmp_path / "latency.json", torch.nn.Identity(), target="10ms@64x64", power=1.0, **sizes)
 
 
 # -- ledger ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import torch
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from segue.config import did_you_mean
 from segue.data.decoder import Decoder, mask_image
 from segue.data.listing import Pair
 from segue.data.sample import IGNORE, Array, to_rgb
@@ -30,12 +29,14 @@ from segue.errors import DataError
 
 AUTO = "auto"
 SCANNED = 500  # pictures that objects are looked for in
+COUNTED = 100  # pictures whose pixels are counted to tell what is rare
 KEPT = 200  # objects of a class
 SMALLEST = 32  # pixels of an object
 SCALES = (0.4, 2.5)
 JITTER = 0.1  # of the box, by which each corner moves at most
 CHANCE = 0.5  # of a view to get any
 MOST = 3  # objects a view
+RIM = 10  # rows below a foot, in which what it stands on is looked for
 RARE = 0.5  # of the median share of pixels, below which a class is rare
 COMMON_GROUND = 0.1  # share of the objects of a class that stand on another, for that one to count
 Reader = Callable[[Pair], tuple[Array, Array | None]]  # of class ids (H, W), and of the objects' numbers: see `objects`
@@ -193,8 +194,8 @@ def learn(
         classes: names by id.
         wanted: names of classes with commas between, or ``auto`` for those that are rare; empty for none.
         seed: of which pictures and objects, where there are many.
-        new: classes that ``auto`` takes instead, and besides which none can be named. They alone may be labelled, so
-            that pixels of no known class are a ground to stand on.
+        new: classes that ``auto`` takes instead, and besides which none can be named. Where they alone are labelled,
+            so that nothing known is below them, pixels of no known class are their ground.
 
     Raises:
         DataError: no such class, none that is rare, or no object of them to cut out.
@@ -211,26 +212,30 @@ def learn(
     cutouts: dict[int, list[Cutout]] = {label: [] for label in labels}
     under: dict[int, Counter[int]] = {label: Counter() for label in labels}
     for pair in chosen:
+        wanting = [label for label in labels if len(cutouts[label]) < KEPT]
+        if not wanting:
+            break
         ids, numbers = read(pair)
-        here = [(label, one) for label in labels for one in objects(ids, label, numbers) if len(cutouts[label]) < KEPT]
+        here = [(label, one) for label in wanting for one in objects(ids, label, numbers)]
         if not here:
             continue
         picture = np.asarray(to_rgb(read_eight_bit(pair.image, pair.tones), pair.image))
         horizon = vanishing_point(picture)[1]
         for label, (rows, columns, shape) in here:
             foot = rows.stop - 1
-            below = ids[rows.stop : rows.stop + 3, columns.start + int(np.flatnonzero(shape[-1]).mean())]
             if foot - horizon < 1:  # it hangs in the sky: how far away it is, nobody knows
                 continue
             cutouts[label].append(Cutout(label, picture[rows, columns].copy(), shape, foot - horizon))
-            under[label].update(int(i) for i in np.unique(below) if i != label and (new or i != IGNORE))
-    ground = {label: _common(under[label], len(cutouts[label])) for label in labels}
+            column = columns.start + int(np.flatnonzero(shape[-1]).mean())
+            under[label].update(_below(ids[rows.stop :, column], label))
+    ground = {label: _common(under[label], len(cutouts[label])) or ((IGNORE,) if new else ()) for label in labels}
     usable = [label for label in labels if cutouts[label] and ground[label]]
     if not usable:
         names = ", ".join(classes[label] for label in labels)
         raise DataError(
             f"--copy-paste {wanted}: no object of {names} stands free in {len(chosen)} labelled images "
-            f"({SMALLEST} pixels or more, not cut by the border, below the horizon); leave it out, or name others"
+            f"({SMALLEST} pixels or more, not cut by the border, below the horizon, on another class); leave it out, "
+            "or name others"
         )
     told = ", ".join(f"{classes[label]} ({len(cutouts[label][:KEPT])} objects)" for label in usable)
     paste = CopyPaste(
@@ -246,7 +251,7 @@ def rare(pairs: Sequence[Pair], read: Reader, classes: Sequence[str]) -> list[in
         DataError: there is none.
     """
     pixels = np.zeros(256, np.int64)
-    for pair in pairs:
+    for pair in pairs[:COUNTED]:
         pixels += np.bincount(read(pair)[0].ravel(), minlength=256)
     shares = pixels[: len(classes)]
     median = float(np.median(shares[shares > 0])) if (shares > 0).any() else 0.0
@@ -261,14 +266,23 @@ def rare(pairs: Sequence[Pair], read: Reader, classes: Sequence[str]) -> list[in
 
 def _named(wanted: str, classes: Sequence[str], new: Sequence[str]) -> list[int]:
     """Ids of the classes that are named."""
-    found = []
-    for name in filter(None, (part.strip() for part in wanted.split(","))):
-        if name not in classes:
-            raise DataError(f"--copy-paste {name}: no such class{did_you_mean(name, list(classes))}")
-        if new and name not in new:
+    found, known = [], new or classes
+    names = [wanted] if wanted in classes else [part.strip() for part in wanted.split(",")]
+    for name in filter(None, names):
+        if new and name in classes and name not in new:
             raise DataError(f"--copy-paste {name}: only new classes are learnt from labels; name of {', '.join(new)}")
+        if name not in classes:
+            raise DataError(f"--copy-paste {name}: no such class; name of {', '.join(known)}, or give {AUTO}")
         found.append(classes.index(name))
+    if not found:
+        raise DataError(f"--copy-paste {wanted!r} names no class; name of {', '.join(known)}, or give {AUTO}")
     return sorted(set(found))
+
+
+def _below(column: Array, label: int) -> set[int]:
+    """What the first known pixels below a foot are; masks may leave a rim around objects unknown."""
+    known = column[:RIM]
+    return set(known[(known != IGNORE) & (known != label)][:3].tolist())
 
 
 def _common(under: Counter[int], total: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from segue.data.copy_paste import CopyPaste
+from segue.data.copy_paste import MOST, CopyPaste
 from segue.data.decoder import Decoder, mask_image
 from segue.data.images import tensor_of
 from segue.data.layouts.cityscapes import numbered_objects
@@ -88,10 +88,10 @@ class Annotation:
             if pair.segments is None and self.listing.things and self.listing.instance_path(pair) is None:
                 self.read(pair)
 
-    def most_segments(self, pairs: Sequence[Pair]) -> int:
-        """The most segments, crowds aside, that one of the first `LOOKED_AT` pairs has."""
+    def most_segments(self, pairs: Sequence[Pair], paste: CopyPaste | None) -> int:
+        """The most segments, crowds aside, that one of the first `LOOKED_AT` pairs has, and those that are put in."""
         counts = [len(truth.labels) - sum(truth.is_crowd) for truth in map(self.read, pairs[:LOOKED_AT])]
-        return max(counts, default=0)
+        return max(counts, default=0) + (MOST if paste else 0)
 
     def _stored(self, pair: Pair) -> tuple[Array, Array, Collection[int]]:
         """Class ids, object numbers, both (H, W), and the numbers that are crowds."""
@@ -123,9 +123,10 @@ def _of_segments(pair: Pair) -> tuple[Array, Array, Collection[int]]:
     """Of a panoptic PNG; an id that no segment has is unknown."""
     assert pair.mask is not None
     segments = pair.segments or ()
-    values, place = np.unique(segment_ids(open_image(pair.mask)), return_inverse=True)
+    ids = segment_ids(open_image(pair.mask))
+    values, place = np.unique(ids, return_inverse=True)
     order = {segment.id: i for i, segment in enumerate(segments, 1)}
-    numbers = np.array([order.get(int(value), 0) for value in values], np.int64)[place]
+    numbers = np.array([order.get(int(value), 0) for value in values], np.int64)[place.reshape(ids.shape)]
     labels = np.array([IGNORE, *(segment.label for segment in segments)], np.uint8)
     return labels[numbers], numbers, {i for i, segment in enumerate(segments, 1) if segment.is_crowd}
 

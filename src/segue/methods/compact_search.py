@@ -55,7 +55,7 @@ from segue.search.objective import Distill, Objective, background_of, distilled,
 from segue.search.pool import Workers
 from segue.search.report import Teller, tell
 from segue.search.strategies import Name, Proposal, strategy
-from segue.search.trials import Trial, Trials, is_beyond
+from segue.search.trials import LEDGER, Trial, Trials, is_beyond
 from segue.starting import encoder_weights, new_compact_encoder, new_compact_segmenter, start_line, start_statistics
 
 VERB = "compress"
@@ -205,7 +205,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
     """Eqs. 1 to 5: every candidate tried, in order. What the ledger holds already is not tried again."""
     same = replace(config.search, parallel=1, ray="")  # wherever and however many at once, the trials are the same
     about = {"seed": run.seed, "strategy": same.strategy, "data": cache.source, "run": run.out.name}
-    ledger = Trials(run.out / "trials.sqlite", repr((same, recipe, cache.encoder, cache.source)), about)
+    ledger = Trials(run.out / LEDGER, repr((same, recipe, cache.encoder, cache.source)), about)
     settings, known = config.search, ledger.resumed(GENERATION)
     found = strategy(
         settings.strategy, settings.blocks, mix(run.seed, "strategy"), feedback=settings.feedback, share=cost.charge
@@ -236,7 +236,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                     break
                 trial = known[number]
                 if trial.genotype != str(proposal.genotype):
-                    raise DataError(f"{ledger.path} does not follow from its own first lines; name another --out")
+                    raise DataError(f"{ledger.path}: another Segue or table of times chose these; name another --out")
                 if trial.reward1 is not None:
                     rewards.append(cost.of(trial, trial.reward1))
                     found.tell(proposal, rewards[-1])

@@ -347,7 +347,7 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
         current, historic, config.rules,
         points=config.points, pseudo=config.pseudo, distill=config.distill, gamma=config.gamma,
     )  # fmt: skip
-    most, queries = data.known.most_segments(data.labelled), current.spec.queries
+    most, queries = data.known.most_segments(data.labelled, data.training.paste), current.spec.queries
     if most > queries:
         run.say(f"warning: an image has {most} segments and the model {queries} queries; what is over is not learnt")
     views = data.views(config.views)

@@ -99,7 +99,7 @@ def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
         chosen.encoder, chosen.init, chosen.size, chosen.queries, data.listing, say=run.say
     ).to(memory_format=torch.channels_last)
     annotation = Annotation(data.listing, config.by_region)
-    most, queries = annotation.most_segments(data.labelled), network.spec.queries
+    most, queries = annotation.most_segments(data.labelled, data.paste), network.spec.queries
     if most > queries:
         run.say(f"warning: a picture has {most} segments and the network {queries} queries; give --queries {most}")
     views = PanopticViews(data.labelled, annotation, config.views.crop, config.views.scale, paste=data.paste)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from segue.disk import write_atomically
-from segue.errors import UsageError
+from segue.errors import DataError, UsageError
 from segue.models.compact import MAPS, OPERATIONS, SKIP, ZERO, Genotype, conv_bn_relu, operation
 from segue.records import expecting
 from segue.search.runtime import enlarging_runner, maps_runners, model_runner, on_cores, part_runner, runtime
-from segue.search.trials import Trial
+from segue.search.trials import LEDGER, Trial
 
 STRIDES = (4, 8, 16, 32)
 LEAST = 0.5  # share of its reward that its time leaves a candidate that does not miss the target by far
@@ -155,7 +155,7 @@ class Table:
     @classmethod
     def read(cls, path: Path) -> "Table":
         """The table in ``path``."""
-        with expecting(path, "a table of times: remove it, and it is made again"):
+        with expecting(path, "a table of times"):
             columns = json.loads(path.read_text(encoding="utf-8"))
             operations = tuple(map(tuple, columns.pop("operations")))
             return cls(operations=operations, **{name: tuple(column) for name, column in columns.items()})
@@ -210,9 +210,15 @@ class Cost:
 
         Raises:
             UsageError: no genotype of so many ``blocks`` can meet the target.
+            DataError: candidates were chosen by a table that is gone.
         """
         if not target:
             return cls()
+        if not path.is_file() and (path.parent / LEDGER).is_file():
+            raise DataError(
+                f"{path} is gone, and the candidates in {path.parent / LEDGER} were chosen by it: times measured anew "
+                "would choose others; bring it back, or name another folder for --out"
+            )
         goal = Target.parse(target)
         table = Table.made(
             path, encoder, height=goal.height, width=goal.width, channels=channels, repeats=repeats, classes=classes,

@@ -18,6 +18,7 @@ from segue.search.finalists import Outcome, best_trials, by_name, read_outcomes
 from segue.search.latency import Cost, Table, Target, of_model
 from segue.search.picture import picture
 from segue.search.runtime import runtime
+from segue.search.strategies import NEAR
 from segue.search.trials import Trial, computing
 from segue.weights import load_model
 
@@ -85,6 +86,7 @@ class Teller:
     def __init__(self, run: Run, cost: Cost, *, planned: int, minutes: float, at_once: int) -> None:
         self._run, self._cost, self._planned, self._minutes, self._at_once = run, cost, planned, minutes, at_once
         run.rewind(SEARCH, planned)
+        self._warned = False
         self._logged = {line["step"] for line in run.read_log() if line["stage"] == SEARCH}
         run.say(f"search: candidates are tried on CPUs, one thread each, {at_once} at once")
 
@@ -94,6 +96,12 @@ class Teller:
         if done in self._logged:
             return
         best = self._cost.best(known[n] for n in sorted(known) if n <= trial.trial)
+        if not self._warned and trial.latency is not None and self._cost.charged(1.0, trial.latency) < NEAR:
+            self._warned = True
+            self._run.say(
+                f"warning: none of the genotypes drawn for candidate {trial.trial} comes near the target; the nearest, "
+                f"of {trial.latency:.0f} ms by the table, is tried; a higher --target leaves more of a choice"
+            )
         values = {"reward1": trial.reward1, "reward2": trial.reward2, "best": self._cost.worth(best) if best else None}
         self._run.log(SEARCH, done, {name: value for name, value in values.items() if value is not None})
         if done % TOLD == 0 or done == self._planned or trial.error:

@@ -1,7 +1,7 @@
 """Who proposes the next candidate: a learnt controller, evolution, or chance. All behind ``ask`` and ``tell``.
 
-A strategy is a function of its seed and of what it was told, in order; so a search that was cut is built again from its
-ledger, and nothing of a strategy is saved.
+A strategy is a function of its seed, of what it was told, in order, and of the table of times where there is a target;
+so a search that was cut is built again from its ledger and its table, and nothing of a strategy is saved.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from segue.search.controller import Feedback, Policy
 
 Name = Literal["controller", "evolution", "random"]
 NEAR = 0.9  # share of its reward that the time of a genotype near the target leaves it
-DRAWS = 1000  # of a candidate, at most
+DRAWS, DRAWS_LEARNT = 1000, 100  # of a candidate, at most; a controller takes 500 times as long for one
 
 
 class Proposal(NamedTuple):
@@ -111,21 +111,25 @@ class InTime:
 
     Args:
         asked: the other.
+        draws: of a candidate, at most.
         share: what its time leaves of the reward of a genotype in text form, as `segue.search.latency.Cost.charge`.
     """
 
-    def __init__(self, asked: Strategy, share: Callable[[str], float]) -> None:
-        self.asked, self.share = asked, share
+    def __init__(self, asked: Strategy, share: Callable[[str], float], draws: int = DRAWS) -> None:
+        self.asked, self.share, self.draws, self.missing = asked, share, draws, set[str]()
 
     def ask(self) -> Proposal:
-        """See `Strategy`; of `DRAWS` that all miss the target the one that misses it least."""
-        best, left = self.asked.ask(), -1.0
-        for proposal in itertools.chain([best], (self.asked.ask() for _ in range(DRAWS - 1))):
-            share = self.share(str(proposal.genotype))
-            if share > left:
-                best, left = proposal, share
+        """See `Strategy`; where all miss the target, the one that misses it least of those not given yet."""
+        first = self.asked.ask()
+        best, left = first, -1.0
+        for proposal in itertools.chain([first], (self.asked.ask() for _ in range(self.draws - 1))):
+            genotype = str(proposal.genotype)
+            share = self.share(genotype)
             if share >= NEAR:
-                break
+                return proposal
+            if share > left and genotype not in self.missing:
+                best, left = proposal, share
+        self.missing.add(str(best.genotype))
         return best
 
     def tell(self, proposal: Proposal, reward: float) -> None:
@@ -154,5 +158,5 @@ def strategy(
         share: as of `InTime`; 1 of every genotype where no time is asked for.
     """
     if name == "controller":
-        return InTime(LearntController(blocks, seed, feedback=feedback), share)
+        return InTime(LearntController(blocks, seed, feedback=feedback), share, DRAWS_LEARNT)
     return InTime(Evolution(blocks, seed) if name == "evolution" else RandomSearch(blocks, seed), share)

@@ -78,6 +78,7 @@ class Trial:
     finished: float = 0.0
 
 
+LEDGER = "trials.sqlite"  # its name in a run folder
 DIED = "ProcessDied"  # type of the error of a candidate whose process the system ended
 REMEDIES = {  # by SQLite's code: what keeps the file from being used and says nothing of what is in it
     **dict.fromkeys((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR), "make room on the disk"),
