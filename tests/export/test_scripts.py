@@ -12,7 +12,7 @@ from conftest import turned, turned_late
 from PIL import Image
 from torch import nn
 
-from segue.data.tones import read_rgb
+from segue.data.tones import NODATA, read_rgb
 from segue.export.graph import write_onnx
 from segue.export.scripts import CLASSES, infer_script
 
@@ -56,4 +56,16 @@ def test_a_turned_picture_comes_out_as_segue_reads_it(
     expected = np.asarray(read_rgb(path, TONES))[..., 0] > 100
     assert 0 < expected.mean() < 1
     with Image.open(tmp_path / f"{path.stem}.classes.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_what_a_deep_picture_declares_not_to_be_measured_is_black(script: Path, tmp_path: Path) -> None:
+    values = np.full((8, 6), 200, np.uint16)
+    values[:3] = 65535
+    Image.fromarray(values).save(tmp_path / "deep.tif", tiffinfo={NODATA: "65535"})
+    subprocess.run([sys.executable, script, "deep.tif"], check=True, cwd=tmp_path)
+    expected = np.asarray(read_rgb(tmp_path / "deep.tif", TONES))[..., 0] > 100
+    assert not expected[:3].any()
+    assert expected[3:].all()
+    with Image.open(tmp_path / "deep.classes.png") as found:
         np.testing.assert_array_equal(np.asarray(found), expected)

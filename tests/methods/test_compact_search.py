@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from conftest import TINY, write_set
 from PIL import Image
 from test_contract import SEARCH, CutError, CutRun, semantic_teacher
+from torch import nn
 
 import segue
 from segue.batches import mix
 from segue.cli.learning import device_and_threads, minutes
 from segue.config import build
-from segue.data.copy_paste import learn
+from segue.data.copy_paste import by_class, learn
 from segue.engine import Run
 from segue.errors import DataError, UsageError
 from segue.launch.claim import claim_folder
@@ -55,6 +56,7 @@ from segue.search.candidates import (
     Job,
     Recipe,
     draws,
+    macs,
     measured_once,
     measured_reliability,
     opened,
@@ -64,7 +66,7 @@ from segue.search.candidates import (
 from segue.search.data import divided, open_compression
 from segue.search.finalists import read_outcomes
 from segue.search.latency import STRIDES, Cost, Table, Target
-from segue.search.objective import distilled, reward_of, segmentation_loss, soft_dice
+from segue.search.objective import Reward, distilled, reward_of, segmentation_loss, soft_dice
 from segue.search.runtime import enlarging_runner, idlest, maps_runners, on_cores, part_runner
 from segue.search.strategies import strategy
 from segue.search.trials import Trial, Trials
@@ -206,6 +208,63 @@ def test_without_distillation_no_teacher_is_run(prepared: tuple[Config, Run, Cac
     assert cache.train.logits.shape[:2] == (9, 0)
     trial = try_candidate(Job(cache.folder, recipe_of(config, data.training.classes, 0), 0, ARCH1))
     assert (trial.state, trial.error) == ("done", "")
+
+
+def test_the_cache_is_the_same_whatever_was_drawn_before_it(
+    prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path
+) -> None:
+    """A run that goes on does not measure the table of times again, which draws weights and pictures."""
+    config, _, cache, _ = prepared
+    run = Run(tmp_path / "again", quiet=True)
+    run.open()
+    torch.rand(7)
+    again = cached(config, run, open_compression(config.teacher, config.data, seed=0), None)
+    for first, second in zip(cache.train.features, again.train.features, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_cache_of_another_version_is_not_taken(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    config, run, cache, _ = prepared
+    path = cache.folder / "cache.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(DataError, match="of another version of Segue"):
+        cached(config, run, open_compression(config.teacher, config.data, seed=0), None)
+
+
+def test_multiplications_are_those_of_a_training_crop(prepared: tuple[Config, Run, Cache, Recipe]) -> None:
+    _, _, cache, _ = prepared
+    channels = [feature.shape[1] for feature in cache.train.features]
+
+    class Finest(nn.Conv2d):
+        def forward(self, maps: Any) -> torch.Tensor:
+            return super().forward(maps[0])
+
+    height, width = cache.train.features[0].shape[-2:]
+    assert cache.val.features[0].shape[-1] == 2 * width, "held-out pictures are larger"
+    counted = macs(Finest(channels[0], 5, 1), cache)
+    assert counted == height * width * channels[0] * 5
+
+
+def test_a_candidate_comes_to_the_same_numbers_in_a_process_with_other_switches(
+    prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, cache, recipe = prepared
+    seen = list[str]()
+
+    def train(*_: Any) -> Reward:
+        seen.append(torch.get_float32_matmul_precision())
+        return Reward(0.5, {})
+
+    monkeypatch.setattr("segue.search.candidates.train_decoder", train)
+    monkeypatch.setattr("segue.search.candidates.train_end_to_end", train)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert try_candidate(Job(cache.folder, recipe, 0, ARCH1)).error == ""
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
 
 
 def test_a_candidate_that_fails_has_an_error_and_no_reward(
@@ -764,7 +823,7 @@ def test_a_ledger_does_not_go_on_with_other_data_though_its_cache_is_gone(
 ) -> None:
     config, run, cache, recipe = prepared
     search(config, run, cache, recipe, Cost())
-    with pytest.raises(DataError, match="ledger of another search or of other data"):
+    with pytest.raises(DataError, match="ledger of another search, of other data or of another version"):
         search(config, run, replace(cache, source="other pixels"), recipe, Cost())
 
 

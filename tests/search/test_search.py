@@ -17,6 +17,7 @@ from conftest import Child
 
 from segue.errors import DataError
 from segue.models.compact import Genotype, choices_of
+from segue.processes.signals import Preempted, Signals
 from segue.records import SEARCH
 from segue.runs.folder import Run
 from segue.search.controller import Controller, Feedback, Policy, clipped
@@ -251,6 +252,17 @@ def test_the_time_left_counts_the_limit_and_what_runs_at_once(tmp_path: Path) ->
     # 80 of 120 CPU seconds are spent: 4 more of 10, which take 20 on the wall
     Teller(run, Cost(), planned=60, minutes=2.0, at_once=2).tell(known[7], known)
     assert "0.7 min left" in told[-1]
+
+
+def test_a_search_ends_at_a_signal_though_no_candidate_is_left(tmp_path: Path) -> None:
+    run, told = Run(tmp_path / "run", quiet=True), list[str]()
+    run.say = told.append  # type: ignore[method-assign]
+    teller, signals = Teller(run, Cost(), planned=1, minutes=0.0, at_once=1), Signals()
+    teller.end_at(signals, {})
+    signals.seen = True
+    with pytest.raises(Preempted):
+        teller.end_at(signals, {0: Trial(0, SOUND, "done", reward1=0.5)})
+    assert told[-1] == "stopped by a signal after 1 candidates; the same command goes on from there"
 
 
 def test_that_no_draw_comes_near_the_target_is_said_once(tmp_path: Path) -> None:

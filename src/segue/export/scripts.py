@@ -20,11 +20,20 @@ def pixels(path):
     is_deep = kind in ("I", "I;16", "F")
     if is_deep and kind not in tones or not is_deep and picture.tile and ";16" in str(picture.tile[0][3]):
         sys.exit(f"{path}: deeper than 8 bits, which the model did not learn from or this script does not read")
+    nodata = getattr(picture, "tag_v2", {}).get(42113)  # text: the value of a TIFF that stands for nothing measured
     if picture.format == "TIFF" or any(key in picture.info for key in {exif_keys}):  # not behind a PNG's pixels
         picture = ImageOps.exif_transpose(picture)
     if is_deep:
         black, white = tones[kind]
-        scaled = (np.asarray(picture, np.float64) - black) / max(white - black, 1e-300)
+        values = np.asarray(picture)
+        try:
+            nodata = float(nodata)
+            values = np.where(np.isnan(values) if np.isnan(nodata) else values == nodata, black, values)
+        except (TypeError, ValueError):  # it declares none
+            pass
+        if not np.isfinite(values).all():
+            sys.exit(f"{path}: holds pixels that are no number (NaN or infinite)")
+        scaled = (values.astype(np.float64) - black) / max(white - black, 1e-300)
         picture = Image.fromarray((255 * scaled.clip(0, 1)).round().astype(np.uint8))
     return np.asarray(picture.convert("RGB"))
 

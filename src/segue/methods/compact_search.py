@@ -42,7 +42,7 @@ from segue.evaluation import semantic
 from segue.models.compact import AuxiliaryHeads, CompactDecoder, CompactSegmenter, enlarged
 from segue.models.pixels import Normalise
 from segue.processes.cluster import connect
-from segue.processes.signals import Preempted, Signals
+from segue.processes.signals import Signals
 from segue.search.cache import Cache, build_cache
 from segue.search.candidates import Job, Recipe, measured_once
 from segue.search.controller import Feedback
@@ -189,6 +189,7 @@ def cached(config: Config, run: Run, data: Compression, state: Mapping[str, Tens
     crop, decoder = config.search.search_crop, data.training.decoder
     train = RandomViews(kept, decoder, crop, config.views.scale, paste=paste, tells_inside=True)
     val = RandomViews(held, decoder, 2 * crop, (1.0, 1.0), jitter=ColorJitter(chance=0.0), tells_inside=True)
+    torch.manual_seed(mix(run.seed, "encoder"))  # the same whether or not the table of times was measured just now
     encoder = new_compact_encoder(config.network.encoder, state)
     statistics = start_statistics(config.network.init, config.network.encoder, 3)
     return build_cache(
@@ -226,9 +227,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                 trial = replace(trial, latency=cost.latency(trial.genotype))
                 ledger.add(trial)
                 known[trial.trial] = trial
-                if signals.seen:
-                    run.say(f"stopped by a signal after {len(known)} candidates; the same command goes on from there")
-                    raise Preempted
+                teller.end_at(signals, known)
                 if is_spent(next((n for n in proposals if n not in known), 0)):
                     break
             for number, proposal in proposals.items():
@@ -242,6 +241,7 @@ def search(config: Config, run: Run, cache: Cache, recipe: Recipe, cost: Cost) -
                     found.tell(proposal, rewards[-1])
                 teller.tell(trial, known)
                 counted.append(trial)
+            teller.end_at(signals, known)
             if is_spent(len(counted)):
                 run.say(f"search: {settings.minutes:g} minutes of computing are spent after {len(counted)} candidates")
                 break

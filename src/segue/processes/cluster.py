@@ -1,6 +1,7 @@
 """A Ray cluster that work is spread over, for commands that take ``--ray [ADDRESS]``."""
 
 import os
+import signal
 import socket
 import threading
 from typing import Any
@@ -31,7 +32,12 @@ def connect(address: str = ANYWHERE) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_task_oom_retries", "2")  # else a task that does not fit is tried for ever
     if address == ANYWHERE:
-        _init(ray, include_dashboard=False)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            _init(ray, include_dashboard=False)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's own ends the process without a word
         return ray
     failures: list[UsageError] = []
 

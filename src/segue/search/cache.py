@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -29,6 +29,7 @@ from segue.models.compact import MAPS, feature_encoder
 from segue.models.pixels import Normalise
 from segue.progress import track
 from segue.records import expecting, read_json
+from segue.search.trials import FORMAT
 
 Teacher = Callable[[Tensor], Tensor]
 LABEL_STRIDE = 4  # labels and logits are kept at a quarter of the crop
@@ -175,13 +176,14 @@ def build_cache(
                     device=device,
                 )  # fmt: skip
                 _fill(partial / name, data, draws, computed, seed=seed, batch=batch, tick=tick)
+        state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+        (partial / "encoder.safetensors").write_bytes(save(state))  # safetensors' own writing hides a full disk
+        about = {"encoder": encoder_name, "classes": classes, "mean": statistics[0], "std": statistics[1]}
+        described = json.dumps({**about, "source": source, "format": FORMAT})
+        (partial / "cache.json").write_text(described, encoding="utf-8")
     except OSError:  # a full disk: what was begun is of no use, and takes room
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    state = {name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(state, partial / "encoder.safetensors")
-    about = {"encoder": encoder_name, "classes": classes, "mean": statistics[0], "std": statistics[1], "source": source}
-    (partial / "cache.json").write_text(json.dumps(about), encoding="utf-8")
     os.replace(partial, folder)
     return Cache.open(folder)
 
@@ -228,9 +230,12 @@ def _taken(folder: Path, source: str) -> Cache:
     """The cache that is there.
 
     Raises:
-        DataError: it is of another ``source``.
+        DataError: it is of another ``source`` or version.
     """
-    if read_json(folder / "cache.json", "the description of a cache").get("source") != source:
+    about = read_json(folder / "cache.json", "the description of a cache")
+    if about.get("format") != FORMAT:
+        raise DataError(f"{folder} is of another version of Segue; name another --out")
+    if about.get("source") != source:
         raise DataError(f"{folder}: the data or the teacher changed since this search began; name another --out")
     return Cache.open(folder)
 

@@ -23,7 +23,7 @@ from segue.records import read_json
 from segue.search.cache import Cache, Part
 from segue.search.gate import Rule, decide
 from segue.search.objective import Distill, Objective, Reward, distilled, reward_of, segmentation_loss
-from segue.search.runtime import threads_of_torch
+from segue.search.runtime import alike
 from segue.search.strategies import strategy
 from segue.search.trials import Trial
 
@@ -112,8 +112,7 @@ def try_candidate(job: Job) -> Trial:
         job.trial, job.genotype, "failed", job.log_probability, policy_version=len(job.before),
         host=platform.node(), started=time.time(),
     )  # fmt: skip
-    # One thread: the same numbers however many candidates are tried at once.
-    with threads_of_torch(1), torch.random.fork_rng(devices=[]):
+    with alike(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(job.recipe.seed, "candidate", job.trial, job.attempt))
         started = Stopwatch()
         try:
@@ -168,10 +167,10 @@ class Stopwatch:
 
 
 def macs(decoder: nn.Module, known: Cache) -> int:
-    """Multiply-accumulates of the decoder's convolutions for one crop; torch counts two operations for each."""
+    """Multiply-accumulates of the decoder's convolutions for a training crop; torch counts two operations for each."""
     decoder.eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        decoder(known.val.maps([0]))
+        decoder(known.train.maps([0]))
     decoder.train()
     return int(counter.get_total_flops()) // 2
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.models.compact import OPERATIONS, choices_of, operations_of
+from segue.search.runtime import alike
 
 Feedback = Literal["token", "none"]
 UNITS, LAYERS, WARM_UP = 100, 2, 4
@@ -153,8 +154,10 @@ class Policy:
 
     def propose(self) -> tuple[tuple[int, ...], float]:
         """Tokens and the logarithm of their probability."""
-        return self.controller.sample(self.generator)
+        with alike():
+            return self.controller.sample(self.generator)
 
+    @alike()
     def learn(self, tokens: Sequence[int], log_probability: float, reward: float) -> None:
         """Takes one reward in: the baseline moves, then one pass over the memory in batches."""
         before = reward if self.baseline is None else self.baseline

@@ -9,6 +9,7 @@ from segue.data.images import Whole
 from segue.disk import write_atomically
 from segue.evaluation import measure
 from segue.models.compact import CompactSpec, Genotype
+from segue.processes.signals import Preempted, Signals
 from segue.records import BASELINE, SEARCH
 from segue.runs.folder import Run
 from segue.runs.sections import Block, write_headline, write_section
@@ -89,6 +90,16 @@ class Teller:
         self._warned = False
         self._logged = {line["step"] for line in run.read_log() if line["stage"] == SEARCH}
         run.say(f"search: candidates are tried on CPUs, one thread each, {at_once} at once")
+
+    def end_at(self, signals: Signals, known: Mapping[int, Trial]) -> None:
+        """Ends the search where a signal was seen.
+
+        Raises:
+            Preempted: so it is.
+        """
+        if signals.seen:
+            self._run.say(f"stopped by a signal after {len(known)} candidates; the same command goes on from there")
+            raise Preempted
 
     def tell(self, trial: Trial, known: Mapping[int, Trial]) -> None:
         """A candidate, of all that are known."""

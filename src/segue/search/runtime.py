@@ -38,6 +38,18 @@ def threads_of_torch(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def alike() -> Iterator[None]:
+    """One thread of torch and float32 products in full: every process of a search comes to the same numbers."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # which `segue.processes.tuning` lowers in the first process alone
+    try:
+        with threads_of_torch(1):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def on_cores(count: int) -> Iterator[None]:
     """Every thread that this process has now on the ``count`` cores that idle most, where the system can be told so.
 

@@ -79,6 +79,7 @@ class Trial:
 
 
 LEDGER = "trials.sqlite"  # its name in a run folder
+FORMAT = 2  # raised where a candidate comes to other numbers than before
 DIED = "ProcessDied"  # type of the error of a candidate whose process the system ended
 REMEDIES = {  # by SQLite's code: what keeps the file from being used and says nothing of what is in it
     **dict.fromkeys((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR), "make room on the disk"),
@@ -117,6 +118,7 @@ class Trials:
 
     def __init__(self, path: Path, identity: str, about: Mapping[str, object] | None = None) -> None:
         self.path = path
+        identity = f"{FORMAT}: {identity}"
         with self._open("it cannot be opened", "is no ledger of a search") as ledger:
             ledger.execute("CREATE TABLE IF NOT EXISTS search (identity TEXT NOT NULL, about TEXT, started REAL)")
             columns = ", ".join(name + (" INTEGER PRIMARY KEY" if name == "trial" else "") for name in _COLUMNS)
@@ -129,7 +131,9 @@ class Trials:
         if there != _COLUMNS:
             raise DataError(f"{path} was written by another version of Segue; name another folder for --out")
         if known is not None and known[0] != identity:
-            raise DataError(f"{path} is the ledger of another search or of other data; name another folder for --out")
+            raise DataError(
+                f"{path} is the ledger of another search, of other data or of another version; name another --out"
+            )
 
     @contextmanager
     def _open(self, refused: str, faulty: str = "is damaged") -> Iterator[sqlite3.Connection]:
