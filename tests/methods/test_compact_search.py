@@ -477,8 +477,8 @@ def test_what_is_pasted_in_a_search_is_of_images_that_it_trains_on(dataset: Path
     assert paste is not None
     assert not {pair.name for pair in kept} & {pair.name for pair in held}
     decoder, classes = data.training.decoder, data.training.classes
-    alone, _ = learn(kept, decoder, classes, "disc", seed=0)
-    of_all, _ = learn(data.training.labelled, decoder, classes, "disc", seed=0)
+    alone, _ = learn(kept, by_class(decoder), classes, "disc", seed=0)
+    of_all, _ = learn(data.training.labelled, by_class(decoder), classes, "disc", seed=0)
     sizes = [sum(map(len, found.cutouts.values())) for found in (paste, alone, of_all)]
     assert sizes[0] == sizes[1] < sizes[2]
     assert [len(part) for part in divided(data.training, "", 0, 5)[:2]] == [4, 1]
