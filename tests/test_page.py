@@ -355,6 +355,17 @@ def test_pictures_of_a_review_are_found_by_number_alone(more: Path, tmp_path: Pa
         assert not (tmp_path / "ledger").exists()
 
 
+def test_a_decision_taken_back_is_none(more: Path, tmp_path: Path) -> None:
+    from segue.serve.review import Review
+
+    review = Review(made(0), find_images([str(more)]), tmp_path / "ledger")
+    review.decide(0, "accept")
+    assert len(review.decisions) == 1
+    review.decide(0, "undecided")
+    assert review.decisions == {} == read_ledger(tmp_path / "ledger")
+    review.decide(0, "undecided")
+
+
 def test_the_last_decision_counts_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     from segue.data.ledger import append
 

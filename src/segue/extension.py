@@ -11,13 +11,13 @@ from torch import Tensor
 from segue.config import Data, Views
 from segue.data.copy_paste import learn
 from segue.data.decoder import Decoder
-from segue.data.layouts import open_listing, split_address
+from segue.data.fingerprint import same_pictures
 from segue.data.listing import Listing, Pair
-from segue.data.panoptic import Annotation, PanopticViews, images_with
+from segue.data.panoptic import Annotation, PanopticViews, PanopticWhole, images_with
 from segue.data.sample import IGNORE, Color
 from segue.data.training import TrainingData, open_training
 from segue.errors import DataError
-from segue.held_out import masked, part_for
+from segue.held_out import masked, open_to_measure
 from segue.models.mask_classifier import MaskClassifier
 from segue.models.segmenter import Segmenter
 from segue.weights import load_any, model_folder
@@ -135,10 +135,14 @@ def open_extension(
         raise DataError(f"no training image of {listing.root} shows an object of {', '.join(fresh)}; label some")
     paste, pasted = learn(labelled, annotation.objects, listing.classes, data.copy_paste, seed=seed, new=fresh)
     training = replace(training, paste=paste, pasted=pasted)
-    keep = _old_set(keep_val, base, model, by_region) if keep_val else None
-    for pairs, of_them in ((training.val, known), *((keep,) if keep else ())):
-        for pair in pairs:  # a fault is found before the training, not after it
-            of_them.read(pair)
+    keep = _old_set(keep_val, base, model, by_region, labelled) if keep_val else None
+    for pair in training.val:  # a fault is found before the training, not after it
+        known.read(pair)
+    if keep:
+        training = _without(training, keep[0])
+        looked_at = PanopticWhole(*keep)
+        for i in range(len(looked_at)):  # what nobody checked yet: pictures, masks, and whether their sizes agree
+            looked_at[i]
     chosen = [listing.classes.index(name) for name in fresh]
     return Extension(
         base=base,
@@ -181,15 +185,32 @@ def _same_kind(base: MaskClassifier | Segmenter, listing: Listing) -> None:
             raise DataError(f"{listing.root} counts {name!r} among {kind} and the model does not; make the two agree")
 
 
+def _without(training: TrainingData, keep: Sequence[Pair]) -> TrainingData:
+    """The set without unlabelled pictures on which forgetting is measured."""
+    twice = {pair.image for pair in same_pictures(training.unlabelled, keep)}
+    if not twice:
+        return training
+    left = tuple(pair for pair in training.unlabelled if pair.image not in twice)
+    dropped = {**training.dropped, "of --unlabeled that --keep-val has too": len(twice)}
+    return replace(training, unlabelled=left, dropped=dropped)
+
+
 def _old_set(
-    address: str, base: MaskClassifier | Segmenter, model: str, by_region: bool
+    address: str, base: MaskClassifier | Segmenter, model: str, by_region: bool, learnt: Sequence[Pair]
 ) -> tuple[tuple[Pair, ...], Annotation]:
-    """The pictures on which forgetting is measured; classes that the model lacks are unknown there."""
-    folder, split = split_address(address)
-    listing = open_listing(str(folder), "auto").toned(base.spec.tones)
+    """The pictures on which forgetting is measured, read as the model's run read them where they are its own; classes
+    that the model lacks are unknown there."""
+    opened = open_to_measure(model, address, tones=base.spec.tones)
+    listing, by_region = opened.listing, by_region or opened.by_region
     if isinstance(base, Segmenter):
         listing = replace(listing, things=())
-    pairs = masked(listing, *part_for(listing, model, split or ""))
+    pairs = masked(listing, opened.part, opened.pairs)
+    twice = same_pictures(pairs, learnt)
+    if twice:
+        raise DataError(
+            f"E125 --new and --keep-val share {len(twice)} images ({twice[0].image} and so on): what is forgotten "
+            "would be measured on training images; take them out of one of the two"
+        )
     shared = [name for name in listing.classes if name in base.spec.classes]
     if not shared:
         known = ", ".join(base.spec.classes)

@@ -73,6 +73,11 @@ def test_a_panoptic_file_that_fails_is_deleted_with_status_4(
     assert status == 4
     assert "model.onnx is not the model that was evaluated and was deleted: PQ with the model as truth is" in errors
     assert [path.name for path in (source / "export").iterdir()] == ["parity.json"]
+    (source / "export" / "model.onnx").write_bytes(b"of an earlier export")
+    status, _, errors = segue("export", source, "--verify", tmp_path / "a.png")
+    assert status == 4
+    assert (source / "export" / "model.onnx").read_bytes() == b"of an earlier export"
+    assert (source / "export" / "parity.failed.json").is_file()
 
 
 def test_what_a_panoptic_model_has_no_file_for_is_said_in_a_line(segue: Segue, source: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`segue extend`: from a base model to a release decision, and everything that is refused on the way."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 from panoptic_sets import PAINT, TINY, write_objects
 from PIL import Image
 
+from segue.config import Data
 from segue.data.panoptic_map import PanopticMap
+from segue.errors import DataError
+from segue.extension import open_extension
 from segue.forgetting import ExtensionMeasured, decide
 from segue.models.mask_classifier import MaskClassifier, MaskClassifierSpec
 from segue.panoptic.evaluation import PanopticMeasured, measure_panoptic
@@ -312,3 +316,38 @@ def test_the_gate_counts_points() -> None:
     nothing = decide({"pq_old_before": 0.0, "pq_old": 0.0}, 1.0)
     assert nothing["release"] is False  # asked to measure, and could not
     assert "found nothing of the old classes before" in nothing["reason"]
+
+
+def test_forgetting_is_not_measured_on_pictures_that_are_learnt_from(base: Path, new: Path, tmp_path: Path) -> None:
+    how = {"new_classes": (), "by_region": False, "seed": 0}
+    old = write_objects(tmp_path / "old", OLD, shapes=OLD, first=100)
+    shutil.copytree(old / "images", tmp_path / "more")
+    data = Data(data=str(new), unlabeled=(str(tmp_path / "more"),))
+    apart = open_extension(str(base), data, keep_val=str(old), **how)
+    assert apart.keep
+    kept = {pair.image.name for pair in apart.keep[0]}
+    replayed = {pair.image.name for pair in apart.training.unlabelled}
+    assert kept
+    assert not kept & replayed
+    assert apart.training.dropped["of --unlabeled that --keep-val has too"] == len(kept)
+    every = len(list((tmp_path / "more").iterdir()))
+    assert len(replayed) == every - len(kept)
+
+    for path in (old / "images").iterdir():
+        shutil.copy(next((new / "images").iterdir()), path)  # a picture of the new set that is learnt from
+    with pytest.raises(DataError, match="E125 --new and --keep-val share 2 images"):
+        open_extension(str(base), Data(data=str(new)), keep_val=str(old), **how)
+
+
+def test_faults_of_the_old_set_are_found_before_the_training(base: Path, new: Path, old: Path) -> None:
+    how = {"new_classes": (), "by_region": False, "seed": 0}
+    keep = open_extension(str(base), Data(data=str(new)), keep_val=str(old), **how).keep
+    assert keep
+    path = keep[0][-1].image
+    with Image.open(path) as image:
+        image.resize((image.width + 1, image.height)).save(path)
+    with pytest.raises(DataError, match="E108"):
+        open_extension(str(base), Data(data=str(new)), keep_val=str(old), **how)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=path.name):
+        open_extension(str(base), Data(data=str(new)), keep_val=str(old), **how)

@@ -297,3 +297,31 @@ def test_large_tiffs_of_other_kinds_are_pictures(model: Segmenter, tmp_path: Pat
     assert (account.written, account.failed) == (3, {})
     with Image.open(tmp_path / "out" / "labels" / "turned.png") as labels:
         assert labels.size == (50, 70)  # upright
+
+
+def test_a_picture_of_another_format_named_tif_is_no_scene(tmp_path: Path) -> None:
+    path = tmp_path / "photo.tif"
+    Image.new("RGB", (8, 8)).save(path, "JPEG")
+    assert not is_scene(path, 1)
+    assert not is_scene(tmp_path / "missing.tif", 1)
+    path.write_bytes(b"II*\0 and no more")
+    assert is_scene(path, 1), "a TIFF that Pillow does not read may be one for GDAL"
+
+
+def test_the_pixels_of_one_pass_are_those_at_the_largest_scale() -> None:
+    assert How(largest=4000).pixels(2) == 4000
+    assert How(largest=4000, scales=(0.5, 1.0)).pixels(2) == 4000
+    assert How(largest=4000, scales=(0.5, 2.0)).pixels(2) == 1000
+
+
+def test_a_temperature_of_single_passes_is_not_taken_for_a_mean_of_them(
+    segue: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model")
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
+    for option in (["--flips"], ["--scales", "1,2"]):
+        status, _, errors = segue(
+            "predict", model, tmp_path / "photo.png", "--out", tmp_path / "out", "--calibrate", tmp_path, *option
+        )
+        assert (status, "fitted to single passes" in errors) == (2, True), errors
+    assert not (tmp_path / "out").exists()

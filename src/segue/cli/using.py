@@ -346,6 +346,11 @@ def _predict_semantic(model: "Model", pairs: "Sequence[Pair]", out: Path, argume
         refuse_idle(arguments, "map", without="--calibrate")
     grid = Grid(arguments.tile or Grid.tile, arguments.overlap)
     how = How(arguments.flips, numbers(arguments.scales, "--scales"), 1.0, grid)
+    if arguments.calibrate and not how.is_once:
+        raise UsageError(
+            "--calibrate: the temperature is fitted to single passes; it does not hold for the mean of --flips or "
+            "--scales: leave either out"
+        )
     if arguments.tile:
         how = replace(how, largest=arguments.tile**2)
     if arguments.polygons or arguments.labelme or arguments.cvat:

@@ -1,8 +1,10 @@
-"""What a run learnt from, as one number."""
+"""What a run learnt from, as one number; which pictures are the same."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from segue.data.listing import Pair
 
 
 def fingerprint(files: Iterable[tuple[str, Sequence[Path | None]]]) -> str:
@@ -15,3 +17,22 @@ def fingerprint(files: Iterable[tuple[str, Sequence[Path | None]]]) -> str:
                 last = path, hashlib.sha256(path.read_bytes()).digest()
             digest.update(last[1])
     return digest.hexdigest()
+
+
+def same_pictures(pairs: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
+    """Those of ``pairs`` whose picture is one of ``others``: the same file, or a copy of it byte for byte."""
+    sizes: dict[int, list[Path]] = {}
+    for pair in others:
+        sizes.setdefault(pair.image.stat().st_size, []).append(pair.image)
+    digests: dict[Path, bytes] = {}
+
+    def digest(path: Path) -> bytes:
+        if path not in digests:
+            digests[path] = hashlib.sha256(path.read_bytes()).digest()
+        return digests[path]
+
+    return [
+        pair
+        for pair in pairs
+        if any(digest(pair.image) == digest(other) for other in sizes.get(pair.image.stat().st_size, ()))
+    ]

@@ -3,7 +3,6 @@ pictures of the target's domain to validate on.
 
 Pictures deeper than 8 bits are read by the rule of their own set (`segue.data.tones`); the model keeps the target's."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from segue.data.class_map import read_class_map
 from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable, proposing, reading
+from segue.data.fingerprint import same_pictures
 from segue.data.layouts import open_images, open_listing, split_address, validation_at
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
@@ -298,7 +298,7 @@ class _Bookkeeping:
             DataError: none is left, or a validation picture is trained on.
         """
         labelled = tuple(pair for source in sources for pair in source.pairs)
-        learnt = _same(val, labelled)
+        learnt = same_pictures(val, labelled)
         if learnt:
             raise DataError(
                 f"E125 --source and --val share {len(learnt)} images ({learnt[0].image} and so on): "
@@ -306,7 +306,7 @@ class _Bookkeeping:
             )
         for others, option, why in ((labelled, "--source", "its labels are known"),
                                     (val, "--val", "it would be adapted to and measured on")):  # fmt: skip
-            twice = _same(target, others)
+            twice = same_pictures(target, others)
             if len(twice) == len(target):
                 raise DataError(
                     f"E125 every image of --target is in {option} too ({twice[0].image} and so on): {why}; "
@@ -431,22 +431,3 @@ def _one_name_each(sources: Sequence[Source], folder: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(sources) > 1 else []
     if twice:
         raise DataError(f"--translated {folder}: two sources have an image {twice[0]!r}; give one source, or rename")
-
-
-def _same(pairs: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
-    """Those of ``pairs`` whose picture is one of ``others``: the same file, or a copy of it byte for byte."""
-    sizes: dict[int, list[Path]] = {}
-    for pair in others:
-        sizes.setdefault(pair.image.stat().st_size, []).append(pair.image)
-    digests: dict[Path, bytes] = {}
-
-    def digest(path: Path) -> bytes:
-        if path not in digests:
-            digests[path] = hashlib.sha256(path.read_bytes()).digest()
-        return digests[path]
-
-    return [
-        pair
-        for pair in pairs
-        if any(digest(pair.image) == digest(other) for other in sizes.get(pair.image.stat().st_size, ()))
-    ]

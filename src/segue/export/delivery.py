@@ -41,7 +41,8 @@ from segue.prediction.pictures import find_images
 from segue.weights import AnyModel, Model, model_fingerprint
 
 FLOAT, INT8, OPENVINO = "model.onnx", "model.int8.onnx", "model.openvino.xml"
-OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json"})
+FAILED = "parity.failed.json"  # of an export of which no file passed
+OWN = frozenset({FLOAT, INT8, OPENVINO, OPENVINO.replace(".xml", ".bin"), "infer.py", "parity.json", FAILED})
 PARTIAL = ".partial-"  # what the folder of an export at work is called
 QUANTISED = ["Conv", "Add", "Concat"]  # the operations that take the time; the rest stays in float32
 CALIBRATION = 32  # pictures at most
@@ -173,6 +174,8 @@ def is_own(path: Path) -> bool:
 def replacing(out: Path, model: AnyModel) -> Iterator[tuple[Path, Path]]:
     """Folders (to work in, of what is good) whose second takes the place of an earlier export when the block ends.
 
+    Where no model file is good, the export before it stays, and what was measured is written beside it as `FAILED`.
+
     Raises:
         UsageError: another command is in it.
     """
@@ -186,12 +189,20 @@ def replacing(out: Path, model: AnyModel) -> Iterator[tuple[Path, Path]]:
         try:
             with naming_a_full_disk(work, need):
                 yield work, kept
+            if holds_model(out) and not holds_model(kept):  # there is nothing to put in its place
+                os.replace(kept / "parity.json", out / FAILED)
+                return
             for name in OWN:  # only now: until all of it is there, the export before it stays
                 (out / name).unlink(missing_ok=True)
             for path in kept.iterdir():
                 os.replace(path, out / path.name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether an exported model lies there."""
+    return any((folder / name).is_file() for name in (FLOAT, INT8, OPENVINO))
 
 
 def report(found: Sequence[Delivered], kept: Path, infer: str) -> None:

@@ -23,6 +23,8 @@ from segue.runs.folder import Clock
 from segue.runs.loggers import opened_loggers, refuse_unknown
 from segue.weights import Saved, save_model
 
+ENDING = ("report.html", "model/README.md")  # what a run writes last
+
 
 class Scores(Protocol):
     """What was measured of a model, as `segue.evaluation.Measured`."""
@@ -119,7 +121,7 @@ def launch(
     with run.alone():
         with opened_loggers(names, run, described) as run.loggers:
             trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
-        if rank_and_world()[0] == 0 and (any(trained) or not (out / "report.html").is_file()):
+        if rank_and_world()[0] == 0 and (any(trained) or not all((out / name).is_file() for name in ENDING)):
             conclude(run)
             from segue.launch.card import write_card
             from segue.report import write_report

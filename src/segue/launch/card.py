@@ -89,8 +89,11 @@ def _scores(scores: dict[str, float], data: dict[str, Any]) -> list[str]:
     """What was measured, in percent."""
     if not scores:
         return ["## Results\n\nNothing was measured: the run had no validation images."]
-    rows = [f"| {_cell(SCORES.get(name, name))} | {percent(value)} |" for name, value in scores.items()]
+    own = {name: value for name, value in scores.items() if not name.endswith("_before")}  # of the model it extends
+    rows = [f"| {_cell(SCORES.get(name, name))} | {percent(value)} |" for name, value in own.items()]
     told = f"On {data['validation']} validation images" if data.get("validation") else "On the validation images"
+    if data.get("old_validation"):
+        told += f" of the new classes' set and {data['old_validation']} of the old one"
     return [f"## Results\n\n{told}, in percent.\n\n| Measure | Value |\n|---|---|\n" + "\n".join(rows)]
 
 

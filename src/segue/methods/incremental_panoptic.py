@@ -351,7 +351,6 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
     if most > queries:
         run.say(f"warning: an image has {most} segments and the model {queries} queries; what is over is not learnt")
     views = data.views(config.views)
-
     batch = config.views.batch
     replayed = max(1, min(batch - 1, round(config.replay_share * batch))) if data.training.unlabelled else 0
     replay = replace(views, pairs=data.training.unlabelled)
@@ -387,6 +386,7 @@ def train(config: Config, run: Run, data: Extension) -> MaskClassifier:
 def examples(method: IncrementalPanoptic, data: Extension) -> Iterator[tuple[str, Array, PanopticMap, PanopticMap]]:
     """(name, image, true map of new classes, pseudo-labels) of the first training images."""
     method.eval()
+    torch.manual_seed(0)  # eq. 11 draws noise: the same wherever the run was cut
     whole = PanopticWhole(data.labelled[:SHOWN], data.annotation)
     for i in range(len(whole)):
         sample = whole[i]

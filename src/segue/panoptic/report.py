@@ -91,7 +91,8 @@ def historic_section(
         text = f"In all steps, {total} of {queries} queries of the historic model said an old class; of those:"
         blocks += [{"text": text}, {"table": {"head": ["Mask", "Count", "%"], "rows": rows}}]
         if not next(iter(fates.values())):
-            text = "No pseudo-label was kept: nothing but distillation held the old classes. Lower --min-score."
+            held = "nothing but distillation" if is_distilled else "nothing"
+            text = f"No pseudo-label was kept: {held} held the old classes. Lower what dropped them, see above."
             blocks.append({"warning": text})
             run.say(f"warning: {text}")
         blocks.append({"pictures": pseudo_pictures(run, shown)})

@@ -1,5 +1,6 @@
 """A model over pictures: class maps, overlays, and maps of probability and uncertainty."""
 
+import contextlib
 import glob
 import math
 import warnings
@@ -120,11 +121,13 @@ class How:
         return not self.flips and self.scales == (1.0,) and self.temperature == 1
 
     def pixels(self, classes: int) -> int:
-        """Those that go through in one pass: ``largest``, or as many as take the memory of that with `FEW` classes."""
-        return self.largest * FEW // max(FEW, classes)
+        """Those of a picture that goes through whole: ``largest``, or as many as take the memory of that with `FEW`
+        classes, at the largest of `scales`."""
+        return int(self.largest * FEW // max(FEW, classes) / max(1.0, *self.scales) ** 2)
 
 
 WHOLE = How()
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how its files begin
 JPEG_SIDE = 65_500  # most pixels of a side in a JPEG file
 
 
@@ -260,8 +263,10 @@ def is_scene(path: Path, largest: int) -> bool:
             is_plain = kind_of(header) in PLAIN_KINDS and orientation(header) == 1
             is_large = header.width * header.height > largest
             return (is_large and is_plain) or any(tag in header.tag_v2 for tag in GEOREFERENCES)  # type: ignore[attr-defined]
-    except UNREADABLE:
-        return path.is_file() and path.stat().st_size > 0
+    except UNREADABLE:  # of another kind of TIFF, or no TIFF at all but its name
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            return file.read(4) in TIFF
+        return False
 
 
 def write_predictions(

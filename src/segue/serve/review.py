@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from segue.data.finding import printable
-from segue.data.ledger import DECISIONS, append, read_ledger
+from segue.data.ledger import DECISIONS, UNDECIDED, append, read_ledger
 from segue.data.listing import Pair
 from segue.data.sample import Array
 from segue.data.tones import read_rgb
@@ -150,7 +150,10 @@ class Review:
         line = {"image": image, "decision": decision, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with self.writing:
             append(self.ledger, line)
-            self.decisions[image] = decision
+            if decision == UNDECIDED:
+                self.decisions.pop(image, None)
+            else:
+                self.decisions[image] = decision
 
 
 def jpeg(image: Image.Image) -> bytes:
