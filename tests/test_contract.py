@@ -44,7 +44,7 @@ OPENERS: dict[str, Callable[[Any, int], Any]] = {
     "compress": lambda config, seed: open_compression(config.teacher, config.data, seed=seed),
 }  # fmt: skip
 METHODS = [name for verb in OPENERS for name in methods.names(verb)]
-LONG = ("compact_search", "mask_classification", "mean_teacher", "incremental_panoptic")
+LONG = ("compact_search", "mask_classification", "mean_teacher", "incremental_panoptic", "incremental_semantic")
 SHORT = {(name, 0) for name in METHODS if name not in LONG}
 LONG_ONES_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in METHODS]
 

@@ -249,6 +249,7 @@ def test_no_rare_class_is_said(tmp_path: Path) -> None:
         open_training(Data(data=str(root), copy_paste="auto"), seed=0)
 
 
+@pytest.mark.slow
 def test_training_with_it(segue: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     root = write_streets(tmp_path / "set")
     status, _, errors = segue(

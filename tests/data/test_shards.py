@@ -111,6 +111,7 @@ def test_names_in_folders_long_names_and_umlauts(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name == "supervised" else pytest.mark.slow) for name in names()],

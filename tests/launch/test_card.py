@@ -49,6 +49,7 @@ def test_a_model_that_is_not_for_release_says_so(dataset: Path, tmp_path: Path) 
     assert "**Not for release:** mIoU fell" in card_of(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["test_efficientnet"])
 def test_an_encoder_says_how_it_is_trained_on(dataset: Path, tmp_path: Path, encoder: str) -> None:
     fields = {"encoder": encoder, "init": "random", "crop": 32, "batch": 2, "steps": 1, "positives": 1, "clusters": 2}

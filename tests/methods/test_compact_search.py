@@ -379,6 +379,7 @@ def test_a_process_that_dies_costs_its_candidate_alone(
     assert found[1].reward1 is None
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_from_its_ledger(prepared: tuple[Config, Run, Cache, Recipe], tmp_path: Path) -> None:
     config, run, cache, recipe = prepared
     whole = search(config, run, cache, recipe, Cost())
@@ -430,6 +431,7 @@ def test_a_limit_in_minutes_ends_a_search_where_it_would_have_ended_uncut(
         assert done == [number for number in range(5) if number not in there], name
 
 
+@pytest.mark.slow
 def test_the_gate_decides_by_the_reward_that_is_left_of_it_for_its_time(
     prepared: tuple[Config, Run, Cache, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -327,6 +327,7 @@ def test_too_few_images_are_refused(segue: Cli, dataset: Path, tmp_path: Path) -
     assert segue("pretrain", root, "--out", tmp_path / "run", *options(positives=6, steps=1))[0] == 0
 
 
+@pytest.mark.slow
 def test_images_all_alike_are_refused_before_anything_is_written(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     root = tmp_path / "alike"
     root.mkdir()
@@ -339,6 +340,7 @@ def test_images_all_alike_are_refused_before_anything_is_written(segue: Cli, dat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_corrupted_image_is_named_or_left_out_on_demand(segue: Cli, dataset: Path, tmp_path: Path) -> None:
     root = few(dataset, tmp_path / "bad", 10)
     broken = root / "train_003.png"
@@ -408,6 +410,7 @@ def test_masks_may_lie_beside_the_images_and_tiny_settings_are_fields(dataset: P
         assert image.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_eqs_6_to_8_join_the_losses_of_the_cotap_variant() -> None:
     method = method_of(variant="cotap").train()
     batch = batch_of(method)

@@ -38,7 +38,8 @@ def train_and_save_each_step(folder: Path, steps: int = 60) -> None:
     )
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, KILLS])
 def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(kills: int, tmp_path: Path) -> None:
     train_and_save_each_step(tmp_path / "whole")
     draws = random.Random(0)

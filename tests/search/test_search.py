@@ -424,6 +424,7 @@ def write_without_end(path: Path) -> None:
         ledger.add(Trial(number, SOUND, "done", reward1=number / 7))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_ledger_holds_whole_rows_without_a_gap(tmp_path: Path) -> None:
     path, draws, before = tmp_path / "trials.sqlite", random.Random(0), 0
     for _ in range(5):
