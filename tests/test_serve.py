@@ -10,9 +10,10 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from segue.errors import UsageError
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.prediction.pictures import predict_image
 from segue.serve.app import Served
-from segue.serve.limits import Limits
+from segue.serve.limits import DISCARDED, Guard, Limits
 from segue.serve.page import STATIC
 from segue.serve.worker import Worker, decode
 from segue.weights import save_model
@@ -189,6 +190,38 @@ def test_only_its_own_name_origin_and_token(server: Live) -> None:
     assert server.ask("/about", Host="evil.example")[0] == 403  # another name that leads here
     assert server.ask("/healthz", Authorization="")[0] == 200
     assert server.ask("/metrics", Authorization="")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "chunks", "reads"),
+    [
+        ([], [1000] * 3, 3),
+        ([], [], 1),  # no body
+        ([(b"Expect", b"100-continue")], [1000] * 3, 0),  # who asks first need not send
+        ([], [DISCARDED // 4] * 100, 4),
+    ],
+)
+def test_a_refused_request_is_read_before_it_is_answered(
+    headers: list[tuple[bytes, bytes]], chunks: list[int], reads: int
+) -> None:
+    """Else the connection is reset under who still sends, and the answer is lost."""
+    events, left = list[str](), list(chunks)
+
+    async def receive() -> dict[str, Any]:
+        events.append("read")
+        size = left.pop(0) if left else 0
+        return {"type": "http.request", "body": bytes(size), "more_body": bool(left)}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        events.append(f"{message['type']} {message.get('status', '')}".strip())
+
+    async def never(*_: Any) -> None:
+        raise AssertionError("it was passed on")
+
+    guard = Guard(never, token="t", hosts=frozenset({"here:1"}), open_paths=frozenset(), limits=Limits())
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+    asyncio.run(guard(scope, receive, send))
+    assert events == ["read"] * reads + ["http.response.start 403", "http.response.body"]
 
 
 def test_a_browser_behind_a_proxy_needs_the_name_that_it_shows(server: Live, model: Segmenter) -> None:

@@ -1,6 +1,7 @@
 """What a request may be, checked before anything of it is believed: an ASGI layer around the application."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,6 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+DISCARDED, PATIENCE = 1 << 20, 2.0  # bytes and seconds of a refused request that are read and forgotten
 BODILESS = ("GET", "HEAD")  # whose requests are one line and headers
 
 # The page loads nothing from anywhere else, and nobody may show it in a frame.
@@ -80,10 +82,12 @@ class Guard:
             return
         refusal = self.refusal(scope)
         if refusal:
+            await discard(scope, receive)
             await self.refuse(send, *refusal)
             return
         has_body = scope["method"] not in BODILESS
         if has_body and self.bodies >= self.limits.queue:  # before the body is read: it would be kept in memory
+            await discard(scope, receive)
             await self.refuse(send, 429, f"{self.limits.queue} requests are waiting; come again in a second")
             return
         self.bodies += has_body
@@ -155,8 +159,22 @@ async def read_body(receive: Receive, most: int) -> bytes | None:
             return b"".join(parts)
 
 
+async def discard(scope: Scope, receive: Receive) -> None:
+    """Reads and forgets the body of a request that is refused: who still sends when the connection is closed may never
+    see the answer. Of a large or slow one it is no more than `DISCARDED` bytes and `PATIENCE` seconds, of one that asks
+    before it sends nothing."""
+    size, asks = 0, any(name.lower() == b"expect" for name, _ in scope["headers"])
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while not asks and size < DISCARDED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+
+
 async def answer(send: Send, status: int, error: str) -> None:
-    """A refusal as JSON; the connection is closed, for the rest of the body is not read."""
+    """A refusal as JSON; the connection is closed, for not all of the body may have been read."""
     content = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
     if status == 429:
