@@ -696,7 +696,7 @@ def test_from_teacher_to_a_small_model(segue: Callable[..., tuple[int, str, str]
     assert numbers["found"]["milliseconds"] < 400
     page = (out / "report.html").read_text()
     assert "What was won and lost" in page
-    assert "Search: candidate" in page
+    assert "Search: of 10 candidates number" in page
     status, output, _ = segue("predict", out, root / "images", "--out", tmp_path / "found")
     assert status == 0
     with Image.open(tmp_path / "found" / "labels" / "test_012.png") as image:
