@@ -109,8 +109,8 @@ def main() -> None:
     parser.epilog = "Further fields for every arm follow a --, as: -- --evaluate_every 500"
     own, _, extra = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
+    named = [field.removeprefix("--encoder=") for field in extra.split() if field.startswith("--encoder=")]
     for init in options.init:
-        named = [field.removeprefix("--encoder=") for field in extra.split() if field.startswith("--encoder=")]
         refuse_chance(init, str([sizes_of(options, init).get("encoder", Network().encoder), *named][-1]))
     data = options.data if options.full else shrunk(options.data, options.out / "data", 4)
     cells = list(itertools.product(options.labels, options.init, options.steps))

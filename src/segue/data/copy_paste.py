@@ -75,6 +75,8 @@ class Pasted:
 
     def over(self, ids: Array) -> Array:
         """Class ids uint8 (H, W), the objects over them."""
+        if not self.labels:
+            return ids
         return np.where(self.numbers > 0, np.array([IGNORE, *self.labels], np.uint8)[self.numbers], ids)
 
 

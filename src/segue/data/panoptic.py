@@ -248,8 +248,9 @@ class PanopticViews(Dataset[Sample]):
         _refuse_sizes(pair, image, stored)
         if self.paste is not None:
             pasted = self.paste(np.asarray(image), stored.classes())
-            stored = stored.with_objects(pasted.numbers, pasted.labels, self.annotation.listing.things)
-            image = Image.fromarray(pasted.picture)
+            if pasted.labels:
+                stored = stored.with_objects(pasted.numbers, pasted.labels, self.annotation.listing.things)
+                image = Image.fromarray(pasted.picture)
         return image, self.annotation.known(stored)
 
 

@@ -152,10 +152,10 @@ class Policy:
         self.batch, self.decay = batch, decay
         self.baseline: float | None = None
 
+    @alike()
     def propose(self) -> tuple[tuple[int, ...], float]:
         """Tokens and the logarithm of their probability."""
-        with alike():
-            return self.controller.sample(self.generator)
+        return self.controller.sample(self.generator)
 
     @alike()
     def learn(self, tokens: Sequence[int], log_probability: float, reward: float) -> None:
