@@ -1,5 +1,6 @@
 """Gate B: who is trained in full, who wins, and how it is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from segue.search.finalists import (
     contest,
     controls,
     finalists,
+    read_outcomes,
     take_log,
     winner,
 )  # fmt: skip
-from segue.search.latency import Cost, Speed, Table
+from segue.search.latency import Cost, Speed, Table, measured_in_turn
 from segue.search.picture import picture
 from segue.search.trials import Trial
 
@@ -109,15 +111,33 @@ def test_controls_are_those_of_the_finalist_that_won(tmp_path: Path) -> None:
         trained.append(entry)
         return CompactSegmenter(replace(spec, genotype=entry.genotype))
 
+    timed: list[list[str]] = []
+
+    def speeds(models: Sequence[CompactSegmenter]) -> list[Speed]:
+        timed.append([model.spec.genotype for model in models])
+        return [Speed(10.0 * len(timed) + n, 1.0, 1.0) for n, _ in enumerate(models)]
+
+    def held() -> CompactSegmenter:
+        return contest(
+            finalists(texts[:2], 2), run, Cost(), against=against, train=trains,
+            accuracy=lambda model: accuracies[model.spec.genotype], speeds=speeds,
+        )  # fmt: skip
+
     run = Run(tmp_path / "run", quiet=True)
-    found = contest(
-        finalists(texts[:2], 2), run, Cost(), against=against, train=trains,
-        accuracy=lambda model: accuracies[model.spec.genotype], speed=lambda _: Speed(1.0, 1.0, 1.0),
-    )  # fmt: skip
+    found = held()
     assert asked == [texts[1]]
+    # both finalists in one go, when the last of their four trainings is over
+    assert timed == [texts[:2], [texts[2]]]
+    assert [o.milliseconds for o in read_outcomes(run.out)[0]] == [10.0, 10.0, 11.0, 11.0, 20.0]
     assert [entry.name for entry in trained] == ["finalist 1", "finalist 1", "finalist 2", "finalist 2", "random 1"]
     assert found.spec.genotype == texts[1]  # a control is never the result, however good
     assert [line["distilled"] for line in run.read_log()] == [0.6]
+    held()  # goes on with the times that it has
+    assert len(timed) == 2
+    (run.out / Entry("finalist 2", texts[1], 1).folder / "outcome.json").unlink()
+    held()  # ended before the last was written: no time is compared with one of another moment
+    assert timed[2:] == [texts[:2]]
+    assert [o.milliseconds for o in read_outcomes(run.out)[0]] == [30.0, 30.0, 31.0, 31.0, 20.0]
 
 
 def test_finalists_stay_those_that_were_chosen_first(tmp_path: Path) -> None:
@@ -181,3 +201,18 @@ def test_memory_is_what_the_model_adds(tmp_path: Path) -> None:
     network = CompactSegmenter(spec).eval()
     small, large = (model_runner(network, side, side, 1)[1] for side in (64, 512))
     assert 0 < small < large < 2000
+
+
+def test_works_are_timed_in_turn() -> None:
+    done: list[str] = []
+    now = [0.0]
+
+    def work(name: str, seconds: float) -> None:
+        done.append(name)
+        now[0] += seconds
+
+    works = [lambda: work("a", 0.5), lambda: work("b", 0.25)]
+    assert measured_in_turn(works, runs=4, clock=lambda: now[0]) == [[500.0] * 4, [250.0] * 4]
+    assert "".join(done) == "aabb" + "ab" * 4
+    done.clear()
+    assert len(measured_in_turn(works, runs=9, seconds=0.0, clock=lambda: now[0])[0]) == 3

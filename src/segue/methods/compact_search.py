@@ -50,7 +50,7 @@ from segue.search.data import Compression, divided
 from segue.search.finalists import Entry, Found, best_trials, chosen_once, contest, controls, finalists, of_its_size
 from segue.search.gate import Rule
 from segue.search.given import refuse_idle
-from segue.search.latency import Cost, Target, of_model
+from segue.search.latency import Cost, Target, of_models
 from segue.search.objective import Distill, Objective, background_of, distilled, segmentation_loss
 from segue.search.pool import Workers
 from segue.search.report import Teller, tell
@@ -372,7 +372,7 @@ def train(config: Config, run: Run, data: Compression) -> CompactSegmenter:
         every, run, found.cost, train=train_one,
         against=lambda chosen: controls(found.alike(chosen), lr_aspp=config.lr_aspp) if has_others else [],
         accuracy=lambda model: semantic(model, val, data.training.classes)["miou"],
-        speed=lambda model: of_model(model, goal.height, goal.width, config.search.threads),
+        speeds=lambda models: of_models(models, goal.height, goal.width, config.search.threads),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from segue.batches import mix
@@ -72,18 +73,10 @@ class Outcome:
     parameters: int
 
     @classmethod
-    def of(cls, entry: Entry, miou: float, speed: "Speed | Outcome", parameters: int) -> "Outcome":
-        """The outcome of an entry; ``speed`` is measured, or of another training of the same genotype."""
-        if isinstance(speed, Speed):
-            memory = None if math.isnan(speed.memory) else speed.memory
-            times = (speed.median, speed.late, memory)
-        else:
-            times = (speed.milliseconds, speed.late, speed.memory)
-        return cls(entry.name, entry.genotype, entry.attempt, miou, *times, parameters)
-
-    def line(self) -> str:
-        """It in words."""
-        return f"validation mIoU {100 * self.miou:.1f} %, {self.milliseconds:.0f} ms"
+    def of(cls, entry: Entry, miou: float, speed: Speed, parameters: int) -> "Outcome":
+        """The outcome of an entry."""
+        memory = None if math.isnan(speed.memory) else speed.memory
+        return cls(entry.name, entry.genotype, entry.attempt, miou, speed.median, speed.late, memory, parameters)
 
     def write(self, folder: Path) -> None:
         """Keeps it, so that a resumed run decides by the same numbers."""
@@ -192,7 +185,7 @@ def contest(
     against: Callable[[str], Sequence[Entry]],
     train: Callable[[Entry, Run], CompactSegmenter],
     accuracy: Callable[[CompactSegmenter], float],
-    speed: Callable[[CompactSegmenter], Speed],
+    speeds: Callable[[Sequence[CompactSegmenter]], Sequence[Speed]],
 ) -> CompactSegmenter:
     """Every entry trained, each in a folder of its own; the best finalist, whose log becomes the run's.
 
@@ -203,33 +196,46 @@ def contest(
         against: gives the controls of the best finalist's genotype, which are trained when that is known.
         train: trains one in a run folder.
         accuracy: mIoU on the validation images.
-        speed: measures time and memory.
+        speeds: measures time and memory of several, to be compared.
     """
     outcomes: list[Outcome] = []
 
-    def attend(entry: Entry) -> CompactSegmenter:
-        part = run.child(entry.folder)
-        part.seed = entry.seed(run.seed)
-        network = train(entry, part).eval()
+    def attend(group: Sequence[Entry]) -> list[CompactSegmenter]:
+        """All of a group, timed beside each other when the last is trained."""
+        parts = [run.child(entry.folder) for entry in group]
+        networks, scores = list[CompactSegmenter](), list[float]()
+
+        def score(entry: Entry, part: Run, network: CompactSegmenter) -> None:
+            known = Outcome.read(part.out)
+            scores.append(known.miou if known else accuracy(network))
+            run.say(f"{entry.name}, training {entry.attempt + 1}: validation mIoU {100 * scores[-1]:.1f} %")
+
+        for entry, part in zip(group, parts, strict=True):
+            part.seed = entry.seed(run.seed)
+            network = train(entry, part).eval()
+            only_first(partial(score, entry, part, network))
+            networks.append(network.cpu())
 
         def settle() -> None:
-            if Outcome.read(part.out) is None:
-                before = next((outcome for outcome in outcomes if outcome.genotype == entry.genotype), None)
+            if all(Outcome.read(part.out) for part in parts):
+                return
+            distinct = {entry.genotype: network for entry, network in zip(group, networks, strict=True)}
+            known = dict(zip(distinct, speeds(list(distinct.values())), strict=True))
+            for entry, part, network, miou in zip(group, parts, networks, scores, strict=True):
                 size = sum(parameter.numel() for parameter in network.parameters())
-                Outcome.of(entry, accuracy(network), before or speed(network.cpu()), size).write(part.out)
+                Outcome.of(entry, miou, known[entry.genotype], size).write(part.out)
 
         only_first(settle)  # the others read what it wrote: all must decide alike
-        known = Outcome.read(part.out)
-        assert known is not None
-        run.say(f"{known.name}, training {known.attempt + 1}: {known.line()}")
-        outcomes.append(known)
-        return network.cpu()
+        found = [outcome for part in parts if (outcome := Outcome.read(part.out))]
+        for name, trainings in by_name(found).items():
+            run.say(f"{name}: {trainings[0].milliseconds:.0f} ms")
+        outcomes.extend(found)
+        return networks
 
-    networks = list(map(attend, entries))
+    networks = attend(entries)
     chosen = winner(outcomes, cost)
     place = outcomes.index(chosen)
-    for entry in against(chosen.genotype):
-        attend(entry)
+    attend(against(chosen.genotype))
     write_outcomes(run.out, outcomes, chosen)
     take_log(run, run.child(entries[place].folder))
     return networks[place]

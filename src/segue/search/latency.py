@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,14 +66,36 @@ def measured(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Milliseconds of each of some runs by ``clock``, two to warm up left out; fewer where a run is long."""
-    work()
-    work()
-    found: list[float] = []
-    started = time.monotonic()
-    while len(found) < 3 or (len(found) < runs and time.monotonic() - started < seconds):
-        before = clock()
+    return measured_in_turn([work], runs=runs, seconds=seconds, clock=clock)[0]
+
+
+def measured_in_turn(
+    works: Sequence[Callable[[], object]],
+    *,
+    runs: int = 7,
+    seconds: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Of each of several works the same, each run once a round: what else a machine does meets all of them alike.
+
+    Args:
+        works: what is run.
+        runs: of each, at most.
+        seconds: for all of them together, after which no further round begins; there are 3 at least.
+        clock: gives seconds.
+    """
+    for work in works:
         work()
-        found.append(1000 * (clock() - before))
+        work()
+    found: list[list[float]] = [[] for _ in works]
+    started = time.monotonic()
+    for done in range(runs):
+        if done >= 3 and time.monotonic() - started >= seconds:
+            break
+        for work, times in zip(works, found, strict=True):
+            before = clock()
+            work()
+            times.append(1000 * (clock() - before))
     return found
 
 
@@ -91,12 +113,16 @@ class Speed(NamedTuple):
     memory: float
 
 
-def of_model(model: nn.Module, height: int, width: int, threads: int = 1, *, runs: int = 15) -> Speed:
-    """Time and memory of a model for one picture, on so many threads of this CPU."""
-    work, memory = model_runner(model, height, width, threads)
+def of_models(models: Sequence[nn.Module], height: int, width: int, threads: int = 1, *, runs: int = 15) -> list[Speed]:
+    """Time and memory of models for one picture each, on so many threads of this CPU: in turn, to be compared."""
+    runners = [model_runner(model, height, width, threads) for model in models]
     with on_cores(threads):
-        times = sorted(measured(work, runs=runs, seconds=10.0))
-    return Speed(statistics.median(times), times[min(len(times) - 1, round(0.95 * (len(times) - 1)))], memory)
+        found = measured_in_turn([work for work, _ in runners], runs=runs, seconds=10.0 * len(runners))
+    speeds = []
+    for (_, memory), times in zip(runners, map(sorted, found), strict=True):
+        late = times[min(len(times) - 1, round(0.95 * (len(times) - 1)))]
+        speeds.append(Speed(statistics.median(times), late, memory))
+    return speeds
 
 
 @dataclass(frozen=True)

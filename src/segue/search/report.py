@@ -16,7 +16,7 @@ from segue.runs.sections import Block, write_headline, write_section
 from segue.search.candidates import RELIABLE
 from segue.search.data import Compression
 from segue.search.finalists import Outcome, best_trials, by_name, read_outcomes
-from segue.search.latency import Cost, Table, Target, of_model
+from segue.search.latency import Cost, Table, Target, of_models
 from segue.search.picture import picture
 from segue.search.runtime import runtime
 from segue.search.strategies import NEAR
@@ -138,9 +138,9 @@ def conclude_compression(run: Run, data: Compression, target: str, threads: int)
         models["DeepLabV3+ on the same encoder"] = load_model(str(run.out / BASELINE))
     val = Whole(data.training.val, data.training.decoder)
     numbers: dict[str, dict[str, float]] = {}
-    for name, model in models.items():
-        miou = measure(model.eval(), val, data.training.classes).confusion.miou() if data.training.val else math.nan
-        speed = of_model(model, goal.height, goal.width, threads)
+    speeds = of_models([model.eval() for model in models.values()], goal.height, goal.width, threads)
+    for (name, model), speed in zip(models.items(), speeds, strict=True):
+        miou = measure(model, val, data.training.classes).confusion.miou() if data.training.val else math.nan
         parameters = sum(p.numel() for p in model.parameters())
         numbers[name] = {
             "miou": miou, "milliseconds": speed.median, "late": speed.late, "memory": speed.memory,
