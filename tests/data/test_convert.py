@@ -10,7 +10,7 @@ import pytest
 from conftest import CLASSES, COLORS, draw, write_set
 from PIL import Image
 
-from segue.data.convert import PARTIAL, convert
+from segue.data.convert import convert
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
@@ -19,6 +19,7 @@ from segue.data.outlines import Outline, Segment
 from segue.data.panoptic import Annotation
 from segue.data.sample import IGNORE, ORIENTATION
 from segue.data.sharding import write_shards
+from segue.data.unfinished import MARK
 from segue.errors import DataError
 
 Segue = Callable[..., tuple[int, str, str]]
@@ -65,7 +66,7 @@ def test_canonical_set_stays_the_same_and_is_copied_not_linked(dataset: Path, tm
     assert all(not path.is_symlink() and path.stat().st_nlink == 1 for path in files)
     with Image.open(tmp_path / "out" / "labels" / "train_000.png") as mask:
         assert mask.mode == "P"
-    assert not (tmp_path / "out" / PARTIAL).exists()
+    assert not (tmp_path / "out" / MARK).exists()
 
 
 def test_colour_coded_set_becomes_class_ids(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_interrupted_conversion_is_marked_and_starts_anew(dataset: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         convert(open_listing(str(dataset)), out, tick=stop)
-    assert (out / PARTIAL).is_file()
+    assert (out / MARK).is_file()
     assert not (out / "dataset.json").exists()
     with pytest.raises(DataError):
         open_listing(str(out))
@@ -290,7 +291,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(held: str, dataset: Pat
     mine.write_text("mine")
     for marker in (None, b"", b"of another program"):
         if marker is not None:
-            (tmp_path / "out" / PARTIAL).write_bytes(marker)
+            (tmp_path / "out" / MARK).write_bytes(marker)
         with pytest.raises(DataError, match="not an empty folder"):
             convert(open_listing(str(dataset)), tmp_path / "out")
         assert mine.read_text() == "mine"
@@ -309,7 +310,7 @@ def test_sets_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path) -> None
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="nothing of"):
         convert(open_listing(str(dataset)), tmp_path / "out")
-    assert (tmp_path / "out" / PARTIAL).is_file()
+    assert (tmp_path / "out" / MARK).is_file()
 
 
 def test_a_full_disk_is_no_reason_to_leave_pictures_out(

@@ -10,7 +10,7 @@ import pytest
 from panoptic_sets import OBJECTS, SHAPES, write_objects
 from PIL import Image
 
-from segue.data.increments import Plan, assign, class_order, parts, plan_increments, write_increments
+from segue.data.increments import Plan, assign, class_order, contents, parts, plan_increments, write_increments
 from segue.data.layouts import open_listing
 from segue.data.listing import Pair
 from segue.data.panoptic import Annotation
@@ -64,6 +64,39 @@ def test_folders_hold_the_increment_to_train_and_all_seen_to_validate(tmp_path: 
                 assert pair.image.read_bytes() == (root / "images" / pair.image.name).read_bytes()
 
 
+def test_what_was_interrupted_starts_anew_and_nothing_else_is_removed(tmp_path: Path) -> None:
+    root = write_objects(tmp_path / "set")
+    listing, out = open_listing(str(root)), tmp_path / "out"
+    annotation = Annotation(listing)
+    plan = plan_increments(listing, annotation, base=2, more=1, order=1, protocol="overlap")
+    total = sum(len(pairs) for splits in contents(listing, plan) for pairs in splits.values())
+    ticks: list[int] = []
+
+    def stop() -> None:
+        ticks.append(1)
+        if len(ticks) == total - 1:  # in the last increment
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_increments(listing, annotation, plan, out, tick=stop)
+    assert not (out / "plan.json").exists()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not an empty folder"):
+        write_increments(listing, annotation, plan, out)
+    assert (out / "increment_0" / "dataset.json").is_file()
+    (out / "mine.txt").unlink()
+    (out / "increment_0" / "images" / "stale.png").write_bytes(b"of another set")
+    ticks.clear()
+    write_increments(listing, annotation, plan, out, tick=lambda: ticks.append(1))
+    assert len(ticks) == total  # what the progress bar is told to expect
+    write_increments(listing, annotation, plan, tmp_path / "whole")
+    found, whole = (
+        {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+        for at in (out, tmp_path / "whole")
+    )
+    assert found == whole
+
+
 def original(root: Path, name: str) -> Pair:
     listing = open_listing(str(root))
     return next(pair for split in listing.splits.values() for pair in split if pair.name == name)
@@ -111,7 +144,7 @@ def test_what_cannot_be_planned_is_one_line(segue: Segue, tmp_path: Path) -> Non
         assert (status, message in errors) == (2, True), f"{message}: {errors}"
         assert not (tmp_path / "out").exists()
     status, _, errors = segue("data", "increments", root, root, "--classes", "3-1")
-    assert (status, "is not an empty folder" in errors) == (2, True)
+    assert (status, "lies in the data set itself" in errors) == (2, True)
 
 
 def test_names_that_splits_of_camvid_share_are_told_apart(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def shard_command(arguments: argparse.Namespace) -> int:
 
 def increments_command(arguments: argparse.Namespace) -> int:
     """``segue data increments``."""
-    from segue.data.increments import Plan, plan_increments, write_increments
+    from segue.data.increments import Plan, contents, plan_increments, training_pairs, write_increments
     from segue.data.layouts import open_listing
     from segue.data.panoptic import Annotation
     from segue.progress import track
@@ -258,7 +258,7 @@ def increments_command(arguments: argparse.Namespace) -> int:
         order = int(arguments.order) if arguments.order.isdecimal() else None
         if arguments.order and order is None:
             raise UsageError(f"segue data increments: --order {arguments.order}: give a whole number")
-        with track("read", sum(map(len, listing.splits.values())), quiet=False) as tick:
+        with track("read", len(training_pairs(listing)), quiet=False) as tick:
             plan = plan_increments(
                 listing,
                 annotation,
@@ -268,7 +268,8 @@ def increments_command(arguments: argparse.Namespace) -> int:
                 protocol=arguments.protocol or "overlap",
                 tick=tick,
             )
-    with track("write", sum(map(len, plan.images)), quiet=False) as tick:
+    total = sum(len(pairs) for splits in contents(listing, plan) for pairs in splits.values())
+    with track("write", total, quiet=False) as tick:
         folders = write_increments(listing, annotation, plan, Path(arguments.out), tick=tick)
     print("\n".join([*plan.lines(), f"written to {', '.join(map(str, folders))}"]))  # noqa: T201
     return 0

@@ -6,7 +6,6 @@ Images of no split go along without their masks. What could not be read is left 
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,10 +24,10 @@ from segue.data.outlines import Outline, Segment, draw, segment_ids
 from segue.data.packed import copy_file
 from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, open_image, open_with_kind, write_label_map
 from segue.data.tones import read_eight_bit
+from segue.data.unfinished import written_in_full
 from segue.errors import DataError
 
-PARTIAL, NOTE = ".partial", b"segue: an unfinished conversion; the same command starts it anew\n"
-FOLDERS = ("images", "labels", "instances")
+WRITTEN = ("dataset.json", "images", "labels", "instances")
 
 
 def convert(
@@ -54,40 +53,42 @@ def convert(
         DataError: ``out`` holds something else or cannot be written, no pair can be read, or the set has no class or
             more than 8 bits hold.
     """
-    _refuse(listing, out)
+    _refuse(listing)
     every = (*listing.splits.values(), toned(listing.unnamed, listing.tones))
     pairs = {pair.image: pair for split in every for pair in split}
     names, taken = dict[Path, str](), set[str]()
     left_out = {str(mask): ("mask_without_image", "no image has its name") for mask in listing.stray}
     read = read or _reader(listing)
     try:
-        _start(out)
-        for image, pair in pairs.items():
-            reason = "unsafe_name"
-            try:
-                name = _name(pair, taken)
-                reason = "unreadable_image"
-                picture, kind = open_with_kind(image)
-                size = picture.size
-                reason = "unusable_mask"
-                mask = None if pair.mask is None else read(pair)
-                if mask is not None and mask.shape != size[::-1]:
-                    raise DataError(f"E108 {pair.mask} is {mask.shape[1]}x{mask.shape[0]}, {image} {size[0]}x{size[1]}")
-                instances = None if mask is None else _instances(pair, size, listing, fit, options)
-            except UNREADABLE as error:
-                left_out[str(image)] = reason, str(error)
-            else:
-                names[image] = name
-                _copy(pair, kind, out / "images" / name)
-                if mask is not None:
-                    write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
-                if instances is not None:
-                    Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
-            tick()
-        if not names:
-            _, why = next(iter(left_out.values()), ("", "it lists no image"))
-            raise DataError(f"nothing of {listing.root} can be converted: {why}")
-        _finish(listing, out, names, {file: message for file, (_, message) in left_out.items()})
+        with written_in_full(out, listing.root, "a conversion", WRITTEN.__contains__):
+            for image, pair in pairs.items():
+                reason = "unsafe_name"
+                try:
+                    name = _name(pair, taken)
+                    reason = "unreadable_image"
+                    picture, kind = open_with_kind(image)
+                    size = picture.size
+                    reason = "unusable_mask"
+                    mask = None if pair.mask is None else read(pair)
+                    if mask is not None and mask.shape != size[::-1]:
+                        raise DataError(
+                            f"E108 {pair.mask} is {mask.shape[1]}x{mask.shape[0]}, {image} {size[0]}x{size[1]}"
+                        )
+                    instances = None if mask is None else _instances(pair, size, listing, fit, options)
+                except UNREADABLE as error:
+                    left_out[str(image)] = reason, str(error)
+                else:
+                    names[image] = name
+                    _copy(pair, kind, out / "images" / name)
+                    if mask is not None:
+                        write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
+                    if instances is not None:
+                        Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
+                tick()
+            if not names:
+                _, why = next(iter(left_out.values()), ("", "it lists no image"))
+                raise DataError(f"nothing of {listing.root} can be converted: {why}")
+            _finish(listing, out, names, {file: message for file, (_, message) in left_out.items()})
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error}); the same command starts anew") from None
     return _counts(len(names), [reason for reason, _ in left_out.values()])
@@ -116,37 +117,19 @@ def _reader(listing: Listing) -> Callable[[Pair], Array]:
     return read
 
 
-def _refuse(listing: Listing, out: Path) -> None:
-    """Refuses classes that 8-bit masks cannot hold, and an ``out`` within the set."""
+def _refuse(listing: Listing) -> None:
+    """Refuses classes that 8-bit masks cannot hold."""
     if not 1 <= len(listing.classes) <= IGNORE:
         raise DataError(f"{listing.root} has {len(listing.classes)} classes; 8-bit masks hold 1 to {IGNORE}")
-    if out.resolve().is_relative_to(listing.root.resolve()):
-        raise DataError(
-            f"{out} lies in the data set itself, which is left as it is; name a folder outside {listing.root}"
-        )
-
-
-def _start(out: Path) -> None:
-    """The marker and empty folders; removes what an interrupted conversion left, and nothing else."""
-    held = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"} if out.exists() else set()
-    is_ours = PARTIAL in held and held <= {PARTIAL, "dataset.json", *FOLDERS} and (out / PARTIAL).read_bytes() == NOTE
-    if held and held != {PARTIAL} and not is_ours:
-        raise DataError(f"{out} is not an empty folder; name another")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / PARTIAL).write_bytes(NOTE)
-    (out / "dataset.json").unlink(missing_ok=True)
-    for name in held.intersection(FOLDERS):
-        shutil.rmtree(out / name)
 
 
 def _finish(listing: Listing, out: Path, names: dict[Path, str], left_out: dict[str, str]) -> None:
-    """``dataset.json`` in place of the marker."""
+    """``dataset.json``."""
     splits = {split: [names[p.image] for p in pairs if p.image in names] for split, pairs in listing.splits.items()}
     used = {split: found for split, found in splits.items() if found}
     head = {"classes": listing.classes, "colors": listing.colors, "things": listing.things, "ignore": IGNORE}
     described = {**head, "splits": used, "left_out": left_out, "notes": notes(listing)}
     (out / "dataset.json").write_text(json.dumps(described, indent=1), encoding="ascii")
-    (out / PARTIAL).unlink()
 
 
 def notes(listing: Listing) -> list[str]:

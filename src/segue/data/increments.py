@@ -23,11 +23,12 @@ from segue.data.packed import copy_file
 from segue.data.panoptic import Annotation
 from segue.data.panoptic_map import PanopticMap
 from segue.data.sample import IGNORE, write_label_map
+from segue.data.unfinished import written_in_full
 from segue.disk import write_atomically
 from segue.errors import DataError
 
 PROTOCOLS = ("overlap", "disjoint")
-PLAN = "plan.json"
+PLAN, FOLDER = "plan.json", "increment_"
 
 
 @dataclass(frozen=True)
@@ -148,20 +149,12 @@ def training_pairs(listing: Listing) -> tuple[Pair, ...]:
     return tuple(pair for pair in pairs if pair.mask is not None)
 
 
-def write_increments(
-    listing: Listing, annotation: Annotation, plan: Plan, out: Path, *, tick: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """Writes a canonical folder for each increment, and the plan; the folders.
-
-    ``train`` holds the plan's images with the classes of that increment alone, ``val`` and ``test`` all images of those
-    splits with every class seen so far; whatever else is unknown there.
+def contents(listing: Listing, plan: Plan) -> list[dict[str, tuple[Pair, ...]]]:
+    """The pairs of each split of each increment: of ``train`` those of the plan, of ``val`` and ``test`` all.
 
     Raises:
-        DataError: ``out`` is not empty, two pairs have one name, or the plan names a class or an image that the set
-            lacks.
+        DataError: two pairs have one name, or the plan names a class or an image that the set lacks.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not an empty folder; name another")
     pairs = {pair.name: pair for pair in training_pairs(listing)}
     for kind, known, wanted in (
         ("class", listing.classes, plan.seen(len(plan.increments))),
@@ -175,20 +168,34 @@ def write_increments(
         for split in ("val", "test") if split in listing.splits
     }  # fmt: skip
     _refuse_repeated((*training_pairs(listing), *(pair for chosen in further.values() for pair in chosen)))
-    folders = []
-    for number, images in enumerate(plan.images):
-        folder, seen = out / f"increment_{number}", plan.seen(number)
-        numbers = {name: i for i, name in enumerate(seen)}
-        taken = {"train": tuple(pairs[name] for name in images), **further}
-        for split, chosen in taken.items():
-            kept = plan.increments[number] if split == "train" else seen
-            labels = {i: numbers[name] if name in kept else IGNORE for i, name in enumerate(listing.classes)}
-            for pair in chosen:
-                write_pair(folder, pair, annotation.read(pair), labels, listing)
-                tick()
-        write_atomically(folder / "dataset.json", json.dumps(described(listing, seen, taken)).encode())
-        folders.append(folder)
-    write_atomically(out / PLAN, plan.text().encode())
+    return [{"train": tuple(pairs[name] for name in images), **further} for images in plan.images]
+
+
+def write_increments(
+    listing: Listing, annotation: Annotation, plan: Plan, out: Path, *, tick: Callable[[], None] = lambda: None
+) -> list[Path]:
+    """Writes a canonical folder for each increment, and the plan; the folders.
+
+    ``train`` holds the plan's images with the classes of that increment alone, ``val`` and ``test`` all images of those
+    splits with every class seen so far; whatever else is unknown there.
+
+    Raises:
+        DataError: ``out`` holds something else than what an interrupted call left, or see `contents`.
+    """
+    every = contents(listing, plan)
+    folders = [out / f"{FOLDER}{number}" for number in range(len(every))]
+    with written_in_full(out, listing.root, "increments", lambda name: name.startswith(FOLDER) or PLAN in name):
+        for number, (folder, taken) in enumerate(zip(folders, every, strict=True)):
+            seen = plan.seen(number)
+            numbers = {name: i for i, name in enumerate(seen)}
+            for split, chosen in taken.items():
+                kept = plan.increments[number] if split == "train" else seen
+                labels = {i: numbers[name] if name in kept else IGNORE for i, name in enumerate(listing.classes)}
+                for pair in chosen:
+                    write_pair(folder, pair, annotation.read(pair), labels, listing)
+                    tick()
+            write_atomically(folder / "dataset.json", json.dumps(described(listing, seen, taken)).encode())
+        write_atomically(out / PLAN, plan.text().encode())
     return folders
 
 

@@ -17,10 +17,10 @@ from segue.data.archive import check_path
 from segue.data.finding import argument
 from segue.data.layouts.shards import FORMAT, RECORD
 from segue.data.listing import Listing, Pair
+from segue.data.unfinished import written_in_full
 from segue.disk import write_atomically
 from segue.errors import DataError
 
-PARTIAL, NOTE = ".partial", b"segue: unfinished shards; the same command starts them anew\n"
 SHARD = 256 << 20  # bytes of a shard: large enough to be read in one stream, small enough to be copied again
 
 
@@ -46,25 +46,30 @@ def write_shards(
     Raises:
         DataError: ``out`` holds something else, masks are drawn from annotation files, or a file cannot be read.
     """
-    pairs = _refuse_unfit(listing, further, out, options)
-    _start(out)
+    pairs = _refuse_unfit(listing, further, options)
     numbers = {pair.image: i for i, pair in enumerate(pairs)}
     shards: list[dict[str, Any]] = []
     waiting = iter(pairs)
-    for number in itertools.count():
-        shard = _write_shard(out / f"shard-{number:06d}.tar", listing, waiting, size, tick)
-        if not shard["pairs"]:
-            break
-        shards.append(shard)
-    record = {
-        "format": FORMAT, "packed_from": listing.layout, "classes": listing.classes, "colors": listing.colors,
-        "ids": sorted(listing.ids.items()), "by_color": listing.by_color, "things": listing.things, "shards": shards,
-        "splits": {name: ranges(numbers[pair.image] for pair in split) for name, split in listing.splits.items()},
-    }  # fmt: skip
-    write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
-    (out / PARTIAL).unlink()
+    with written_in_full(out, listing.root, "shards", _is_shard):
+        for number in itertools.count():
+            shard = _write_shard(out / f"shard-{number:06d}.tar", listing, waiting, size, tick)
+            if not shard["pairs"]:
+                break
+            shards.append(shard)
+        record = {
+            "format": FORMAT, "packed_from": listing.layout, "classes": listing.classes, "colors": listing.colors,
+            "ids": sorted(listing.ids.items()), "by_color": listing.by_color, "things": listing.things,
+            "shards": shards,
+            "splits": {name: ranges(numbers[pair.image] for pair in split) for name, split in listing.splits.items()},
+        }  # fmt: skip
+        write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
     total = sum(shard["bytes"] for shard in shards)
     return {"images": len(pairs), "left_out": len(listing.stray), "shards": len(shards), "bytes": total}
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a file of this name is one that `write_shards` writes, or a part of one."""
+    return name.startswith(("shard-", ".shard-", RECORD, f".{RECORD}"))
 
 
 def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -78,17 +83,15 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path, options: str) -> tuple[Pair, ...]:
+def _refuse_unfit(listing: Listing, further: Sequence[Pair], options: str) -> tuple[Pair, ...]:
     """The pairs in the order in which they are packed: split by split, then images of no split.
 
     Raises:
-        DataError: the set cannot be packed as it is, or ``out`` lies in it.
+        DataError: the set cannot be packed as it is.
     """
     stops = [str(fault) for fault in listing.faults if fault.stop]
     if stops:
         raise DataError("\n".join(stops))
-    if out.resolve().is_relative_to(listing.root.resolve()):
-        raise DataError(f"{out} lies in the data set itself, which is left as it is; name a folder outside it")
     pairs = {pair.image: pair for split in listing.splits.values() for pair in split}
     drawn = next((p for p in pairs.values() if p.outlines is not None or p.segments is not None or p.is_wide), None)
     if drawn is not None or listing.layout == "cityscapes":
@@ -101,19 +104,6 @@ def _refuse_unfit(listing: Listing, further: Sequence[Pair], out: Path, options:
     if not pairs:
         raise DataError(f"{listing.root} lists no image: there is nothing to pack")
     return tuple(pairs.values())
-
-
-def _start(out: Path) -> None:
-    """The marker; removes what an interrupted call left, and nothing else."""
-    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else ["a file"] if out.exists() else []
-    is_begun = (out / PARTIAL).is_file() and (out / PARTIAL).read_bytes() == NOTE
-    if held and not (is_begun and all(name.startswith((PARTIAL, "shard-", ".shard-", f".{RECORD}")) for name in held)):
-        raise DataError(f"{out} is not an empty folder; name another")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / PARTIAL).write_bytes(NOTE)
-    for name in held:
-        if name != PARTIAL:
-            (out / name).unlink()
 
 
 class _Hashed(io.RawIOBase):
