@@ -195,6 +195,8 @@ STOPS = [
           "1 look renamed", id="renamed"),
     Fault("E107", lambda r: [p.rename(p.with_stem(p.stem + "_mask")) for p in sorted((r / "labels").iterdir())], "set",
           "give them the same names"),
+    Fault("E107", lambda r: [unlink(p) for p in (r / "labels").glob("train_*")], "set:train", "Put the masks there",
+          copied=False, id="train", by_hand=lambda r: [save_mask(r, draw(i)[1], f"train_00{i}") for i in range(6)]),
     Fault("E108", lambda r: save_mask(r, draw(2)[1][::2, ::2]), MASK, "size of its image", {"skip_bad": True},
           id="half"),
     Fault("E108", turned, MASK, "size of its image", {"skip_bad": True}, id="turned"),
@@ -213,6 +215,9 @@ STOPS = [
           by_hand=lambda r: [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "labels").iterdir()]),
     Fault("E116", lambda r: every_mask(r, lambda v: np.full_like(v, 255)), "labels", "class ids", copied=False,
           by_hand=lambda r: [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "labels").iterdir()]),
+    Fault("E116", lambda r: every_mask(r, lambda v: np.array(COLORS, np.uint8)[np.zeros_like(v)]), "set",
+          "are not empty", copied=False, id="one colour",
+          by_hand=lambda r: every_mask(r, lambda v: np.array(COLORS, np.uint8)[draw(2)[1]])),
     Fault("E117", lambda r: described(r, lambda t: t["splits"].update(val=[])), "set:val", "--fix OUT"),
     Fault("E118", lambda r: Image.fromarray(draw(2)[0]).save(r / "images" / "train_002.jpg"), IMAGE, "Rename",
           by_hand=lambda r: unlink(r / "images" / "train_002.jpg")),
@@ -234,6 +239,7 @@ STOPS = [
               [save_mask(r, draw(int(p.stem[-3:]))[1], p.stem) for p in (r / "instances").iterdir()])),
 ]  # fmt: skip
 NOTES = [
+    Fault("W107", lambda r: [unlink(p) for p in (r / "labels").glob("val_*")], "set:val", "--val none"),
     Fault("W109", turned, IMAGE, "Nothing to do"),
     Fault("W114", lambda r: Image.fromarray(draw(2)[0]).convert("L").save(r / IMAGE_FILE), "L (1 images)",
           "Nothing to do"),
@@ -280,6 +286,25 @@ def test_a_photo_beside_what_it_was_converted_to_is_no_fault(dataset: Path, tmp_
     assert (data.found, len(data.labelled), data.dropped) == (6, 6, {})
     assert segue("check", dataset, "--fix", tmp_path / "copy")[0] == 0
     assert [path.name for path in (tmp_path / "copy" / "images").glob("train_002.*")] == ["train_002.png"]
+
+
+def test_a_link_may_lead_anywhere_within_the_set(tmp_path: Path, dataset: Path) -> None:
+    """In layouts whose folders have other names, too; and not beyond it where it lies below one of such a name."""
+    root = tmp_path / "images" / "camvid"
+    for split in ("train", "val"):
+        for kind, folder in (("images", split), ("labels", f"{split}annot")):
+            (root / folder).mkdir(parents=True)
+            for path in (dataset / kind).glob(f"{split}_*"):
+                path.rename(root / folder / path.name)
+    (root / "store").mkdir()
+    linked = root / "train" / "train_002.png"
+    linked.rename(root / "store" / "a.png")
+    linked.symlink_to("../store/a.png")
+    assert not [found for found in look(root) if found.code == "E130"]
+    (root / "store").rename(tmp_path / "images" / "store")
+    linked.unlink()
+    linked.symlink_to("../../store/a.png")
+    assert [found.where for found in look(root) if found.code == "E130"] == [(str(linked),)]
 
 
 def test_a_sound_set_has_no_finding(dataset: Path) -> None:

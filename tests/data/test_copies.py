@@ -114,11 +114,29 @@ def test_a_copy_may_lack_the_masks_that_its_set_may_lack(dataset: Path, tmp_path
 
 def likely_names_by_comparing(pairs: Sequence[Pair], stray: Sequence[Path]) -> dict[Path, Path]:
     """`likely_names` as an image and a mask at a time say it."""
-    bare = sorted((pair for pair in pairs if pair.mask is None), key=lambda pair: -len(pair.image.stem))
-    owners = ((mask, next((p.image for p in bare if mask.stem.startswith(p.image.stem)), None)) for mask in stray)
+    bare = sorted(
+        (pair for pair in pairs if pair.mask is None), key=lambda pair: (-len(pair.image.stem), -pair.name.count("/"))
+    )
+    owners = ((mask, next((p.image for p in bare if belongs(mask, p)), None)) for mask in stray)
     found = {mask: owner for mask, owner in owners if owner is not None}
     endings = {mask.stem.removeprefix(owner.stem) for mask, owner in found.items()}
     return found if len(endings) == 1 and len(set(found.values())) == len(found) else {}
+
+
+def belongs(mask: Path, pair: Pair) -> bool:
+    is_longer = mask.stem.startswith(pair.image.stem) and mask.stem != pair.image.stem
+    folders = pair.name.rpartition("/")[0]
+    return is_longer and (not folders or f"/{mask.parent}".endswith(f"/{folders}"))
+
+
+def test_frames_of_other_videos_with_one_number_are_not_confused() -> None:
+    bare = [Pair("seq3/000002", Path("set/images/seq3/000002.png")), Pair("seq1/7", Path("set/images/seq1/7.png"))]
+    other, own = Path("set/labels/seq7/000002.png"), Path("set/labels/seq3/000002_mask.png")
+    assert likely_names(bare, [other]) == {}
+    assert likely_names(bare, [Path("set/labels/seq7/000002_mask.png")]) == {}
+    assert likely_names(bare, [other, own]) == {own: bare[0].image}
+    flat = Pair("7", Path("set/images/7.png"))
+    assert likely_names([flat], [Path("set/labels/7_mask.png")]) == {Path("set/labels/7_mask.png"): flat.image}
 
 
 def test_masks_are_given_to_the_images_that_a_comparison_with_each_gives_them_to() -> None:

@@ -80,6 +80,9 @@ def test_what_was_interrupted_starts_anew_and_nothing_else_is_removed(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         write_increments(listing, annotation, plan, out, tick=stop)
     assert not (out / "plan.json").exists()
+    for folder in (out, out / "increment_0", out / "increment_1"):
+        with pytest.raises(DataError, match="out is unfinished"):
+            open_listing(str(folder))
     (out / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="is not an empty folder"):
         write_increments(listing, annotation, plan, out)

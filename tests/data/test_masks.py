@@ -14,11 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 from segue.config import Data
 from segue.data.check import check
 from segue.data.convert import convert
-from segue.data.decoder import Decoder
+from segue.data.decoder import UNKNOWN, Decoder
 from segue.data.finding import Finding
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
-from segue.data.sample import ORIENTATION, TURNS, open_image, orientation, picture_size, write_label_map
+from segue.data.sample import IGNORE, ORIENTATION, TURNS, open_image, orientation, picture_size, write_label_map
 from segue.data.training import open_training
 from segue.errors import DataError
 
@@ -287,3 +287,11 @@ def test_a_lying_tiff_fits_its_upright_mask(dataset: Path) -> None:
     Image.fromarray(np.tile(ROWS, (3, 8))).save(dataset / "images" / "train_002.tif", exif=turning(6))
     Image.fromarray(np.zeros((48, 24), np.uint8)).save(dataset / "labels" / "train_002.png")
     assert stops(dataset) == []
+
+
+def test_a_map_of_the_largest_value_takes_no_larger_ones() -> None:
+    decoder = Decoder({0: 0, 1: 1, 65535: IGNORE}, (), by_color=False)
+    stored = np.array([[0, 65535, 65536, 100_000, 2**31 - 1]], np.int32)
+    assert decoder(stored).tolist() == [[0, IGNORE, UNKNOWN, UNKNOWN, UNKNOWN]]
+    assert decoder.onto({1: 3})(stored).tolist() == [[0, IGNORE, UNKNOWN, UNKNOWN, UNKNOWN]]
+    assert decoder(stored[:, :2].astype(np.uint16)).tolist() == [[0, IGNORE]]

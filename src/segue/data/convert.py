@@ -125,7 +125,10 @@ def _refuse(listing: Listing) -> None:
 
 def _finish(listing: Listing, out: Path, names: dict[Path, str], left_out: dict[str, str]) -> None:
     """``dataset.json``."""
-    splits = {split: [names[p.image] for p in pairs if p.image in names] for split, pairs in listing.splits.items()}
+    splits = {  # an image that a list names twice is one
+        split: list(dict.fromkeys(names[pair.image] for pair in pairs if pair.image in names))
+        for split, pairs in listing.splits.items()
+    }
     used = {split: found for split, found in splits.items() if found}
     head = {"classes": listing.classes, "colors": listing.colors, "things": listing.things, "ignore": IGNORE}
     described = {**head, "splits": used, "left_out": left_out, "notes": notes(listing)}
@@ -180,6 +183,22 @@ def _instances(
     return fit(found, pair, where)
 
 
+def _in_16_bits(numbers: Array, where: Path) -> Array:
+    """Numbers of objects uint16 (H, W): as they are, or from 1 on in their order where one is larger than that.
+
+    Raises:
+        DataError: they are no whole numbers from 0 on, or more than 16 bits tell apart.
+    """
+    if numbers.ndim != 2 or numbers.dtype.kind == "f" or int(numbers.min(initial=0)) < 0:
+        raise DataError(f"{where} holds no numbers of objects: they are whole numbers from 0 on, one for each pixel")
+    if int(numbers.max(initial=0)) >> 16:
+        values, place = np.unique(numbers, return_inverse=True)
+        if len(values) > 1 << 16 or (values[0] and len(values) == 1 << 16):
+            raise DataError(f"{where} has {len(values)} objects; 16-bit masks hold {(1 << 16) - 1}")
+        numbers = (np.arange(len(values)) + bool(values[0]))[place].reshape(numbers.shape)
+    return numbers.astype(np.uint16)
+
+
 def _numbers(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | None:
     """Ids of single things uint16 (H, W), from 1 on and 0 elsewhere; None where the annotation tells none apart."""
     kept = listing.instance_path(pair)
@@ -187,7 +206,7 @@ def _numbers(pair: Pair, size: tuple[int, int], listing: Listing) -> Array | Non
         classes, objects = numbered_objects(pair, listing.ids)
         return np.where(np.isin(classes, listing.things), objects, 0).astype(np.uint16)
     if kept is not None:
-        return np.asarray(open_image(kept)).astype(np.uint16)
+        return _in_16_bits(np.asarray(open_image(kept)), kept)
     parts: Sequence[Segment | Outline] = pair.segments or pair.outlines or ()
     if not parts or not listing.things or pair.mask is None:
         return None

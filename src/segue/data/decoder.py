@@ -31,7 +31,7 @@ class Decoder:
             self.order: Array = np.argsort(keys)
             self.keys = keys[self.order]
         else:
-            self.table: Array = np.full(STORED, UNKNOWN, np.int16)
+            self.table: Array = np.full(STORED + 1, UNKNOWN, np.int16)  # the last for all values beyond
             self.below = {raw: index for raw, index in ids.items() if raw < 0}  # as GIS marks pixels without data
             for raw, index in ids.items():
                 if raw >= 0:

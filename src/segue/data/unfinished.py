@@ -9,6 +9,7 @@ from segue.disk import write_atomically
 from segue.errors import DataError
 
 MARK = ".partial"
+BEGINNING = b"segue: unfinished, "
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def written_in_full(out: Path, root: Path, what: str, is_ours: Callable[[str], b
     """
     if out.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{out} lies in the data set itself, which is left as it is; name a folder outside {root}")
-    mark, note = out / MARK, f"segue: unfinished, {what}; the same command starts it anew\n".encode()
+    mark, note = out / MARK, BEGINNING + f"{what}; the same command starts it anew\n".encode()
     held = sorted(path.name for path in out.iterdir()) if out.is_dir() else ["a file"] if out.exists() else []
     left = [name for name in held if not name.startswith((MARK, f".{MARK}."))]  # and a mark that was being written
     is_begun = mark.is_file() and mark.read_bytes() == note
@@ -41,3 +42,15 @@ def written_in_full(out: Path, root: Path, what: str, is_ours: Callable[[str], b
             path.unlink()
     yield
     mark.unlink()
+
+
+def refuse_unfinished(root: Path) -> None:
+    """Refuses a folder that is marked as unfinished, or lies in one.
+
+    Raises:
+        DataError: it is.
+    """
+    for folder in (root, root.absolute().parent):
+        mark = folder / MARK
+        if mark.is_file() and mark.read_bytes().startswith(BEGINNING):
+            raise DataError(f"{folder} is unfinished: the command that wrote it was interrupted, and starts it anew")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -227,6 +227,18 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool, mend:
                     tuple(str(pair.image) for pair in listing.unnamed), "They are neither learnt from nor measured on.",
                     "Put them into a split; --unlabeled rest learns from them without their masks.")
         )  # fmt: skip
+    maskless = [name for name, split in listing.splits.items() if split and split not in labelled] if labelled else []
+    if "train" in maskless and not allow_missing:
+        found.append(
+            Finding("E107", "no image of the split train has a mask", (f"{root}:train",),
+                    "There is nothing to learn from.",
+                    "Put the masks there, or take the split out, and one is made by seed")
+        )  # fmt: skip
+    if "val" in maskless:
+        found.append(
+            Finding("W107", "no image of the split val has a mask", (f"{root}:val",), "There is nothing to measure on.",
+                    "Put the masks there, or train with --val none or --val of another split.")
+        )  # fmt: skip
     for name in [name for name, split in listing.splits.items() if not split]:
         found.append(
             Finding("E117" if name in ("train", "val") else "W117", f"the split {name} names no image",
@@ -237,18 +249,24 @@ def _missing(listing: Listing, pairs: Sequence[Pair], allow_missing: bool, mend:
 
 
 def likely_names(pairs: Sequence[Pair], stray: Sequence[Path]) -> dict[Path, Path]:
-    """Image by mask, for masks left over whose name is an image's with one ending that all of them share."""
-    bare: dict[str, Path] = {}
+    """Image by mask, for masks left over whose name is an image's with one ending that all of them share.
+
+    An image whose name has folders is given masks of such folders alone: frames of other videos may have its number.
+    """
+    bare: dict[tuple[tuple[str, ...], str], Path] = {}
     for pair in pairs:
         if pair.mask is None:
-            bare.setdefault(pair.image.stem, pair.image)
+            bare.setdefault((PurePosixPath(pair.name).parts[:-1], pair.image.stem), pair.image)
+    depths = sorted({len(folders) for folders, _ in bare}, reverse=True)
     found, endings = {}, set()
     for mask in stray:
-        beginnings = (mask.stem[:length] for length in range(len(mask.stem), 0, -1))
-        beginning = next((beginning for beginning in beginnings if beginning in bare), None)
+        folders = mask.parts[:-1]
+        places = [folders[len(folders) - depth :] for depth in depths if depth <= len(folders)]
+        beginnings = (mask.stem[:length] for length in range(len(mask.stem) - 1, 0, -1))
+        beginning = next((key for stem in beginnings for place in places if (key := (place, stem)) in bare), None)
         if beginning is not None:
             found[mask] = bare[beginning]
-            endings.add(mask.stem.removeprefix(beginning))
+            endings.add(mask.stem.removeprefix(beginning[1]))
     return found if len(endings) == 1 and len(set(found.values())) == len(found) else {}
 
 
@@ -291,11 +309,11 @@ def _classes(facts: Facts, listing: Listing) -> list[Finding]:
 
 def _one_class(facts: Facts, listing: Listing) -> list[Finding]:
     """E116: one class covers every pixel of all masks, of which there are several and each was read."""
-    held, stored = (
-        np.flatnonzero(facts.pixels),
-        facts.values - {value for value, i in listing.ids.items() if i == IGNORE},
-    )
-    if facts.read < 2 or len(listing.classes) < 2 or len(held) != 1 or facts.values != stored or len(stored) != 1:
+    held = np.flatnonzero(facts.pixels)
+    if facts.read < 2 or len(listing.classes) < 2 or len(held) != 1 or facts.ignored:
+        return []
+    stored = facts.values - {value for value, i in listing.ids.items() if i == IGNORE}
+    if facts.values and (facts.values != stored or len(stored) != 1):  # several values that stand for it
         return []
     return [
         Finding("E116", f"every pixel of every mask is {listing.classes[held[0]]}", (str(listing.root),),

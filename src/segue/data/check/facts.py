@@ -1,5 +1,6 @@
 """What was read of many pairs, added up: counts and names, and nothing that grows with the pixels."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Facts:
         images: images in which each class occurs (K,).
         by_split: images in which each class occurs, by split (K,).
         read: masks whose pixels were read.
+        ignored: pixels of these masks that are of no class.
         values: stored values that occur in any mask.
         many: masks with more values than `MANY_VALUES`, in areas as objects have them.
         sizes: images of each (width, height).
@@ -38,6 +40,7 @@ class Facts:
     images: Array
     by_split: dict[str, Array] = field(default_factory=dict)
     read: int = 0
+    ignored: int = 0
     values: set[int] = field(default_factory=set)
     many: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -89,6 +92,7 @@ class Facts:
             held = seen.counts > 0
             self.read += 1
             self.pixels += seen.counts
+            self.ignored += math.prod(seen.size or (0, 0)) - int(seen.counts.sum())
             self.images += held
             for name in splits:
                 self.by_split[name] = self.by_split.get(name, 0) + held
@@ -102,6 +106,7 @@ class Facts:
         for name, held in other.by_split.items():
             self.by_split[name] = self.by_split.get(name, 0) + held
         self.read += other.read
+        self.ignored += other.ignored
         self.values |= other.values
         self.many += other.many
         self.sizes.update(other.sizes)

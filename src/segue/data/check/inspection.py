@@ -97,7 +97,7 @@ class Inspector:
             ranged: kinds of deep pixels whose range is known from others; without ``pixels`` it is read of the rest.
         """
         seen = Seen(pair)
-        image, mask_size = size_or_fault(pair.image), 0 if pair.mask is None else size_or_fault(pair.mask)
+        image, mask_size = self._reached(pair.image), 0 if pair.mask is None else self._reached(pair.mask)
         if isinstance(image, Finding) or isinstance(mask_size, Finding):
             seen.findings += [found for found in (image, mask_size) if isinstance(found, Finding)]
             return seen
@@ -127,6 +127,10 @@ class Inspector:
         except UNREADABLE as error:
             seen.findings.append(unreadable(pair.mask, str(error), self.mend))
         return seen
+
+    def _reached(self, path: Path) -> int | Finding:
+        """`size_or_fault` of a file of the set."""
+        return size_or_fault(path, Path(self.root))
 
     def _is_plain(self, pair: Pair) -> bool:
         """Whether a pixel of the mask is the stored value of a class."""
@@ -302,14 +306,14 @@ def lies_along_edges(values: Array, classes: int) -> bool:
     return bool((is_flat & is_rare).sum() < 0.5 * is_rare.sum())
 
 
-def size_or_fault(path: Path) -> int | Finding:
-    """Bytes of a plain file, or why it is none: a broken or leaving link, a device, a missing permission."""
+def size_or_fault(path: Path, root: Path) -> int | Finding:
+    """Bytes of a plain file, or why it is none: a broken link or one out of ``root``, a device, no permission."""
     try:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
             return found.st_size
         found = path.stat()
-        if path.is_symlink() and not path.resolve().is_relative_to(_set_of(path)):
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
             what = "a link leads out of the data set's folder"
         elif not stat.S_ISREG(found.st_mode):
             what = "a device, pipe or folder stands where a file should be"
@@ -325,12 +329,6 @@ def _unreachable(path: Path, what: str) -> Finding:
     """E130."""
     return Finding("E130", what, (str(path),), "Its content is not the data set's.",
                    "Put the file itself there, readable, or go on without it: --skip-bad")  # fmt: skip
-
-
-def _set_of(path: Path) -> Path:
-    """The folder that a link at ``path`` may not leave: the parent of the outermost folder of images or masks."""
-    parents = [p for p in path.parents if p.name in ("images", "labels", "masks", "annotations", "instances")]
-    return (parents[-1].parent if parents else path.parent).resolve()
 
 
 def unreadable(path: Path, reason: str, mend: str) -> Finding:

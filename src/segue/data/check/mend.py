@@ -75,7 +75,8 @@ def mended(listing: Listing, findings: Sequence[Finding], facts: Facts) -> Mende
     if "val" in empty and len(splits.get("train", ())) > 1:
         splits["val"], splits["train"] = choose(splits["train"], "20%", 0, "--val")
         acts.append(f"{len(splits['val'])} training images chosen by seed 0 for validation")
-    if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()):
+    is_lost = "train" in empty and len(listing.splits["train"]) > 0  # what is left is not to be trained on
+    if codes & HOPELESS or ("E102" in codes and count != 2) or not any(splits.values()) or is_lost:
         raise DataError(f"no rule mends {listing.root}: " + "; ".join(str(f) for f in findings if f.stop))
     acts += [f"{kind} images written in 8 bits, {black:g} black, {white:g} white" for kind, black, white in facts.tones]
     notes = tuple(fault for fault in listing.faults if not fault.stop)

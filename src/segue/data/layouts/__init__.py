@@ -25,6 +25,7 @@ from segue.data.layouts.synthia import Synthia
 from segue.data.layouts.voc import Voc
 from segue.data.listing import Listing, Pair, images_in
 from segue.data.sample import IMAGE_SUFFIXES
+from segue.data.unfinished import refuse_unfinished
 from segue.errors import DataError
 
 
@@ -106,6 +107,7 @@ def open_listing(address: str, layout: str = "auto") -> Listing:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; name a folder with images/ and labels/")
+    refuse_unfinished(root)
     known = LAYOUTS
     if layout != "auto" and layout not in known:
         raise DataError(f"unknown layout {layout!r}; known are {', '.join(known)}")
@@ -155,6 +157,7 @@ def open_images(address: str) -> tuple[Pair, ...]:
     root, split = split_address(address)
     if not root.is_dir():
         raise DataError(f"{root} does not exist or is no folder; name a folder of images")
+    refuse_unfinished(root)
     if split is not None:
         return tuple(Pair(pair.name, pair.image) for pair in open_listing(address).split(split))
     if Shards.matches(root):
