@@ -18,7 +18,16 @@ from PIL import Image
 from segue.data.layouts import open_images, open_listing
 from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
-from segue.suggestion import balanced, class_uncertainty, coverage, farthest_first
+from segue.suggestion import (
+    Chosen,
+    Suggestion,
+    balanced,
+    class_uncertainty,
+    coverage,
+    farthest_first,
+    nearest,
+    write_suggestion,
+)
 from segue.weights import save_model
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -72,6 +81,21 @@ def test_coverage_by_hand() -> None:
     far, mean = coverage(POINTS, [0, 4])
     assert far == pytest.approx(chord(90))
     assert mean == pytest.approx((chord(10) + chord(20) + chord(90) + chord(25)) / 6)
+    covered, owner = nearest(POINTS, [0])
+    assert covered.tolist() == pytest.approx([chord(a) for a in (0, 10, 20, 90, 180, 155)], abs=1e-6)
+    assert owner.tolist() == [0] * 6
+    assert coverage(POINTS, [4], covered) == pytest.approx((far, mean))  # what was covered before counts as well
+    assert nearest(POINTS, [4, 5], covered)[1].tolist() == [-1, -1, -1, -1, 0, 1]
+
+
+def test_a_contact_sheet_of_many_images_is_a_jpeg(dataset: Path, tmp_path: Path) -> None:
+    image = str(dataset / "images" / "train_000.png")
+    chosen = tuple(Chosen(f"{i}", image, "first; stands for 1", None, 1, None) for i in range(1161))
+    write_suggestion(Suggestion(chosen, {}, 0, len(chosen)), tmp_path / "out")
+    with Image.open(tmp_path / "out" / "contact.jpg") as sheet:
+        assert sheet.size == (5 * 248 + 8, 100 * 282 + 8)
+    with zipfile.ZipFile(tmp_path / "out" / "images.zip") as archive:
+        assert sum(name.startswith("images/") and name.endswith(".png") for name in archive.namelist()) == len(chosen)
 
 
 def test_uncertainty_is_summed_over_the_pixels_taken_for_a_class(dataset: Path) -> None:
@@ -111,6 +135,7 @@ def test_a_pretrained_encoder_suggests_what_covers_the_set(
     told = json.loads((out / "suggestion.json").read_text())
     assert told["coverage"]["farthest"] < told["coverage"]["random_farthest"]
     assert sum(one["stands_for"] for one in told["chosen"]) == 6
+    assert [one["distance"] is None for one in told["chosen"]] == [True, False, False, False]  # there is none before
     names = (out / "chosen.txt").read_text().split()
     assert names == [one["name"] for one in told["chosen"]]
     assert len(set(names)) == 4

@@ -39,6 +39,7 @@ from segue.weights import Model
 SIDE = 224  # pixels that images are squeezed into to be compared
 DRAWS = 20  # random choices that coverage is compared with
 COLUMNS, THUMB, CAPTION = 5, 240, 34  # of the contact sheet, pixels
+SHOWN = 500  # images on it, at most: a JPEG ends at 65,535 rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Chosen:
         name: of the image.
         image: its file, whatever folder the list is read from.
         reason: why it was chosen, in words.
-        distance: d_i of eq. 1 when it was chosen, in [0, 2].
+        distance: d_i of eq. 1 when it was chosen, in [0, 2]; None for the first where none was labelled before.
         stands_for: images that are nearest to it among all chosen and labelled ones.
         uncertainty: u_i of eq. 2, None without a trained model.
     """
@@ -57,7 +58,7 @@ class Chosen:
     name: str
     image: str
     reason: str
-    distance: float
+    distance: float | None
     stands_for: int
     uncertainty: float | None
 
@@ -119,7 +120,7 @@ def balanced(sums: Array) -> Array:
 def farthest_first(
     points: Array, count: int, labelled: Sequence[int] = (), weights: Array | None = None
 ) -> list[tuple[int, float]]:
-    """Eqs. 1 and 3: (place, distance when chosen) of ``count`` points, greedily.
+    """Eqs. 1 and 3: (place, distance when chosen) of ``count`` points, greedily; the distance is 2 where none was.
 
     Args:
         points: (M, D) of unit length.
@@ -149,10 +150,27 @@ def farthest_first(
     return chosen
 
 
-def coverage(points: Array, chosen: Sequence[int]) -> tuple[float, float]:
-    """(largest, mean) distance of a point to the nearest of the chosen ones."""
-    nearest = np.min([np.linalg.norm(points - points[place], axis=1) for place in chosen], axis=0)
-    return float(nearest.max()), float(nearest.mean())
+def nearest(points: Array, places: Sequence[int], before: Array | None = None) -> tuple[Array, Array]:
+    """(distance of each point to the nearest of ``places``, which of them that is), both (M,).
+
+    Args:
+        points: (M, D) of unit length.
+        places: of points.
+        before: distances (M,) to others, which count as well; a point that is nearer to them gets -1.
+    """
+    found = np.full(len(points), np.inf) if before is None else before.copy()
+    owner = np.full(len(points), -1)
+    for number, place in enumerate(places):
+        distance = np.linalg.norm(points - points[place], axis=1)
+        owner[distance < found] = number
+        np.minimum(found, distance, out=found)
+    return found, owner
+
+
+def coverage(points: Array, chosen: Sequence[int], before: Array | None = None) -> tuple[float, float]:
+    """(largest, mean) distance of a point to the nearest of the chosen ones, and of those of ``before``."""
+    found, _ = nearest(points, chosen, before)
+    return float(found.max()), float(found.mean())
 
 
 def _refuse_count(images: ImageSet, known: int, count: int) -> None:
@@ -206,32 +224,32 @@ def choose(
         raise DataError("the model's predictions are no numbers; train it again with a lower --lr")
     chosen = farthest_first(points, count, known, weights)
     places = [place for place, _ in chosen]
-    against = [*known, *places]
-    apart = np.stack([np.linalg.norm(points - points[place], axis=1) for place in against])
-    stands_for = np.bincount(apart.argmin(0), minlength=len(against))[len(known) :]
+    covered, _ = nearest(points, known)
+    _, owner = nearest(points, places, covered)
+    stands_for = np.bincount(owner + 1, minlength=len(places) + 1)[1:]
     rows: list[Chosen] = []
     for (place, distance), size in zip(chosen, stands_for.tolist(), strict=True):
-        pair, reason = images.images[place], f"{distance:.2f} from those before"
+        pair, is_first = images.images[place], not rows and not known
+        reasons = [] if is_first else [f"{distance:.2f} from those before"]
         if shares is not None and model is not None:
             worst = int(shares[place].argmax())
             part = shares[place, worst] / max(shares[:, worst].sum(), 1e-30)
-            reason = f"holds {part:.1%} of all doubt about {model.spec.classes[worst]}; {reason}"
-        elif not rows and not known:
-            reason = "the most typical image"
+            reasons.insert(0, f"holds {part:.1%} of all doubt about {model.spec.classes[worst]}")
+        reason = "; ".join([*(reasons or ["the most typical image"]), f"stands for {size}"])
         uncertainty = None if weights is None else float(weights[place])
         image = str(pair.image.absolute())
-        rows.append(Chosen(pair.name, image, f"{reason}; stands for {size}", distance, size, uncertainty))
-    own, drawn = coverage(points, against), _drawn(points, count, known, seed)
+        rows.append(Chosen(pair.name, image, reason, None if is_first else distance, size, uncertainty))
+    own, drawn = coverage(points, places, covered), _drawn(points, count, known, covered, seed)
     found = {"farthest": own[0], "mean": own[1], "random_farthest": drawn[0], "random_mean": drawn[1]}
     classes = () if model is None else tuple(model.spec.classes)
     return Suggestion(tuple(rows), found, len(known), len(images.images), classes, images.images[0].tones, learnt_from)
 
 
-def _drawn(points: Array, count: int, known: Sequence[int], seed: int) -> tuple[float, float]:
-    """`coverage` of random choices of as many, on average."""
+def _drawn(points: Array, count: int, known: Sequence[int], covered: Array, seed: int) -> tuple[float, float]:
+    """`coverage` of random choices of as many beside the known ones, which are as far as ``covered``; on average."""
     generator = np.random.default_rng(seed)
     free = np.setdiff1d(np.arange(len(points)), known)
-    found = [coverage(points, [*known, *generator.choice(free, count, replace=False)]) for _ in range(DRAWS)]
+    found = [coverage(points, generator.choice(free, count, replace=False).tolist(), covered) for _ in range(DRAWS)]
     return float(np.mean([far for far, _ in found])), float(np.mean([mean for _, mean in found]))
 
 
@@ -242,8 +260,8 @@ def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     """Writes everything somebody who labels needs into ``out``; the files' names.
 
     ``chosen.txt`` (names, as ``segue train --labels`` takes them), ``suggestion.json`` and ``.csv`` (with reasons),
-    ``contact.jpg``, and ``images.zip``: the images, a LabelMe file beside each, and CVAT's task ``annotations.xml``, in
-    ``cvat/``: beside ``images/`` it would make a set of CVAT's of them.
+    ``contact.jpg`` (of the first `SHOWN`), and ``images.zip``: the images, a LabelMe file beside each, and CVAT's task
+    ``annotations.xml``, in ``cvat/``: beside ``images/`` it would make a set of CVAT's of them.
     """
     out.mkdir(parents=True, exist_ok=True)
     chosen = suggestion.chosen
@@ -255,7 +273,7 @@ def write_suggestion(suggestion: Suggestion, out: Path) -> list[str]:
     writer.writerows(asdict(one) for one in chosen)
     write_atomically(out / "suggestion.csv", table.getvalue().encode("utf-8", "backslashreplace"))
     with whole(out / "contact.jpg") as file:
-        contact_sheet(chosen, suggestion.tones).save(file, quality=88)
+        contact_sheet(chosen[:SHOWN], suggestion.tones).save(file, quality=88)
     with whole(out / "images.zip") as file:
         write_archive(suggestion, file)
     return ["chosen.txt", "suggestion.json", "suggestion.csv", "contact.jpg", "images.zip"]

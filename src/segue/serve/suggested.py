@@ -79,10 +79,12 @@ class Suggested:
 
 def _row(one: dict[str, Any], number: int) -> dict[str, Any]:
     """An image of the list as the page gets it."""
-    uncertainty = one.get("uncertainty")
+    distance, uncertainty = (
+        None if (value := one.get(name)) is None else float(value) for name in ("distance", "uncertainty")
+    )
     return {
         "item": number, "name": str(one["name"]), "reason": str(one["reason"]), "stands_for": int(one["stands_for"]),
-        "distance": float(one["distance"]), "uncertainty": None if uncertainty is None else float(uncertainty),
+        "distance": distance, "uncertainty": uncertainty,
     }  # fmt: skip
 
 
