@@ -68,6 +68,19 @@ def test_the_page_says_whether_the_seeds_were_measured_on_the_same_images(tmp_pa
     assert "interval" not in same, "one arm: there is no difference"
 
 
+def test_a_score_that_some_seeds_lack_says_of_how_many_it_is(tmp_path: Path) -> None:
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for folder, scores in zip(folders, ({"miou": 0.5, "iou/sign": 0.9}, {"miou": 0.6}, {"miou": 0.7}), strict=True):
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(json.dumps({"method": "m", "scores": scores}))
+        (folder / "run.json").write_text(json.dumps({"identity": {"seed": int(folder.name)}, "data": {}}))
+    write_seeds(tmp_path, folders)
+    page = (tmp_path / "seeds.html").read_text()
+    assert "IoU of sign (1 of 3 seeds)" in page
+    assert "(3 of 3 seeds)" not in page
+    assert sentence(("a",), [Row("miou", ((0.6,),))]) == "a reaches mIoU 60.0 % with one seed."
+
+
 @pytest.mark.slow
 def test_two_seeds_beside_their_plain_arms_and_again(dataset: Path, tmp_path: Path) -> None:
     out = train(str(dataset), tmp_path / "runs", compare=True, seed=3, seeds=2, **FIELDS)

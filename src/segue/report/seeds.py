@@ -95,7 +95,8 @@ def sentence(titles: Sequence[str], rows: Sequence[Row]) -> str:
     if row is None:
         return "Nothing was measured: there are no validation images."
     middle, deviation = row.spread(0)
-    told = f"{titles[0]} reaches {row.title} {100 * middle:.1f} ± {100 * deviation:.1f} % over {row.seeds} seeds"
+    told = f"{titles[0]} reaches {row.title} {100 * middle:.1f}"
+    told += f" ± {100 * deviation:.1f} % over {row.seeds} seeds" if row.seeds > 1 else " % with one seed"
     if not row.differences:
         return f"{told}."
     low, high = row.interval()
