@@ -14,6 +14,7 @@ from segue.data.listing import Pair
 from segue.errors import DataError
 
 ROUNDS = 25  # of k-means
+PART = 4096  # points that are compared at once: memory grows with them times clusters, not with all
 # Share of its length by which an embedding of one image may differ between batches of different size: 1e-6 was seen on
 # CPUs, and 1e-4 leaves room for GPUs that round products to 10 bits; drawn scenes are 1.0 apart.
 ROUNDING = 1e-4
@@ -68,9 +69,16 @@ def spherical_clusters(points: Tensor, count: int, *, seed: int) -> Tensor:
     start = kmeans_plusplus(points.cpu().numpy(), count, random_state=seed % 2**32)[0]
     centres = torch.from_numpy(start).to(points)
     for _ in range(ROUNDS):
-        members = F.one_hot((points @ centres.T).argmax(1), count).to(points)  # (M, count)
-        centres = F.normalize(members.T @ points, dim=1)
-    return (points @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres)
+        for part in torch.split(points, PART):
+            sums += F.one_hot(nearest_centres(part, centres), count).to(points).T @ part
+        centres = F.normalize(sums, dim=1)
+    return nearest_centres(points, centres)
+
+
+def nearest_centres(points: Tensor, centres: Tensor) -> Tensor:
+    """The most similar of K centres (K, D) for each of M points (M, D): int64 (M,)."""
+    return torch.cat([(part @ centres.T).argmax(1) for part in torch.split(points, PART)])
 
 
 def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
@@ -81,9 +89,11 @@ def most_similar(points: Tensor, clusters: Tensor, count: int) -> Tensor:
     found = torch.full((len(points), count), -1, dtype=torch.int64, device=points.device)
     for cluster in torch.unique(clusters):
         members = (clusters == cluster).nonzero()[:, 0]
-        similarity = (points[members] @ points[members].T).fill_diagonal_(-math.inf)
-        best = similarity.topk(min(count, len(members) - 1), dim=1).indices
-        found[members, : best.shape[1]] = members[best]
+        for own in torch.split(torch.arange(len(members), device=points.device), PART):
+            similarity = points[members[own]] @ points[members].T
+            similarity[torch.arange(len(own), device=points.device), own] = -math.inf
+            best = similarity.topk(min(count, len(members) - 1), dim=1).indices
+            found[members[own], : best.shape[1]] = members[best]
     for alone in (found[:, 0] < 0).nonzero()[:, 0]:
         similarity = points @ points[alone]
         similarity[alone] = -math.inf

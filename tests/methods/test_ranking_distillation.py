@@ -73,6 +73,17 @@ def test_a1_positives_are_the_nearest_of_the_same_cluster_by_hand() -> None:
     assert alone[4].tolist() == [3, -1]  # alone in its cluster: the nearest of all
 
 
+def test_a1_many_images_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another size of parts the same, but for sums in another order."""
+    points = F.normalize(torch.eye(3).repeat_interleave(30, 0) + 0.1 * unit(90, 3), dim=1)
+    clusters, near = spherical_clusters(points, 3, seed=0), most_similar(points, torch.arange(90) % 2, 5)
+    assert all(len(own.unique()) == 5 and own.min() >= 0 for own in near)
+    for part in (1, 7, 89):
+        monkeypatch.setattr("segue.embeddings.PART", part)
+        assert torch.equal(spherical_clusters(points, 3, seed=0), clusters)
+        assert torch.equal(most_similar(points, torch.arange(90) % 2, 5), near)
+
+
 def test_a1_embeddings_are_compared_about_their_mean() -> None:
     found = centred(torch.tensor([[10.0, 1], [10, -1], [11, 0], [9, 0]]))
     torch.testing.assert_close(found, torch.tensor([[0.0, 1], [0, -1], [1, 0], [-1, 0]]))
