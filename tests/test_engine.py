@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from segue import engine
 from segue.batches import split
 from segue.disk import write_atomically
 from segue.engine import Losses, Method, Run, cosine, ema_update, endless, fit
+from segue.methods.supervised import Supervised
+from segue.processes.memory import bytes_to_come
 
 
 class Noise(Dataset[dict[str, Any]]):
@@ -243,6 +245,67 @@ def test_a_batch_too_large_for_memory_is_taken_in_parts(tmp_path: Path, monkeypa
         torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
     with pytest.raises(MemoryError, match="two images do not fit"):
         run("never", 1, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(6, [6, 3, 2, 2, 2]), (10, [10, 5, 2, 3, *[2] * 5]), (11, [11, 6, 3, 3, 2, 3])]
+)
+def test_what_two_images_allow_is_tried_before_the_crop_is_blamed(
+    batch: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+    method = Normed(largest=batch % 2 + 2)
+    fit(
+        method, lambda start: endless(Noise(16), batch, seed=0, start=start), run=Run(tmp_path, quiet=True),
+        optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=1,
+    )  # fmt: skip
+    assert method.sizes[: len(sizes)] == sizes
+
+
+def test_parts_count_for_what_their_losses_are_means_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images that are labelled throughout and four with one pixel: the gradient of all at once."""
+
+    class Sparse(Supervised):
+        def forward(self, batch: dict[str, Any]) -> Losses:
+            if len(batch["image"]) > largest:
+                raise torch.OutOfMemoryError("made up")
+            return super().forward(batch)
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(8, 3, 5, 5, generator=generator)
+    mask = torch.randint(0, 2, (8, 5, 5), generator=generator)
+    mask[4:].view(4, 25)[:, 1:] = 255
+    found = []
+    for largest, weights in itertools.product((8, 4, 2), ([1.0, 1.0], [0.25, 2.0])):
+        torch.manual_seed(0)
+        method = Sparse(nn.Conv2d(3, 2, 1), torch.tensor(weights))
+        monkeypatch.setattr(engine, "_REHEARSED", ("cpu",))
+        fit(
+            method, lambda start: itertools.repeat({"image": image, "mask": mask}),
+            run=Run(tmp_path / f"{largest}_{weights[0]}", quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 1.0), steps=1,
+        )  # fmt: skip
+        found.append(method.network.weight.detach().clone())
+    for i, weight in enumerate(found):
+        torch.testing.assert_close(weight, found[i % 2], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, 0.1),
+    ],
+)  # fmt: skip
+def test_the_memory_of_an_optimiser_is_known_before_its_first_step(make: Callable[..., torch.optim.Optimizer]) -> None:
+    layer = nn.Linear(30, 20)
+    optimizer, told = make(layer.parameters()), bytes_to_come(make(layer.parameters()))
+    layer(torch.ones(1, 30)).sum().backward()
+    optimizer.step()
+    held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert told == sum(value.numel() * value.element_size() for value in held if value.dim())
+    assert bytes_to_come(optimizer) == (told if not held else 0)
 
 
 def test_a_rehearsed_run_goes_on_with_the_buffers_of_its_checkpoint(

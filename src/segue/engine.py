@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segue.batches import count, counts, endless, mix, names_of, split, to_device
+from segue.models.held import hold_statistics, hold_still
+from segue.processes.memory import bytes_to_come
 from segue.processes.ranks import (
     RankError,
     added_up,
@@ -71,6 +73,10 @@ class Method(nn.Module):
         parts of their parameters there, in here all of them."""
         return self.shards.whole() if self.shards else contextlib.nullcontext()
 
+    def weight(self, part: Batch) -> float:
+        """What one part of a batch counts for beside the others, where the batch does not fit in memory: its images."""
+        return count(part)
+
     def after_step(self, step: int) -> None:
         """Called after optimiser step ``step`` (from 0); nothing by default."""
 
@@ -95,23 +101,6 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))
-
-
-def hold_statistics(module: nn.Module) -> None:
-    """Batch normalisation in ``module`` keeps to its running statistics, as they are, until the next ``train()``."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eval()
-
-
-def hold_still(module: nn.Module) -> None:
-    """`hold_statistics`, and nothing is dropped: what ``module`` says comes of its weights and the image alone."""
-    from timm.layers.drop import DropPath  # whoever holds an encoder has imported it
-
-    hold_statistics(module)
-    for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd | DropPath):
-            part.eval()
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -281,10 +270,12 @@ class _Loop:
             return stream
         batch = to_device(next(stream), self.run.device)
         images, fewest = max(1, count(batch)), min(counts(batch), default=0)
+        most = max(1, fewest // 2)  # parts of two images of each kind
+        self.method.train()
         self.keep_buffers()
         while True:
             try:
-                self._gradients_of(self.method, batch)
+                self._tried(batch)
                 break
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -293,19 +284,26 @@ class _Loop:
                     raise MemoryError(f"{told}, for the losses compare the images of a batch with each other") from None
                 if self.method.shards:  # the others wait in the middle of the step for this one's part
                     raise MemoryError(f"{told} and raise --accumulate") from None
-                if fewest // (2 * self.parts) < 2:
-                    raise MemoryError(
-                        f"{self.stage}: two images do not fit in memory ({error}); lower --crop"
-                    ) from None
-                self.parts *= 2
+                if self.parts == most:
+                    few = "two" if fewest // most == 2 else str(fewest)
+                    told = f"{self.stage}: {few} images do not fit in memory ({error})"
+                    raise MemoryError(f"{told}; lower --crop") from None
+                self.parts = min(2 * self.parts, most)
             finally:
                 self.restore_buffers()
         parts = largest(self.parts, self.run.device)
         if parts > 1:
             told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, for one step"
-            self.run.say(f"{self.stage}: {told} (batch normalisation sees {images // parts} images)")
+            seen = f"batch normalisation, and whatever compares images, sees {images // parts} of them"
+            self.run.say(f"{self.stage}: {told} ({seen})")
         self.parts = parts
         return itertools.chain([batch], stream)
+
+    def _tried(self, batch: Batch) -> None:
+        """Gradients of a batch, beside what the optimiser will keep from its first step on."""
+        room = torch.empty(bytes_to_come(self.optimizer), dtype=torch.uint8, device=self.run.device)
+        self._gradients_of(self.method, batch)
+        del room
 
     def keep_buffers(self) -> None:
         """What `restore_buffers` brings back, from here on."""
@@ -351,13 +349,15 @@ class _Loop:
         """Adds ``share`` times the gradients of a batch, taken in `parts`; its losses by name, times ``share``."""
         losses: dict[str, float] = {}
         parts = split(batch, self.parts)
-        for i, part in enumerate(parts):
+        weights = [self.method.weight(part) for part in parts] if len(parts) > 1 else [1.0]
+        whole = sum(weights) or 1.0
+        for i, (part, own) in enumerate(zip(parts, weights, strict=True)):
             waits = isinstance(module, DistributedDataParallel) and not (is_last and i == len(parts) - 1)
             with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # ranks average last
                 with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
                     named: Losses = module(part)
                 total = torch.stack([loss.float() for loss in named.values()]).sum()
-                weight = share * (count(part) / count(batch) if len(parts) > 1 else 1.0)
+                weight = share * own / whole
                 if total.requires_grad:
                     torch.autograd.backward(total * weight)
             for name, loss in {"loss": total, **named}.items():
@@ -380,7 +380,9 @@ class _Loop:
             self.metered += 1
             self.bad = 0
         else:
-            self._refuse({**losses, "gradient_norm": norm}, batches)
+            is_sound = math.isfinite(losses["loss"])
+            is_own = all_agree(is_sound, self.run.device) or not is_sound
+            self._refuse({**losses, "gradient_norm": norm}, batches, is_own)
         self.step += 1
         if (self.step % self.log_every == 0 or self.step == self.steps) and self.metered:
             means = {name: total / self.metered for name, total in self.meter.items()}
@@ -397,8 +399,14 @@ class _Loop:
         total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return total
 
-    def _refuse(self, values: Mapping[str, float], batches: list[Batch]) -> None:
-        """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row."""
+    def _refuse(self, values: Mapping[str, float], batches: list[Batch], is_own: bool) -> None:
+        """Notes a step that is not taken, and stops the run after `PATIENCE` of them in a row.
+
+        Args:
+            values: losses by name, and the norm of the gradient.
+            batches: of the step.
+            is_own: whether they may be to blame: not where it is another process whose loss is not finite.
+        """
         self.bad += 1
         self.restore_buffers()
         self.run.log(self.stage, self.step + 1, {"refused": "not finite", **{k: repr(v) for k, v in values.items()}})
@@ -410,11 +418,15 @@ class _Loop:
             norms = {name: float(self._norm([p.grad])) for name, p in named if p.grad is not None}
             rates = [float(group["lr"]) for group in self.optimizer.param_groups]
             state = {"step": self.step, "values": dict(values), "batches": batches, "norms": norms, "rates": rates}
-            self.run.save(f"refused_{self.stage}", state)
-            names = ", ".join([name for batch in batches for name in names_of(batch)][:8])
+            rank = rank_and_world()[0]
+            kept = f"refused_{self.stage}{f'_{rank}' if rank else ''}"
+            told = "Another process of the run says which samples they were"
+            if is_own:
+                self.run.save(kept, state, own=True)
+                names = ", ".join([name for batch in batches for name in names_of(batch)][:8])
+                told = f"Samples: {names}. Batch, rates and the norms of gradients are in {self.run.out / kept}.pt"
             raise FloatingPointError(
-                f"{message}; {self.bad} in a row, so the run stops. Samples: {names}. Batch, rates and the norms of "
-                f"gradients are in {self.run.out / f'refused_{self.stage}.pt'}. Lower the learning rate, or train with "
+                f"{message}; {self.bad} in a row, so the run stops. {told}. Lower the learning rate, or train with "
                 "--precision fp32, into another --out"
             )
 

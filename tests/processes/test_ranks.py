@@ -131,6 +131,41 @@ def train_and_tell(folder: Path, steps: int, pause: float) -> None:
         sys.exit(1)
 
 
+class Poisoned(Method):
+    """The second process meets NaN in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        return {"square": (self.layer(batch["image"]) * (float("nan") if dist.get_rank() else 1.0)).square().mean()}
+
+
+def train_poisoned(folder: Path) -> None:
+    join_processes("cpu")
+    method = Poisoned()
+    try:
+        fit(
+            method, lambda start: endless(Noise(10), 2, seed=0, start=start), run=Run(folder, quiet=True),
+            optimizer=torch.optim.SGD(method.parameters(), 0.1), steps=9,
+        )  # fmt: skip
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@pytest.mark.slow
+def test_the_process_whose_loss_is_not_finite_names_and_keeps_its_samples(tmp_path: Path) -> None:
+    assert ended(start(2, tmp_path / "errors", train_poisoned, tmp_path / "run")) == [1, 1]
+    sound, faulty = ((tmp_path / f"errors_{rank}").read_text() for rank in range(2))
+    assert "Another process of the run says which" in sound and "sample_" not in sound
+    assert "Samples: sample_" in faulty and f"{tmp_path / 'run' / 'refused_train_1'}.pt" in faulty
+    assert [path.name for path in (tmp_path / "run").glob("refused*")] == ["refused_train_1.pt"]
+    kept = torch.load(tmp_path / "run" / "refused_train_1.pt", weights_only=True)
+    assert len(kept["batches"]) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(lost: int, tmp_path: Path) -> None:

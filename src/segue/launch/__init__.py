@@ -23,7 +23,8 @@ from segue.runs.folder import Clock
 from segue.runs.loggers import opened_loggers, refuse_unknown
 from segue.weights import Saved, save_model
 
-ENDING = ("report.html", "model/README.md")  # what a run writes last
+REPORT = "report.html"
+ENDING = (REPORT, "model/README.md")  # what a run writes last
 
 
 class Scores(Protocol):
@@ -120,7 +121,7 @@ def launch(
     described = {**flat(config), "verb": verb, "method": method, "seed": around.seed}
     with run.alone():
         with opened_loggers(names, run, described) as run.loggers:
-            trained = [_train(arm, run.child(arm.folder) if arm.folder else run) for arm in arms(data)]
+            trained = [_train(arm, run.child(arm.folder) if arm.folder else run, out) for arm in arms(data)]
         if rank_and_world()[0] == 0 and (any(trained) or not all((out / name).is_file() for name in ENDING)):
             conclude(run)
             from segue.launch.card import write_card
@@ -129,7 +130,7 @@ def launch(
             write_report(out)
             write_card(out)
     if rank_and_world()[0] == 0:
-        run.say(f"model: {out / 'model'}   report: {out / 'report.html'}")
+        run.say(f"model: {out / 'model'}   report: {out / REPORT}")
     return out
 
 
@@ -153,14 +154,19 @@ def _begin(
     return run, data
 
 
-def _train(arm: Arm[Any], run: Run) -> bool:
-    """Trains one arm, measures and saves it, unless that was done before; whether it was not."""
+def _train(arm: Arm[Any], run: Run, out: Path) -> bool:
+    """Trains one arm of the run in ``out``, measures and saves it, unless that was done before; whether it was not."""
     if (run.out / "evaluation.json").is_file():
         run.say(f"{arm.name}: finished before")
         return False
     run.clock = Clock()
     model = methods.load(arm.method).train(arm.config, run, arm.data)
-    only_first(lambda: _finish(arm, model.eval(), run, run.clock.seconds()))
+
+    def finish() -> None:
+        (out / REPORT).unlink(missing_ok=True)  # it lacks this arm: a run that is cut before the next one writes it
+        _finish(arm, model.eval(), run, run.clock.seconds())
+
+    only_first(finish)
     return True
 
 

@@ -21,8 +21,13 @@ def pixel_cross_entropy(
     """
     target = mask.long()
     total = F.cross_entropy(logits.float(), target, weight=class_weights, ignore_index=ignore, reduction="sum")
-    if class_weights is None:
-        return total / (target != ignore).sum().clamp(min=1)
-    padded = torch.cat([class_weights, class_weights.new_zeros(1)])
-    weight = padded[torch.where(target == ignore, len(class_weights), target)].sum()
+    weight = pixel_weight(target, class_weights=class_weights, ignore=ignore)
     return total / torch.where(weight > 0, weight, 1)
+
+
+def pixel_weight(mask: Tensor, *, class_weights: Tensor | None = None, ignore: int = 255) -> Tensor:
+    """What `pixel_cross_entropy` divides by: the labelled pixels, or the sum of their weights; a scalar."""
+    if class_weights is None:
+        return (mask != ignore).sum()
+    padded = torch.cat([class_weights, class_weights.new_zeros(1)])
+    return padded[torch.where(mask == ignore, len(class_weights), mask.long())].sum()

@@ -46,7 +46,7 @@ from segue.data.transforms import PLAIN, SIMCLR, ColorJitter
 from segue.engine import Losses, Method, Run, cosine, endless, fit, mix
 from segue.errors import DataError, UsageError
 from segue.evaluation import pixel_embeddings, semantic
-from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy
+from segue.losses import pixel_contrast, pixel_contrast_negatives, pixel_cross_entropy, pixel_weight
 from segue.models.heads import projection_head
 from segue.models.segmenter import Segmenter
 from segue.prediction.pseudo_labels import label_images
@@ -222,6 +222,10 @@ class FineTune(Method):
     def forward(self, batch: dict[str, Any]) -> Losses:
         logits = self.network(batch["image"])
         return {"cross_entropy": pixel_cross_entropy(logits, batch["mask"], class_weights=self.class_weights)}
+
+    def weight(self, part: dict[str, Any]) -> float:
+        """Its labelled pixels, over which the loss is a mean."""
+        return float(pixel_weight(part["mask"], class_weights=self.class_weights))
 
 
 def class_thresholds(config: Config, classes: Sequence[str]) -> Array:

@@ -22,7 +22,7 @@ from segue.data.training import TrainingData
 from segue.engine import Losses, Method, Run, cosine, endless, fit
 from segue.errors import UsageError
 from segue.evaluation import Samples, semantic
-from segue.losses import pixel_cross_entropy
+from segue.losses import pixel_cross_entropy, pixel_weight
 from segue.models.heads import LinearProbe
 from segue.starting import new_segmenter
 from segue.weights import Model
@@ -67,6 +67,10 @@ class Supervised(Method):
     def forward(self, batch: dict[str, Any]) -> Losses:
         logits = self.network(batch["image"])
         return {"cross_entropy": pixel_cross_entropy(logits, batch["mask"], class_weights=self.class_weights)}
+
+    def weight(self, part: dict[str, Any]) -> float:
+        """Its labelled pixels, over which the loss is a mean."""
+        return float(pixel_weight(part["mask"], class_weights=self.class_weights))
 
 
 def train(config: Config, run: Run, data: TrainingData) -> Model:

@@ -71,8 +71,9 @@ def pick_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
+    try:  # each process on a GPU of its own: whatever is put on the first stays there
+        is_one_of_several = name == "cuda" and "WORLD_SIZE" in os.environ
+        torch.zeros(1, device=f"cuda:{os.environ['LOCAL_RANK']}" if is_one_of_several else name)
     except (RuntimeError, AssertionError) as error:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; here is: {here}") from None

@@ -205,9 +205,15 @@ class Run:
                 self.say(f"warning: {path} is damaged ({str(error).splitlines()[0]}); going on from what is before it")
         return None
 
-    def save(self, stage: str, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of ``stage`` atomically and keeps the one before it."""
-        if rank_and_world()[0] == 0:
+    def save(self, stage: str, state: dict[str, Any], *, own: bool = False) -> None:
+        """Writes the checkpoint of ``stage`` atomically and keeps the one before it.
+
+        Args:
+            stage: its name.
+            state: what it holds.
+            own: each process writes its own, of its own name; else the first writes that of all.
+        """
+        if own or rank_and_world()[0] == 0:
             path = self.out / f"{stage}.pt"
             buffer = io.BytesIO()
             torch.save(state, buffer)
