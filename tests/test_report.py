@@ -157,6 +157,11 @@ def test_headline_states_both_arms_their_difference_and_the_images(compared: Pat
     assert "Repeat it with several seeds (--seeds 3, into another folder)" in text
 
 
+def test_an_arm_alone_is_told_where_it_is_compared(compared: Path) -> None:
+    with pytest.raises(DataError, match=r"baseline is one arm of the run .*report\.html compares them"):
+        write_report(compared / "baseline")
+
+
 def test_seeds_are_advised_as_the_command_has_them(compared: Path) -> None:
     record = json.loads((compared / "run.json").read_text())
     record["identity"] |= {"verb": "compress", "method": "compact_search"}

@@ -15,7 +15,9 @@ import torch
 from conftest import CLASSES, COLORS, draw, options, write_set
 from PIL import Image
 
+from segue.config import Data
 from segue.data.layouts import open_images, open_listing
+from segue.data.training import open_training
 from segue.models.encoder import Encoder, EncoderSpec
 from segue.models.segmenter import Segmenter, SegmenterSpec
 from segue.suggestion import (
@@ -182,6 +184,11 @@ def test_the_zip_opens_in_labelling_tools(segue: Cli, dataset: Path, encoder_run
         square = {"label": "disc", "points": [[4, 4], [30, 4], [30, 30], [4, 30]], "shape_type": "polygon"}
         (unpacked / "images" / f"{name}.json").write_text(json.dumps({**task, "shapes": [square]}))
     assert open_listing(str(unpacked)).layout == "labelme"  # labelled there, it is a set to train on
+    # Its masks go into the set that the images came from, and its list names them.
+    assert segue("data", "convert", unpacked, tmp_path / "converted")[0] == 0
+    assert all((tmp_path / "converted" / "labels" / f"{name}.png").is_file() for name in names)
+    data = open_training(Data(data=str(unpacked), labels=str(out / "chosen.txt"), val="none"), seed=0)
+    assert sorted(pair.name for pair in data.labelled) == sorted(names)
     assert sum(pair.mask is not None for pair in open_listing(str(unpacked)).split("train")) == 3
     root = ElementTree.parse(unpacked / "cvat" / "annotations.xml").getroot()
     assert [image.get("name") for image in root.iter("image")] == [f"{name}.png" for name in names]

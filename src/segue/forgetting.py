@@ -185,4 +185,5 @@ def decide(scores: dict[str, float | None], max_forget: float) -> dict[str, Any]
     told["release"] = told["forgotten"] <= max_forget
     numbers = f"{name} of the old classes {100 * before:.1f} before, {100 * after:.1f} after"
     numbers += f"; {max_forget:g} points may go" + ("" if new is None else f"; of the new classes {100 * new:.1f}")
+    numbers += ", so they were not learnt" if new == 0 else ""
     return {**told, "reason": f"{'Released' if told['release'] else 'not for release'}: {numbers}."}

@@ -13,6 +13,7 @@ from conftest import draw
 from PIL import Image
 
 from segue.config import Data
+from segue.data.check import check
 from segue.data.decoder import mask_image
 from segue.data.layouts import open_listing
 from segue.data.layouts.exports import Cvat, LabelMe, LabelStudio
@@ -541,3 +542,20 @@ def test_a_picture_of_another_size_than_its_labels_is_never_taken_for_background
     assert (told["found"], told["dropped"] > 0) == (3, True)
     segue("check", root, "--fix", tmp_path / "copy")
     assert not list((tmp_path / "copy").glob("labels/**/a.png"))
+
+
+def test_an_annotation_without_an_object_is_said_to_teach_background(tmp_path: Path) -> None:
+    """As `segue suggest` writes them, to be labelled."""
+    for name in ("a", "b"):
+        labelme(tmp_path, [shape("cat", box(2, 2, 9, 9))], name)
+    labelme(tmp_path, [], "later")
+    findings, _ = check(open_listing(str(tmp_path)))
+    assert [(f.code, f.where) for f in findings if f.code == "W116"] == [("W116", (str(tmp_path / "later.jpg"),))]
+
+
+def test_labelme_calls_pictures_in_images_as_other_sets_do(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    labelme(tmp_path, [shape("cat", box(2, 2, 9, 9))], "images/a")
+    assert [pair.name for pair in open_listing(str(tmp_path)).split("train")] == ["a"]
+    photo(tmp_path / "another.jpg")
+    assert [pair.name for pair in open_listing(str(tmp_path)).split("train")] == ["another", "images/a"]

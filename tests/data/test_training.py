@@ -1,6 +1,7 @@
 """What is used and what is left out, by seed, by list, with and without unlabelled images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,28 @@ def test_further_folders_add_images_and_those_already_used_are_counted(dataset: 
     assert sum(data.dropped.values()) == 2 + 4 + 4  # the labelled ones, those of val and test, labels not asked for
     data = opened(dataset, labels="2", unlabeled=(f"{dataset}:test",))  # unless they are asked for
     assert len(data.unlabelled) == 2
+
+
+def test_copies_of_what_is_validated_on_are_not_learnt_from(dataset: Path, tmp_path: Path) -> None:
+    """As `segue suggest` gives images to label: under other paths, byte for byte."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("val_006", "val_007", "train_001"):
+        shutil.copy(dataset / "images" / f"{name}.png", photos / f"copy_of_{name}.png")
+    Image.fromarray(draw(20)[0]).save(photos / "fresh.png")
+    data = opened(dataset, unlabeled=(str(photos),))
+    assert [pair.name for pair in data.unlabelled] == ["fresh"]
+    assert data.dropped["named twice, or also labelled or in validation"] == 3
+
+
+def test_a_list_of_images_that_nobody_has_labelled_yet_says_so(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "labels" / "train_001.png").unlink()
+    (tmp_path / "names.txt").write_text("train_000\ntrain_001\n")
+    with pytest.raises(DataError, match=r"names 'train_001' \(1 such\), which has no mask"):
+        opened(dataset, allow_missing=True, labels=str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("images/train_000\n")
+    with pytest.raises(DataError, match="none of the images to train on, which are called like 'train_000'"):
+        opened(dataset, allow_missing=True, labels=str(tmp_path / "names.txt"))
 
 
 def test_frames_of_a_video_on_both_sides_of_a_division_are_told(tmp_path: Path) -> None:

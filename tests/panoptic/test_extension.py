@@ -309,6 +309,10 @@ def test_the_gate_counts_points() -> None:
     assert failed["forgotten"] == pytest.approx(1.01)
     assert "50.0 before, 49.0 after; 1 points may go" in failed["reason"]
     assert decide({"pq_old_before": 0.4, "pq_old": 0.6}, 0.0)["release"] is True
+    assert (
+        "of the new classes 0.0, so they were not learnt"
+        in decide({"pq_old_before": 0.5, "pq_old": 0.5, "pq_new": 0.0}, 1.0)["reason"]
+    )
     unsaid = decide({"pq_new": 0.5}, 1.0)
     assert unsaid["release"] is None
     assert "give --keep-val" in unsaid["reason"]

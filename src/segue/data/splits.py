@@ -39,7 +39,13 @@ def is_list(text: str) -> bool:
 
 
 def choose(
-    pairs: Sequence[Pair], text: str, seed: int, what: str = "--labels", *, held: Sequence[Pair] = ()
+    pairs: Sequence[Pair],
+    text: str,
+    seed: int,
+    what: str = "--labels",
+    *,
+    held: Sequence[Pair] = (),
+    bare: Sequence[Pair] = (),
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """(chosen, rest) of ``pairs``, both in their order: so many by seed, or those that a list file names.
 
@@ -51,6 +57,7 @@ def choose(
         seed: of the choice.
         what: the option, for messages.
         held: pairs that a list may name and that are not to be had any more.
+        bare: images that have no mask, and that a list may not name.
 
     Raises:
         DataError: no such amount, or the list names an image that is not there, or none that is to be had.
@@ -61,9 +68,18 @@ def choose(
             raise DataError(f"{what} {text}: no such file")
         wanted = set(lines_of(path))
         missing = wanted - {pair.name for pair in (*pairs, *held)}
+        without = missing & {pair.name for pair in bare}
+        if without:
+            first, count = sorted(without)[0], len(without)
+            raise DataError(
+                f"{what} {text} names {first!r} ({count} such), which has no mask; take it off, or label it"
+            )
         if missing:
             first, count = sorted(missing)[0], len(missing)
-            raise DataError(f"{what} {text} names {first!r} ({count} such), which is none of the images to train on")
+            there = next((f", which are called like {pair.name!r}" for pair in pairs), "")
+            raise DataError(
+                f"{what} {text} names {first!r} ({count} such), which is none of the images to train on{there}"
+            )
         if wanted.isdisjoint(pair.name for pair in pairs):
             why = f"the {len(wanted)} that it names are validated on" if wanted else "it is empty"
             raise DataError(f"{what} {text} leaves no image to train on: {why}")

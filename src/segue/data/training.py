@@ -11,6 +11,7 @@ from segue.data.check.leaks import shared_videos
 from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, reading
+from segue.data.fingerprint import same_pictures
 from segue.data.layouts import open_images, open_listing, validation_at
 from segue.data.ledger import REDRAW, REJECT, read_ledger
 from segue.data.listing import Listing, Pair, toned
@@ -118,8 +119,8 @@ def open_training(config: Data, *, seed: int, tones: Tones = ()) -> TrainingData
     masked, val, split_off, shared, unmasked = _validation(listing, config, masked, seed)
     if split_off:
         warnings += tuple(shared_videos({"train": masked, "val": val}))
-    labelled, rest = choose(masked, config.labels, seed, held=val if split_off or shared else ())
     bare = tuple(pair for pair in train if pair.mask is None)
+    labelled, rest = choose(masked, config.labels, seed, held=val if split_off or shared else (), bare=bare)
     dropped: dict[str, int] = {}
     found = len(train) + len(listing.stray) + len(listing.unnamed) + bad
     if listing.stray:
@@ -319,6 +320,6 @@ def _split_off(listing: Listing, config: Data, masked: tuple[Pair, ...], seed: i
 
 
 def _without(pairs: Sequence[Pair], used: Sequence[Pair]) -> tuple[Pair, ...]:
-    """Pairs whose image is not used already."""
-    taken = {pair.image.resolve() for pair in used}
-    return tuple(pair for pair in pairs if pair.image.resolve() not in taken)
+    """Pairs whose image is not used already, under that path or as a copy."""
+    taken = {pair.image for pair in same_pictures(pairs, used)}
+    return tuple(pair for pair in pairs if pair.image not in taken)

@@ -99,6 +99,11 @@ def train(config: Config, run: Run, data: TrainingData) -> MaskClassifier:
         chosen.encoder, chosen.init, chosen.size, chosen.queries, data.listing, say=run.say
     ).to(memory_format=torch.channels_last)
     annotation = Annotation(data.listing, config.by_region)
+    if not data.listing.things:
+        run.say(
+            "warning: no class is said to have objects, so none are told apart: give the ids of those that can be "
+            'counted as "things" in dataset.json, and the numbers of objects in instances/ (or --by-region)'
+        )
     most, queries = annotation.most_segments(data.labelled, data.paste), network.spec.queries
     if most > queries:
         run.say(f"warning: a picture has {most} segments and the network {queries} queries; give --queries {most}")

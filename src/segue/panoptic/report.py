@@ -92,7 +92,10 @@ def historic_section(
         blocks += [{"text": text}, {"table": {"head": ["Mask", "Count", "%"], "rows": rows}}]
         if not next(iter(fates.values())):
             held = "nothing but distillation" if is_distilled else "nothing"
-            text = f"No pseudo-label was kept: {held} held the old classes. Lower what dropped them, see above."
+            text = f"No pseudo-label was kept: {held} held the old classes."
+            if total:
+                why = max(list(fates)[1:], key=lambda name: fates[name])
+                text += f" Most of the {total} masks of old classes were dropped as {why!r}; lower that threshold."
             blocks.append({"warning": text})
             run.say(f"warning: {text}")
         blocks.append({"pictures": pseudo_pictures(run, shown)})

@@ -78,5 +78,8 @@ def run_file(path: Path) -> dict[str, Any]:
         DataError: it is missing or damaged.
     """
     if not path.exists():
+        if (path.parent.parent / path.name).is_file() and (path.parent / "model").is_dir():
+            whole = path.parent.parent
+            raise DataError(f"{path.parent} is one arm of the run {whole}: {whole / 'report.html'} compares them")
         raise DataError(f"{path} does not exist: a report needs a finished run")
     return read_json(path, "a file of a run")

@@ -109,6 +109,12 @@ class Inspector:
                     seen.findings.append(drawn_elsewhere(pair.image, seen.size, pair.labelled_at))
                 elif pixels:
                     self._drawn(seen, mask_image(pair))
+                if not pair.outlines:
+                    seen.findings.append(
+                        Finding("W116", "no object is drawn: every pixel is background", (str(pair.image),),
+                                "One that nobody has labelled yet teaches that nothing is there.",
+                                "Nothing to do, if there is nothing. Else label it, or take its annotation away.")
+                    )  # fmt: skip
                 return seen
             if pixels and self._is_plain(pair) and (flat := flat_histogram(pair.mask, mask_size)) is not None:
                 if self._fits(seen, flat[0]):

@@ -127,8 +127,10 @@ class LabelMe:
         with _border(root / "labels.txt"):
             if (root / "labels.txt").is_file():
                 declared = dict.fromkeys(lines_of(root / "labels.txt"))
-        every = [*rows.values(), *bare]
-        return _listing(root, "labelme", root, every, declared, faults, has_background=not leaves_free(declared))
+        every, base = [*rows.values(), *bare], root / "images"
+        if not all(row[0].is_relative_to(base) for row in every):
+            base = root  # else they are called as in a set that has them in images/
+        return _listing(root, "labelme", base, every, declared, faults, has_background=not leaves_free(declared))
 
 
 class LabelStudio:
