@@ -78,6 +78,7 @@ def test_the_page_shows_where_two_models_disagree(segue: Segue, dataset: Path, t
     assert (status, "is not an empty folder" in errors) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_semantic_and_a_panoptic_model_are_compared(segue: Segue, tmp_path: Path) -> None:
     torch.manual_seed(0)
     semantic = Segmenter(SegmenterSpec("test_efficientnet", CLASSES, COLORS, decoder_channels=16)).eval()

@@ -49,6 +49,7 @@ def test_the_encoder_of_any_model_can_be_had(tmp_path: Path) -> None:
             torch.testing.assert_close(load_encoder(str(tmp_path / str(i)))(image), expected)
 
 
+@pytest.mark.slow
 def test_training_takes_the_encoder_of_a_pretrained_folder(
     segue: Callable[..., tuple[int, str, str]], dataset: Path, tmp_path: Path
 ) -> None:

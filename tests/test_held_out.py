@@ -36,6 +36,7 @@ def undivided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, folder / "run"
 
 
+@pytest.mark.slow
 def test_of_a_set_without_splits_it_is_what_the_run_validated_on(undivided: tuple[Path, Path], segue: Segue) -> None:
     data, run = undivided
     validated = [image["name"] for image in json.loads((run / "evaluation.json").read_text())["images"]]
@@ -97,6 +98,7 @@ def test_images_of_large_sets_are_found_in_no_time(tmp_path: Path) -> None:
     assert time.process_time() - began < 3  # each with each takes several times that
 
 
+@pytest.mark.slow
 def test_the_set_is_known_again_from_elsewhere_and_for_every_model_of_the_run(
     undivided: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

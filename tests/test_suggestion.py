@@ -237,6 +237,7 @@ def test_images_held_out_of_the_labelled_ones_are_not_suggested_either(segue: Cl
     assert (told["labelled"], {one["name"] for one in told["chosen"]} & set(names.read_text().split())) == (5, set())
 
 
+@pytest.mark.slow
 def test_images_of_a_published_layout_count_as_labelled_and_the_list_is_taken(segue: Cli, tmp_path: Path) -> None:
     root, run, out = tmp_path / "set", tmp_path / "run", tmp_path / "next"
     for split, numbers in (("train", range(5)), ("val", range(5, 7))):

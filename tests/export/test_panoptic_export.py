@@ -80,6 +80,7 @@ def test_a_panoptic_file_that_fails_is_deleted_with_status_4(
     assert (source / "export" / "parity.failed.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_panoptic_model_has_no_file_for_is_said_in_a_line(segue: Segue, source: Path, tmp_path: Path) -> None:
     data = write_objects(tmp_path / "set")
     for options, message in (

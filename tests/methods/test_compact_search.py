@@ -863,6 +863,7 @@ def test_a_target_that_cannot_be_met_is_said_before_a_candidate_is_tried(
         train(config, Run(tmp_path / "run", quiet=True), data)
 
 
+@pytest.mark.slow
 def test_fewer_images_than_a_batch_are_searched_and_trained_on(tmp_path: Path) -> None:
     config = config_for(write_set(tmp_path / "set", train=3, size=64), batch=8, decoder_batch=16, candidates=2, steps=3)
     run = Run(tmp_path / "run", quiet=True)

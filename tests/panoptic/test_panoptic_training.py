@@ -147,6 +147,7 @@ def test_a_semantic_task_with_a_panoptic_method_is_refused(segue: Segue, tmp_pat
     assert (status, "--task semantic: mask_classification trains panoptic models" in errors) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_set_that_tells_no_objects_apart_says_what_to_do(segue: Segue, tmp_path: Path) -> None:
     data = write_objects(tmp_path / "set", instances=False)
     status, _, errors = trained(segue, data, tmp_path / "run")
@@ -158,6 +159,7 @@ def test_a_set_that_tells_no_objects_apart_says_what_to_do(segue: Segue, tmp_pat
     assert status == 0, errors
 
 
+@pytest.mark.slow
 def test_fewer_queries_than_objects_are_warned_of(segue: Segue, tmp_path: Path) -> None:
     status, _, errors = trained(segue, write_objects(tmp_path / "set"), tmp_path / "run", queries=3)
     assert status == 0

@@ -85,6 +85,7 @@ class Named(Kept):
         self.opened.append(self.run)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_name_it_got_and_a_new_run_in_its_place_gets_another(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
