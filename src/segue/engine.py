@@ -73,9 +73,9 @@ class Method(nn.Module):
         parts of their parameters there, in here all of them."""
         return self.shards.whole() if self.shards else contextlib.nullcontext()
 
-    def weight(self, part: Batch) -> float:
-        """What one part of a batch counts for beside the others, where the batch does not fit in memory: its images."""
-        return count(part)
+    def normalisers(self, part: Batch) -> dict[str, float]:
+        """What a part of a batch that does not fit in memory counts for, for each loss that is no mean over images."""
+        return {}
 
     def after_step(self, step: int) -> None:
         """Called after optimiser step ``step`` (from 0); nothing by default."""
@@ -294,7 +294,7 @@ class _Loop:
         parts = largest(self.parts, self.run.device)
         if parts > 1:
             told = f"a batch of {images} does not fit in memory: it is taken in {parts} parts, for one step"
-            seen = f"batch normalisation, and whatever compares images, sees {images // parts} of them"
+            seen = f"batch normalisation, and whatever else is of a whole batch, sees {images // parts} of them"
             self.run.say(f"{self.stage}: {told} ({seen})")
         self.parts = parts
         return itertools.chain([batch], stream)
@@ -349,19 +349,21 @@ class _Loop:
         """Adds ``share`` times the gradients of a batch, taken in `parts`; its losses by name, times ``share``."""
         losses: dict[str, float] = {}
         parts = split(batch, self.parts)
-        weights = [self.method.weight(part) for part in parts] if len(parts) > 1 else [1.0]
-        whole = sum(weights) or 1.0
-        for i, (part, own) in enumerate(zip(parts, weights, strict=True)):
+        weights = [self.method.normalisers(part) for part in parts] if len(parts) > 1 else [{}]
+        for i, part in enumerate(parts):
             waits = isinstance(module, DistributedDataParallel) and not (is_last and i == len(parts) - 1)
             with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # ranks average last
                 with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
                     named: Losses = module(part)
-                total = torch.stack([loss.float() for loss in named.values()]).sum()
-                weight = share * own / whole
+                for name in named if len(parts) > 1 else ():
+                    counted = [own.get(name, count(other)) for own, other in zip(weights, parts, strict=True)]
+                    named[name] = named[name] * (counted[i] / (sum(counted) or 1.0))
+                total = share * torch.stack([loss.float() for loss in named.values()]).sum()
                 if total.requires_grad:
-                    torch.autograd.backward(total * weight)
-            for name, loss in {"loss": total, **named}.items():
-                losses[name] = losses.get(name, 0.0) + float(loss.detach()) * weight
+                    torch.autograd.backward(total)
+            losses["loss"] = losses.get("loss", 0.0) + float(total.detach())
+            for name, loss in named.items():
+                losses[name] = losses.get(name, 0.0) + share * float(loss.detach())
         return losses
 
     def update(self, losses: dict[str, float], batches: list[Batch], clip: float) -> None:

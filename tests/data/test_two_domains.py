@@ -87,6 +87,20 @@ def test_a_bare_folder_takes_the_classes_of_the_source(source: Path, bare: Path)
     assert any("--source" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_a_target_whose_held_out_images_cannot_be_told_is_refused(has_labels: bool, source: Path, target: Path) -> None:
+    """Splits and no class list: taken for a bag of images, val and test would be adapted to."""
+    splits = json.loads((target / "dataset.json").read_text())["splits"]
+    (target / "dataset.json").unlink()
+    (target / "splits").mkdir()
+    for name, images in splits.items():
+        (target / "splits" / f"{name}.txt").write_text("".join(f"{image}\n" for image in images))
+    if not has_labels:
+        shutil.rmtree(target / "labels")
+    with pytest.raises(DataError, match="has no class list"):
+        opened(source, target)
+
+
 def test_validation_pictures_are_not_adapted_to(source: Path, target: Path) -> None:
     data = opened(source, target, val=f"{target}:val")
     assert len(data.target) == 6

@@ -313,6 +313,7 @@ def test_the_gate_counts_points() -> None:
         "of the new classes 0.0, so they were not learnt"
         in decide({"pq_old_before": 0.5, "pq_old": 0.5, "pq_new": 0.0}, 1.0)["reason"]
     )
+    assert decide({"pq_old_before": 0.9, "pq_old": 0.89}, 1.0)["release"] is True  # 0.9 - 0.89 is above 0.01
     unsaid = decide({"pq_new": 0.5}, 1.0)
     assert unsaid["release"] is None
     assert "give --keep-val" in unsaid["reason"]

@@ -105,10 +105,13 @@ def test_a_world_file_beside_a_scene_places_it(segue: Segue, source: Path, tmp_p
     Image.fromarray(picture(70, 90).transpose(1, 2, 0)).save(tmp_path / "a.tif")
     (tmp_path / "a.tfw").write_text("0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
     words = ("predict", source, tmp_path / "a.tif", "--out", tmp_path / "out", "--tile", 64, "--overlap", 16)
-    status, _, errors = segue(*words)
+    status, _, errors = segue(*words, "--polygons")
     assert status == 0, errors
     with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as labels:
         assert labels.transform[:6] == (0.5, 0, 1000, 0, -0.5, 2000)
+    polygons = json.loads((tmp_path / "out" / "polygons" / "a.geojson").read_text())
+    assert polygons["crs_name"] == "unknown"  # on the ground, nobody knows in which system
+    assert min(x for ring in polygons["features"][0]["geometry"]["coordinates"] for x, _ in ring) >= 1000
 
 
 def test_control_points_in_no_known_system_are_kept(segue: Segue, source: Path, tmp_path: Path) -> None:
@@ -193,8 +196,9 @@ def test_pixels_that_are_no_number_get_no_class_where_another_value_is_declared_
         np.testing.assert_array_equal(file.read(1) == 255, values[0] == -9999)
 
 
-def test_strips_that_a_row_of_tiles_shares_are_decoded_once(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 9000), np.uint8)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_strips_that_a_row_of_tiles_shares_are_decoded_once(kind: type, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 9000)).astype(kind)
     path, grid = write_geotiff(tmp_path / "strips.tif", pixels, compress="deflate"), Grid(128, 0)
     with open_scene(path, grid) as source:
         assert source.block_shapes[0][1] == 9000

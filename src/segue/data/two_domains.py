@@ -17,7 +17,7 @@ from segue.data.copy_paste import CopyPaste, by_class, learn
 from segue.data.decoder import Decoder
 from segue.data.finding import Finding, printable, proposing, reading
 from segue.data.fingerprint import same_pictures
-from segue.data.layouts import open_images, open_listing, split_address, validation_at
+from segue.data.layouts import is_plain, open_images, open_listing, split_address, validation_at
 from segue.data.listing import Listing, Pair, images_in, toned
 from segue.data.sample import IGNORE, Array, Tones, picture_size
 from segue.data.tones import joined_tones
@@ -341,11 +341,14 @@ def _refuse_one_set(config: Domains) -> None:
 
 
 def _set_with_classes(root: Path) -> Listing | None:
-    """The data set in a folder, None where it is a folder of images and nothing more."""
-    try:
-        listing = open_listing(str(root), "auto")
-    except DataError:
+    """The data set in a folder, None where it is a folder of images and nothing more.
+
+    Raises:
+        DataError: it is more, and cannot be read: nobody knows which of its images are held out to measure on.
+    """
+    if root.is_dir() and is_plain(root):
         return None
+    listing = open_listing(str(root), "auto")
     return listing if listing.classes else None
 
 

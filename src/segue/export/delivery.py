@@ -14,7 +14,7 @@ import segue
 from segue.data.decoder import Decoder
 from segue.data.images import Whole
 from segue.data.layouts import layout_of, split_address
-from segue.data.listing import toned
+from segue.data.listing import spread, toned
 from segue.disk import ROOM, alone_in, naming_a_full_disk, write_atomically
 from segue.errors import DataError, UsageError
 from segue.evaluation import Samples
@@ -98,7 +98,7 @@ def open_check(address: str, model: AnyModel, source: str, *, limit: int, mappin
         address: of the set, or of pictures.
         model: what is checked.
         source: its run or model folder.
-        limit: most pictures.
+        limit: most pictures; of a set those with masks, evenly over it.
         mapping: stored mask values to map; of the set that the run validated on, as there if absent.
 
     Raises:
@@ -116,7 +116,8 @@ def open_check(address: str, model: AnyModel, source: str, *, limit: int, mappin
         )
     if not pairs:
         raise DataError(f"split {name!r} of {root} holds no picture to verify with")
-    return Whole(pairs[:limit], Decoder.of(listing))
+    masked = tuple(pair for pair in pairs if pair.mask is not None)
+    return Whole(spread(masked or pairs, limit), Decoder.of(listing))
 
 
 def quantise(source: Path, target: Path, data: Samples) -> None:

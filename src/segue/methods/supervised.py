@@ -68,9 +68,9 @@ class Supervised(Method):
         logits = self.network(batch["image"])
         return {"cross_entropy": pixel_cross_entropy(logits, batch["mask"], class_weights=self.class_weights)}
 
-    def weight(self, part: dict[str, Any]) -> float:
-        """Its labelled pixels, over which the loss is a mean."""
-        return float(pixel_weight(part["mask"], class_weights=self.class_weights))
+    def normalisers(self, part: dict[str, Any]) -> dict[str, float]:
+        """Labelled pixels, over which the loss is a mean."""
+        return {"cross_entropy": float(pixel_weight(part["mask"], class_weights=self.class_weights))}
 
 
 def train(config: Config, run: Run, data: TrainingData) -> Model:

@@ -116,13 +116,14 @@ def open_scene(path: Path, grid: Grid) -> Iterator[Any]:
         except rasterio.errors.RasterioIOError as error:
             raise DataError(f"{path} cannot be read as a scene ({error})") from None
         rows, columns = source.block_shapes[0]
-        if rows * columns * source.count > LARGEST_BLOCK:
+        size = source.count * max(np.dtype(kind).itemsize for kind in source.dtypes)  # bytes of a pixel
+        if rows * columns * size > LARGEST_BLOCK:
             raise DataError(
                 f"{path} is stored in tiles of {columns} x {rows} pixels, which would fill the memory; write it in "
                 f"small ones: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {argument(path)} tiled.tif"
             )
         if columns >= source.width:  # a row of tiles comes back to each strip, once a tile
-            kept = CACHE + (grid.tile + 2 * rows) * source.width * source.count
+            kept = CACHE + (grid.tile + 2 * rows) * source.width * size
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=kept))
         yield source
 

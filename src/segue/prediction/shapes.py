@@ -70,7 +70,9 @@ def write_polygons(path: Path, source: Path, classes: Sequence[str]) -> None:
             for outline, i in shapes(rasterio.band(raster, 1), transform=raster.transform)
             if i != IGNORE
         ]
-    content = {"type": "FeatureCollection", "crs_name": crs.to_string() if crs else "pixels", "features": found}
+        unnamed = "pixels" if raster.transform.is_identity and not ground else "unknown"
+    name = crs.to_string() if crs else unnamed
+    content = {"type": "FeatureCollection", "crs_name": name, "features": found}
     write_atomically(path, json.dumps(content).encode())
 
 
