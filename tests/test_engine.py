@@ -173,6 +173,11 @@ def test_ema_by_hand_and_buffers_copied() -> None:
     ema_update(teacher, student, 0.75)
     assert float(teacher.weight) == 1.5  # 0.75 * 1 + 0.25 * 3
     assert float(teacher.running_mean) == 7.0
+    teacher.running_mean.fill_(3.0)
+    student.num_batches_tracked += 5
+    ema_update(teacher, student, 0.75, averages_buffers=True)
+    assert float(teacher.running_mean) == 4.0  # 0.75 * 3 + 0.25 * 7
+    assert int(teacher.num_batches_tracked) == 5  # a count is no average
 
 
 def test_nan_steps_are_not_taken_and_stop_the_run_with_the_samples_named(tmp_path: Path) -> None:

@@ -95,12 +95,16 @@ def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student for parameters; buffers are copied."""
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float, *, averages_buffers: bool = False) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student for parameters; buffers are copied, or averaged like these."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
-    buffers = list(teacher.buffers())
-    if buffers:
-        torch._foreach_copy_(buffers, list(student.buffers()))
+    pairs = list(zip(teacher.buffers(), student.buffers(), strict=True))
+    averaged = [pair for pair in pairs if averages_buffers and pair[0].is_floating_point()]
+    copied = [pair for pair in pairs if not (averages_buffers and pair[0].is_floating_point())]
+    if averaged:
+        torch._foreach_lerp_([mine for mine, _ in averaged], [theirs for _, theirs in averaged], 1 - decay)
+    if copied:
+        torch._foreach_copy_([mine for mine, _ in copied], [theirs for _, theirs in copied])
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------

@@ -330,7 +330,6 @@ def test_labels_of_a_turned_photograph_lie_on_it_upright(tmp_path: Path) -> None
     [
         {"imagePath": None}, {"imagePath": 7}, {"imagePath": ["a.jpg"]},
         {"shapes": None}, {"shapes": 7}, {"shapes": [7]}, {"shapes": {"a": 1}},
-        {"shapes": [shape("cat", [[1, 2], [3, 4]])]},
         {"shapes": [shape("cat", [[1, 2, 3]] * 4)]},
         {"shapes": [shape("cat", [[1, float("nan")], *BOX])]},
         {"shapes": [shape("cat", [[1, 1e300], *BOX])]},
@@ -428,7 +427,9 @@ def test_label_studio_gives_polygons_and_strokes(tmp_path: Path) -> None:
     brush = region("brushlabels", "sky", format="rle", rle=packed(COLORED))
     turned = {**polygon, "image_rotation": 90}
     rest = [region("rectanglelabels", "tree", x=1, y=1, width=5, height=5, rotation=0), turned,
-            {"type": "choices", "value": {"choices": ["day"]}, "id": "c"}]  # fmt: skip
+            {"type": "choices", "value": {"choices": ["day"]}, "id": "c"},
+            {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+            region("polygonlabels", "tree", points=percent(BOX)[:2], closed=False)]  # fmt: skip
     first, second = {"result": [polygon]}, {"result": [brush, polygon, *rest], "ground_truth": True}
     studio(tmp_path, [
         task("/data/upload/3/1a2b3c4d-a.png", second, first, {"result": [], "was_cancelled": True}),
@@ -446,7 +447,8 @@ def test_label_studio_gives_polygons_and_strokes(tmp_path: Path) -> None:
     mask[2:10, 2:10] = 2
     np.testing.assert_array_equal(found["1a2b3c4d-a"], mask)
     assert not found["deep/b c"].any()
-    assert [f.code for f in listing.faults] == ["W127", "W127", "W128"]
+    assert [f.code for f in listing.faults] == ["W127", "W127", "W127", "W128"]
+    assert any("fewer than three points" in f.what for f in listing.faults)
     assert not any(f.stop for f in listing.faults)
 
 
@@ -480,7 +482,7 @@ def polygon_of(**value: Any) -> Callable[[], Any]:
         lambda: [{**task("a.png"), "data": {"left": "a.png", "right": "a.png"}}], lambda: [task("a.txt")],
         lambda: [{**task("a.png"), "data": 7}], lambda: [], lambda: {}, lambda: 7, lambda: [7], lambda: None,
         lambda: [task("a.png", 7)], lambda: [task("a.png", {"result": 7})], lambda: [task("a.png", {"result": [{}]})],
-        polygon_of(points=7), polygon_of(points=[[1, 2]]), polygon_of(points=[[1, 1e9], [2, 2], [3, 3]]),
+        polygon_of(points=7), polygon_of(points=[[1, 1e9], [2, 2], [3, 3]]),
         polygon_of(points=[[1, float("inf")], [2, 2], [3, 3]]), polygon_of(points=BOX, labelled=7),
         stroke(10**12), stroke([256]), stroke([-1]), stroke("AAAA"), stroke([]), stroke(packed(COLORED)[:-20]),
         stroke(packed(COLORED[:-1])), stroke([255] * 40), stroke([1.5] * 40), stroke(None), stroke([[1]]),
@@ -559,3 +561,10 @@ def test_labelme_calls_pictures_in_images_as_other_sets_do(tmp_path: Path) -> No
     assert [pair.name for pair in open_listing(str(tmp_path)).split("train")] == ["a"]
     photo(tmp_path / "another.jpg")
     assert [pair.name for pair in open_listing(str(tmp_path)).split("train")] == ["another", "images/a"]
+
+
+def test_a_polygon_that_was_not_finished_is_left_out_and_said(tmp_path: Path) -> None:
+    labelme(tmp_path, [shape("cat", [[1, 2], [3, 4]]), shape("cat", box(2, 2, 9, 9))])
+    listing = LabelMe.read(tmp_path)
+    assert [(f.code, f.stop) for f in listing.faults] == [("W127", False)]
+    np.testing.assert_array_equal(maps(listing)["a"], expected((1, slice(2, 10), slice(2, 10))))

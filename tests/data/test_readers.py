@@ -16,7 +16,7 @@ from PIL import Image
 from segue.data.check import check
 from segue.data.check.mend import mended
 from segue.data.convert import convert
-from segue.data.decoder import Decoder, class_ids
+from segue.data.decoder import Decoder, class_ids, mask_image
 from segue.data.images import Whole
 from segue.data.layouts import open_listing
 from segue.data.layouts.annotations import inside, load_json
@@ -355,6 +355,24 @@ def write_instances(root: Path) -> Path:
         }
         path = write_json(root / "annotations" / f"instances_{split}2017.json", content)
     return path
+
+
+def test_what_the_brush_of_cvat_drew_is_no_crowd(tmp_path: Path) -> None:
+    """It writes ``iscrowd`` 1 for all of it, and ``attributes``, which COCO's own files lack."""
+    path = write_instances(tmp_path)
+    content = json.loads(path.read_text())
+    crowd = next(row for row in content["annotations"] if row["iscrowd"])
+    assert (255 in drawn_of(tmp_path), 2 in drawn_of(tmp_path, 1)) == (True, False)
+    crowd["attributes"] = {"occluded": False}
+    path.write_text(json.dumps(content))
+    assert (255 in drawn_of(tmp_path), 2 in drawn_of(tmp_path, 1)) == (False, True)
+
+
+def drawn_of(root: Path, only: int | None = None) -> set[int]:
+    """Class ids in the training pictures of a set, or in one of them."""
+    listing = open_listing(str(root))
+    pairs = listing.split("train")[slice(only, None if only is None else only + 1)]
+    return {int(value) for pair in pairs for value in np.unique(np.asarray(mask_image(pair)))}
 
 
 def test_coco_instances_draws_small_objects_over_large_ones_and_ignores_crowds(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class Listing:
             return pair.instances
         if pair.mask is not None and self.layout == "cityscapes":
             path = pair.mask.with_name(f"{pair.mask.name.split('_gtFine_')[0]}{INSTANCE_IDS}")
-        elif self.layout == "folder":
+        elif pair.segments is None and pair.outlines is None:
             path = self.root / "instances" / f"{pair.name}.png"
         else:
             return None

@@ -1,6 +1,7 @@
 """Which split the name of a folder, a list or an annotation file stands for: ``Train``, ``training``, ``train2017``."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 from segue.errors import DataError
@@ -14,7 +15,8 @@ LIKE = re.compile(rf"({WORDS})(?![a-z])", re.IGNORECASE)  # what such a name, or
 def split_names(names: Iterable[str]) -> dict[str, str]:
     """The split that each name stands for: ``train`` for ``train2017``; itself where two would stand for one."""
     short = {name: _word(found[1]) if (found := NAME.fullmatch(name)) else name for name in names}
-    return {name: word if list(short.values()).count(word) == 1 else name for name, word in short.items()}
+    counts = Counter(short.values())
+    return {name: word if counts[word] == 1 else name for name, word in short.items()}
 
 
 def told_apart(names: Iterable[str], origin: str) -> dict[str, str]:
@@ -24,11 +26,13 @@ def told_apart(names: Iterable[str], origin: str) -> dict[str, str]:
         DataError: two names in ``origin`` stand for one split.
     """
     meant = split_names(names)
-    words = {name: _word(name) for name in meant}
-    for split in dict.fromkeys(words.values()):
-        same = sorted(name for name in words if words[name] == split)
+    called: dict[str, list[str]] = {}
+    for name in meant:
+        called.setdefault(_word(name), []).append(name)
+    for split, same in called.items():
         if len(same) > 1:
-            raise DataError(f"{origin} has {' and '.join(same)}, which are one split, {split}; put them together")
+            together = " and ".join(sorted(same))
+            raise DataError(f"{origin} has {together}, which are one split, {split}; put them together")
     return meant
 
 

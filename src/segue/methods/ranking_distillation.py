@@ -9,7 +9,7 @@ tau) is the ranking loss of `segue.losses.ranking`: s is to be in the order of t
     (2)  L_img    =  mean_x  l( {s(x, c)}_{c in C_x}, {t(x, c)}_{c in C_x}; tau_image )                A3
     (3)  L_patch  =  mean_x  l( {s(x_i, x+_j)}_ij, {t(x_i, x+_j)}_ij; tau_patch )                      A3
     (4)  L        =  a L_img  +  b L_patch,  whose gradient goes to the student alone                  A3, A4
-    (5)  teacher  <-  m teacher + (1 - m) student,  m from m_0 to m_1 along half a cosine              A5
+    (5)  teacher  <-  m teacher + (1 - m) student, statistics too,  m from m_0 to m_1, half a cosine   A5
 
 ``--variant cotap`` adds the paper's prototypes, p the softmax of a student's scores, q the teacher's even codes:
 
@@ -296,7 +296,8 @@ class RankingDistillation(Method):
         """A5, and every ``refresh`` steps whether the loss still falls."""
         config = self.config
         share = cosine(config.steps)(step)
-        ema_update(self.teacher, self.student, config.ema_end - (config.ema_end - config.ema_start) * share)
+        decay = config.ema_end - (config.ema_end - config.ema_start) * share
+        ema_update(self.teacher, self.student, decay, averages_buffers=True)  # else its statistics are of strong views
         ends = (step + 1) // self.refresh > int(self.done) // self.refresh  # a span's last step may be refused
         self.done.fill_(step + 1)
         if ends:

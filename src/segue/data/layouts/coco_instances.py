@@ -135,7 +135,7 @@ def _read(content: Entry, folder: Path, labels: dict[int, int], split: str) -> F
         elif not entry.values.get("segmentation"):
             found.places["shape"].append(f"{where}, segmentation)")
         else:
-            is_crowd = bool(entry.flag("iscrowd"))
+            is_crowd = bool(entry.flag("iscrowd")) and not _is_brushed(entry)
             outline = outline_of(entry, images[key], IGNORE if is_crowd else labels[category], is_crowd)
             shapes[key].append((entry.number("area") or outline_area(outline), outline))
     for key, entry in images.items():
@@ -149,6 +149,11 @@ def _read(content: Entry, folder: Path, labels: dict[int, int], split: str) -> F
         else:
             found.places["image"].append(f"{source} (image {name}, file_name)")
     return found
+
+
+def _is_brushed(entry: Entry) -> bool:
+    """Whether an object is what CVAT calls a crowd: all that its brush drew. COCO's own have no ``attributes``."""
+    return "attributes" in entry.values and isinstance(entry.values.get("segmentation"), dict)
 
 
 def _labelled_at(image: Entry) -> tuple[int, int] | None:

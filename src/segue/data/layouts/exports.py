@@ -40,6 +40,7 @@ from segue.extras import install
 
 FARTHEST = 1e5  # pixels from the corner that a point may lie
 DEEPEST = 32  # elements within each other
+CORNERS, UNFINISHED = 3, "polygon of fewer than three points"
 SPLITS = {"": "train", "default": "train", "train": "train", "validation": "val", "test": "test"}
 NOT_AREAS = ("points", "polyline", "skeleton", "cuboid", "tag")  # types of CVAT's labels
 
@@ -425,8 +426,8 @@ def _labelme(shape: Any, size: Size, path: Path, faults: list[Finding]) -> Shape
         (x, y), edge = points
         radius, turns = math.dist((x, y), edge), (math.tau * i / 64 for i in range(64))
         points = [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
-    elif kind != "polygon":
-        faults.append(_lost(str(kind), path))
+    elif kind != "polygon" or len(points) < CORNERS:
+        faults.append(_lost(UNFINISHED if kind == "polygon" else str(kind), path))
         return None
     return label, group, _polygon(points), ()
 
@@ -449,8 +450,8 @@ def _uploaded(root: Path, data: Mapping[str, Any], path: Path) -> Path:
 
 def _labelstudio(result: Mapping[str, Any], size: Size, image: Path, faults: list[Finding]) -> Shape | None:
     """A region of Label Studio; None for what is no area, or not labelled."""
-    kind, value = str(result["type"]), result["value"]
-    if not kind.endswith("labels"):
+    kind, value = str(result["type"]), result.get("value")
+    if not kind.endswith("labels") or not isinstance(value, dict):  # a relation, say
         return None
     labels, is_area = value.get(kind), kind in ("polygonlabels", "brushlabels", "labels")
     if not is_area or result.get("image_rotation") or not labels or not {"points", "rle"} & set(value):
@@ -460,6 +461,9 @@ def _labelstudio(result: Mapping[str, Any], size: Size, image: Path, faults: lis
         raise TypeError(f"labels are {labels[:40]!r}, not a list")
     if "rle" in value:
         return labels[0].strip(), None, (), run_lengths(_brush(value["rle"], size))
+    if len(value["points"]) < CORNERS:
+        faults.append(_lost(UNFINISHED, image))
+        return None
     return labels[0].strip(), None, _polygon(value["points"], (size[0] / 100, size[1] / 100)), ()
 
 

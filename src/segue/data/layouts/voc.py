@@ -1,9 +1,9 @@
 """PASCAL VOC: ``JPEGImages/``, ``SegmentationClass/`` and ``ImageSets/Segmentation/*.txt``, 21 classes.
 
 Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010. Labels are palette PNGs; 255 is the border
-of objects. Where ``SegmentationClassAug/`` has a mask (10,582 training images), that is used. A line of a list is a
-name, which may hold spaces, a name and more, or an image and a mask, as in
-``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png``.
+of objects. Masks that ``SegmentationClass/`` lacks are those of ``SegmentationClassAug/``, if there. A line of a list
+is a name, which may hold spaces, a name and more, or an image and a mask, as in
+``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png``, whose folder then comes first.
 A class list in the root, such as CVAT's ``labelmap.txt``, takes the place of the 21 classes.
 """
 
@@ -21,7 +21,7 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the finer first: published scores are of those
 
 
 def voc_color(index: int) -> Color:
@@ -57,8 +57,7 @@ class Voc:
             years = " and ".join(str(other.relative_to(root)) for other in homes)
             raise DataError(f"{root} holds several sets of VOC, {years}; name one: {homes[-1]}")
         for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
-            names = [check_path(_name(line, home), str(path)) for line in lines_of(path)]
-            splits[path.stem] = tuple(_pair(home, name, path) for name in names)
+            splits[path.stem] = tuple(_pair(home, line, path) for line in lines_of(path))
         listing = Listing(
             root=root,
             layout="voc",
@@ -86,10 +85,12 @@ def _name(line: str, home: Path) -> str:
     return line if first != line and os.path.isfile(home / "JPEGImages" / f"{line}.jpg") else first
 
 
-def _pair(home: Path, name: str, origin: Path) -> Pair:
-    """One image and its mask; the test split has none."""
+def _pair(home: Path, line: str, origin: Path) -> Pair:
+    """The image of a line and its mask, in the folder that the line names or the first; the test split has none."""
+    name = check_path(_name(line, home), str(origin))
     image = home / "JPEGImages" / f"{name}.jpg"
     if not image.is_file():
         raise DataError(f"{origin} names {name!r}, but {image} does not exist")
-    masks = (home / folder / f"{name}.png" for folder in MASK_FOLDERS)
+    folders = sorted(MASK_FOLDERS, key=lambda folder: f"/{folder}/" not in line)
+    masks = (home / folder / f"{name}.png" for folder in folders)
     return Pair(name, image, next((mask for mask in masks if mask.is_file()), None))
