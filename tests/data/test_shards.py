@@ -206,7 +206,7 @@ def test_an_interrupted_packing_is_no_set_and_starts_anew(dataset: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         write_shards(open_listing(str(dataset)), out, tick=stop)
-    with pytest.raises(DataError, match="no data set"):
+    with pytest.raises(DataError, match="is unfinished"):
         open_listing(str(out))
     packed(dataset, out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
