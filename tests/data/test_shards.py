@@ -177,6 +177,7 @@ def test_images_without_labels_are_packed_too(segue: Segue, dataset: Path, tmp_p
     assert segue("check", tmp_path / "shards")[0] == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_packed_is_a_line_and_writes_nothing(segue: Segue, dataset: Path, tmp_path: Path) -> None:
     import test_readers as readers
 

@@ -10,6 +10,7 @@ from segue.verbs import train
 FIELDS = {"method": "pixel_contrast", "device": "cpu", "precision": "fp32", "quiet": True, **TINY, "steps": 4}
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_added_is_in_the_report_though_writing_it_was_cut(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

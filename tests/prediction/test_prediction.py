@@ -195,6 +195,7 @@ def test_a_picture_is_scaled_by_the_rule_of_its_own_set(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.image[..., 0], (255 * (pixels - 500.0) / 2300).round())
 
 
+@pytest.mark.slow
 def test_the_prediction_of_another_picture_is_not_taken_for_this_one(segue: Segue, tmp_path: Path) -> None:
     model, out = write_model(tmp_path / "model"), tmp_path / "out"
     for folder, index in (("a", 0), ("b", 1)):

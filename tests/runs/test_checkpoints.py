@@ -67,7 +67,8 @@ def saved_step(folder: Path) -> int:
     return int((Run(folder, quiet=True).checkpoint("train") or {"step": 0})["step"])
 
 
-@pytest.mark.parametrize(("times", "steps"), [(1, 100), pytest.param(20, 400, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("times", "steps"), [(3, 100), (20, 400)])
 def test_each_sigterm_saves_and_exits_with_75(times: int, steps: int, tmp_path: Path) -> None:
     train_and_save_each_step(tmp_path / "whole", steps=steps)
     draws = random.Random(1)
