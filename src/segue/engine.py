@@ -192,11 +192,11 @@ def fit(
         return
     module = _together(method)
     as_on_first(loop.held())
+    method.train()
     stream = loop.rehearsed(batches(loop.step * accumulate))
     bar = StageBar(run.console, stage, steps, loop.step)
     try:
         with Signals() as signals, _fast_on(run, method):
-            method.train()
             while loop.step < steps and not all_agree(converged(), run.device):
                 losses, images, taken = loop.gradients(module, stream, accumulate)
                 loop.update(losses, taken, clip)
@@ -275,7 +275,6 @@ class _Loop:
         batch = to_device(next(stream), self.run.device)
         images, fewest = max(1, count(batch)), min(counts(batch), default=0)
         most = max(1, fewest // 2)  # parts of two images of each kind
-        self.method.train()
         self.keep_buffers()
         while True:
             try:

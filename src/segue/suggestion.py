@@ -128,16 +128,15 @@ def farthest_first(
         labelled: places chosen before.
         weights: u of eq. 3, (M,); None takes eq. 1. Without labels the first is then the one nearest to the others.
     """
-    distance = np.full(len(points), np.inf)
+    distance, _ = nearest(points, labelled)
     free = np.ones(len(points), bool)
+    free[list(labelled)] = False
     chosen: list[tuple[int, float]] = []
 
     def take(place: int) -> None:
         free[place] = False
         np.minimum(distance, np.linalg.norm(points - points[place], axis=1), out=distance)
 
-    for place in labelled:
-        take(place)
     for _ in range(count):
         known = np.where(np.isfinite(distance), distance, 2.0)
         if weights is not None:

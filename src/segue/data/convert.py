@@ -22,7 +22,16 @@ from segue.data.layouts.cityscapes import numbered_objects
 from segue.data.listing import Listing, Pair, toned
 from segue.data.outlines import Outline, Segment, draw, segment_ids
 from segue.data.packed import copy_file
-from segue.data.sample import IGNORE, IMAGE_SUFFIXES, UNREADABLE, Array, open_image, open_with_kind, write_label_map
+from segue.data.sample import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Array,
+    Color,
+    open_image,
+    open_with_kind,
+    write_label_map,
+)
 from segue.data.tones import read_eight_bit
 from segue.data.unfinished import written_in_full
 from segue.errors import DataError
@@ -80,10 +89,7 @@ def convert(
                 else:
                     names[image] = name
                     _copy(pair, kind, out / "images" / name)
-                    if mask is not None:
-                        write_label_map(_ready(out / "labels" / f"{name}.png"), mask, listing.colors)
-                    if instances is not None:
-                        Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
+                    _write_labels(out, name, mask, instances, listing.colors)
                 tick()
             if not names:
                 _, why = next(iter(left_out.values()), ("", "it lists no image"))
@@ -164,6 +170,14 @@ def _copy(pair: Pair, kind: str, target: Path) -> None:
         read_eight_bit(pair.image, pair.tones).save(_ready(target.with_name(f"{target.name}.png")))
     else:
         copy_file(pair.image, _ready(target.with_name(target.name + pair.image.suffix.lower())))
+
+
+def _write_labels(out: Path, name: str, mask: Array | None, instances: Array | None, colors: Sequence[Color]) -> None:
+    """What there is of class ids and numbers of objects, in the folders of the copy."""
+    if mask is not None:
+        write_label_map(_ready(out / "labels" / f"{name}.png"), mask, colors)
+    if instances is not None:
+        Image.fromarray(instances).save(_ready(out / "instances" / f"{name}.png"))
 
 
 def _instances(

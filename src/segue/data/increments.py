@@ -158,7 +158,7 @@ def contents(listing: Listing, plan: Plan) -> list[dict[str, tuple[Pair, ...]]]:
     pairs = {pair.name: pair for pair in training_pairs(listing)}
     for kind, known, wanted in (
         ("class", listing.classes, plan.seen(len(plan.increments))),
-        ("image", tuple(pairs), tuple(name for images in plan.images for name in images)),
+        ("image", pairs, tuple(name for images in plan.images for name in images)),
     ):
         missing = [name for name in wanted if name not in known]
         if missing:

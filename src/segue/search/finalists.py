@@ -177,6 +177,11 @@ def winner(outcomes: Sequence[Outcome], cost: Cost) -> Outcome:
     return max(best, key=lambda outcome: outcome.miou)
 
 
+def parameters_of(network: CompactSegmenter) -> int:
+    """How many numbers it has learnt."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def contest(
     entries: Sequence[Entry],
     run: Run,
@@ -217,13 +222,11 @@ def contest(
             networks.append(network.cpu())
 
         def settle() -> None:
-            if all(Outcome.read(part.out) for part in parts):
-                return
-            distinct = {entry.genotype: network for entry, network in zip(group, networks, strict=True)}
-            known = dict(zip(distinct, speeds(list(distinct.values())), strict=True))
-            for entry, part, network, miou in zip(group, parts, networks, scores, strict=True):
-                size = sum(parameter.numel() for parameter in network.parameters())
-                Outcome.of(entry, miou, known[entry.genotype], size).write(part.out)
+            if not all(Outcome.read(part.out) for part in parts):
+                distinct = {entry.genotype: network for entry, network in zip(group, networks, strict=True)}
+                known = dict(zip(distinct, speeds(list(distinct.values())), strict=True))
+                for entry, part, network, miou in zip(group, parts, networks, scores, strict=True):
+                    Outcome.of(entry, miou, known[entry.genotype], parameters_of(network)).write(part.out)
 
         only_first(settle)  # the others read what it wrote: all must decide alike
         found = [outcome for part in parts if (outcome := Outcome.read(part.out))]

@@ -310,10 +310,7 @@ def _classes(facts: Facts, listing: Listing) -> list[Finding]:
 def _one_class(facts: Facts, listing: Listing) -> list[Finding]:
     """E116: one class covers every pixel of all masks, of which there are several and each was read."""
     held = np.flatnonzero(facts.pixels)
-    if facts.read < 2 or len(listing.classes) < 2 or len(held) != 1 or facts.ignored:
-        return []
-    stored = facts.values - {value for value, i in listing.ids.items() if i == IGNORE}
-    if facts.values and (facts.values != stored or len(stored) != 1):  # several values that stand for it
+    if facts.read < 2 or len(listing.classes) < 2 or len(held) != 1 or facts.ignored or len(facts.values) > 1:
         return []
     return [
         Finding("E116", f"every pixel of every mask is {listing.classes[held[0]]}", (str(listing.root),),
